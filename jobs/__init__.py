@@ -1,0 +1,1 @@
+"""How people run tatok: the command line and job files."""

@@ -1,0 +1,199 @@
+"""The command line: each command loads its configuration, calls one function and prints what came of it.
+
+Everything heavy is imported inside the command that needs it, so that `tatok --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from jobs.model_commands import calibrate, evaluate, train
+from schemas.errors import ConfigError, TatokError
+
+if TYPE_CHECKING:
+    from pipeline.run import RunSummary
+
+__all__ = ["app"]
+
+EXIT_ERROR = 1
+EXIT_INCOMPLETE = 3
+EXIT_REJECTS = 4
+EXIT_INTERRUPTED = 130
+
+_EXIT_CODES = (
+    "Exit codes: 0 every shard is committed (rejects within limits.max_reject_fraction are listed, not fatal); "
+    "1 the command cannot be done; 2 wrong usage; 3 shards failed or there were too many rejects; "
+    "4 there were rejects and --fail-on-reject was given; 130 interrupted."
+)
+
+
+class _Group(TyperGroup):
+    """Turns the errors that tatok raises on purpose into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TatokError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(EXIT_ERROR) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def main(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="TATOK_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Images in, variable-length token sequences out."""
+
+
+app.command()(train)
+app.command()(calibrate)
+app.command("eval")(evaluate)
+
+
+@app.command(epilog=_EXIT_CODES)
+def tokenize(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE... OUTPUT",
+            help="WebDataset tars (paths, folders, globs, brace patterns, fsspec URLs), then the data set's folder.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Job file (YAML); the other options and arguments override it.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; default: the one of tatok.")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one.")] = None,
+    image_field: Annotated[str | None, typer.Option(help="Extension of the member to tokenize, such as jpg.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the square that is tokenized, in pixels.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="DTF threshold; see `tatok calibrate`.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Fewest tokens of an image, globals included.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an image, globals included.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a tokenizer call.")] = None,
+    num_tokenizers: Annotated[int | None, typer.Option(help="Tokenizer actors; default: one a GPU, else 1.")] = None,
+    num_decoders: Annotated[int | None, typer.Option(help="Decoder processes; default: the CPUs left.")] = None,
+    shards_in_flight: Annotated[int | None, typer.Option(help="Shards that one tokenizer works on at a time.")] = None,
+    decode_timeout: Annotated[float | None, typer.Option(help="Seconds after which a batch is given up.")] = None,
+    max_reject_fraction: Annotated[float | None, typer.Option(help="Share of rejects above which to stop.")] = None,
+    patch_entropy: Annotated[
+        bool | None, typer.Option("--patch-entropy/--no-patch-entropy", help="Store every position's entropy.")
+    ] = None,
+    fail_on_reject: Annotated[bool, typer.Option("--fail-on-reject", help="Exit with 4 on any reject.")] = False,
+) -> None:
+    """Tokenize images into a Parquet data set; the same command again goes on where the last run stopped."""
+    from pipeline.progress import ProgressDisplay
+    from pipeline.run import run_job
+    from schemas.job import parse_job, read_job_file
+
+    document = read_job_file(config) if config is not None else {}
+    if paths:
+        if len(paths) < 2:
+            raise ConfigError(f"name at least one SOURCE and then the OUTPUT; there is only {paths[0]!r}")
+        document |= {"source": paths[:-1], "output": paths[-1]}
+    elif config is None:
+        raise ConfigError("name SOURCE and OUTPUT, or a job file with --config; see `tatok tokenize --help`")
+    overrides = {
+        "checkpoint": checkpoint,
+        "device": device,
+        "image_field": image_field,
+        "preprocessing.image_size": image_size,
+        "dtf.threshold": threshold,
+        "dtf.min_tokens": min_tokens,
+        "dtf.max_tokens": max_tokens,
+        "resources.batch_size": batch_size,
+        "resources.num_tokenizers": num_tokenizers,
+        "resources.num_decoders": num_decoders,
+        "resources.shards_in_flight": shards_in_flight,
+        "resources.decode_timeout_s": decode_timeout,
+        "limits.max_reject_fraction": max_reject_fraction,
+        "write.patch_entropy": patch_entropy,
+    }
+    _override(document, overrides)
+    job = parse_job(document, origin=str(config) if config is not None else "the command line")
+    try:
+        with ProgressDisplay() as display:
+            summary = run_job(job, on_event=display)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; resume with the same command", fg="yellow", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print_summary(summary)
+    if summary.status != "complete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if fail_on_reject and summary.num_rejects:
+        raise typer.Exit(EXIT_REJECTS)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the data set.")] = Path("demo-output"),
+    photos: Annotated[str | None, typer.Option(help="Tars to use instead of the demo photos.")] = None,
+) -> None:
+    """Tokenize a few photos on a local Ray; print what was written, its statistics and the path of a picture."""
+    from jobs.demo import demo_photos, run_demo
+    from pipeline.progress import ProgressDisplay
+
+    summary = run_demo(photos or demo_photos(), output, ProgressDisplay())
+    if summary.status != "complete":
+        _print_summary(summary)
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _override(document: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Put each given value (not None) under its dotted name."""
+    for name, value in overrides.items():
+        if value is None:
+            continue
+        section, _, leaf = name.rpartition(".")
+        if not section:
+            document[leaf] = value
+        elif isinstance(document.setdefault(section, {}), dict):
+            document[section] = {**document[section], leaf: value}
+
+
+def _print_summary(summary: RunSummary) -> None:
+    images = sum(report.num_rows for report in summary.reports)
+    print(
+        f"{summary.output}: {summary.num_parts} parts, {summary.num_rows:,} images, {summary.num_tokens:,} tokens "
+        f"({summary.num_tokens / max(summary.num_rows, 1):.1f} an image)"
+    )
+    if summary.reports:
+        print(f"this run: {len(summary.reports)} shards, {images:,} images in {summary.seconds:.1f} s")
+    elif summary.status == "complete":
+        print(f"nothing to do: all {summary.num_shards} shards are committed ({summary.seconds:.1f} s)")
+    if summary.num_rejects:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejects.items())
+        print(f"{summary.num_rejects:,} rejects: {reasons}; see {summary.output}/rejects")
+    for shard, failure in summary.failed.items():
+        print(f"failed: {shard.uri}: {failure.message}", file=sys.stderr)
+    if summary.failed:
+        print(f"{len(summary.failed)} shards failed; run the same command again to retry them", file=sys.stderr)
+    if summary.status == "too_many_rejects":
+        print(
+            "stopped: more rejects than limits.max_reject_fraction allows; look at the reasons in rejects/, "
+            "then fix the source or raise --max-reject-fraction",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""The tokenization pipeline: shards in, Parquet parts out."""

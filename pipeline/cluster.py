@@ -1,0 +1,501 @@
+"""Shards -> committed parts on Ray: actors, leases, retries. The only file that imports ray.
+
+    driver --lease(shard, decoder)--> TokenizerWorker --decode(shard)--> DecodeWorker
+                                      TokenizerWorker <--clips, streamed-- DecodeWorker
+    driver <-------- report --------- TokenizerWorker --> one committed part
+
+A tokenizer holds the model and works on several shards at a time, each with a decoder of its own; a decoder reads
+and decodes one shard, in a process that may crash, leak or hang. Pixels cross the object store once, at most
+`resources.max_bytes_in_flight` a shard. Any failure of an attempt costs its decoder process and the attempt, never the
+model: commits are idempotent, so whatever is in doubt is done again. All state is in the output.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+# Both must be set before Ray is imported: no calls home, and no warning about GPUs that are hidden from CPU actors.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from pipeline.fingerprint import TokenizerSpec, decoder_identity, describe_difference
+from pipeline.leases import Failure, FailureKind, ShardLedger
+from pipeline.progress import Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
+from pipeline.sizes import Sizes, plan_sizes
+from pipeline.store import OutputStore
+from schemas.errors import CommitError, ConfigError, SourceError, TatokError
+from schemas.job import JobConfig
+from schemas.records import Clip, Reject, Shard, ShardReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from schemas.records import TokenSequence
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["Outcome", "run_shards"]
+
+_POLL_S = 1.0
+_PLACEMENT_NOTICE_S = 30.0
+_MAX_DEATHS_IN_A_ROW = 6  # of processes, without a commit in between: the fault is not in one shard
+_MIN_SAMPLES_FOR_LIMIT = 100
+_MAX_CHUNKS_AHEAD = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of the shards; those in neither field were not tried, because the run was stopped."""
+
+    reports: tuple[ShardReport, ...]
+    failed: Mapping[Shard, Failure]
+    too_many_rejects: bool
+
+
+def run_shards(
+    config: JobConfig,
+    store: OutputStore,
+    shards: Sequence[Shard],
+    *,
+    load_tokenizer: Callable[[], Tokenizer],
+    claim: Callable[[TokenizerSpec], dict[str, str]],
+    on_event: OnEvent,
+) -> Outcome:
+    """Tokenize and commit every shard, on the Ray at RAY_ADDRESS, on the one this process uses, or on a new local one.
+
+    `claim` is called once, here, when the tokenizers are loaded and before any shard goes out; it returns the
+    fingerprint for the footers, or raises to refuse. A Ray that this call started is gone when it returns or raises.
+    """
+    started_ray = not ray.is_initialized()
+    if started_ray:
+        _start_ray(config, len(shards))
+    actors: list[Any] = []
+    try:
+        total = ray.cluster_resources()
+        sizes = plan_sizes(
+            config, num_shards=len(shards), num_cpus=total.get("CPU", 1.0), num_gpus=total.get("GPU", 0.0)
+        )
+        return _Scheduler(config, store, shards, sizes, load_tokenizer, claim, on_event, actors).run()
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if started_ray:
+            ray.shutdown()
+
+
+def _start_ray(config: JobConfig, num_shards: int) -> None:
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address and address != "local":
+            ray.init(address=address, **quiet)
+            return
+        ray.init(address="local", include_dashboard=False, **quiet)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        where = f"the Ray at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise TatokError(f"cannot start {where}: {error}") from error
+
+
+class _DecoderLost(Exception):
+    """Within a TokenizerWorker: this attempt's decoder hangs or is dead."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@ray.remote
+class DecodeWorker:
+    """Reads and decodes one shard at a time, in a process of its own."""
+
+    def __init__(self, config: JobConfig) -> None:
+        # A worker imports this module for its class alone; each kind then imports what it runs.
+        from pipeline import decode, read
+
+        self._decode, self._read = decode.decode_image, read.read_samples
+        self._config = config
+
+    def ready(self) -> dict[str, str]:
+        """What the pixels of this process depend on, once it can work."""
+        return decoder_identity()
+
+    def decode(self, shard: Shard, chunk_size: int) -> Iterator[list[Clip | Reject]]:
+        """Stream the shard as chunks of `chunk_size` results, in source order; Ray's backpressure paces it."""
+        config, chunk = self._config, list[Clip | Reject]()
+        samples = self._read(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
+        for sample in samples:
+            if isinstance(sample, Reject):
+                chunk.append(sample)
+            else:
+                chunk.append(self._decode(sample, config.preprocessing, config.limits))
+            if len(chunk) >= chunk_size:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+
+@ray.remote
+class TokenizerWorker:
+    """Holds the model; tokenizes and commits the shards that it is given, several at a time."""
+
+    def __init__(
+        self, load_tokenizer: Callable[[], Tokenizer], config: JobConfig, store: OutputStore, torch_threads: int
+    ) -> None:
+        import torch
+
+        from pipeline import commit, tokenize
+
+        torch.set_num_threads(torch_threads)  # Ray would leave it at one
+        self._commit_shard, self._tokenize_clips = commit.commit_shard, tokenize.tokenize_clips
+        self._config = config
+        self._store = store
+        self._tokenizer = load_tokenizer()
+        self._model_lock = threading.Lock()
+        self._counts: dict[str, Throughput] = {}  # shard id -> so far; one writer a key, and dict stores are atomic
+
+    def ready(self) -> TokenizerSpec:
+        """The tokenizer's spec, once it is loaded."""
+        return TokenizerSpec.of(self._tokenizer)
+
+    def counts(self) -> dict[str, Throughput]:
+        """Shard id -> counts, of the shards at work here."""
+        return dict(self._counts)
+
+    def run_shard(self, shard: Shard, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
+        """Tokenize and commit one shard with the help of `decoder`; after a Failure the decoder is to be replaced."""
+        config = self._config
+        self._counts[shard.shard_id] = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
+
+        def count(batch: Any) -> None:
+            before = self._counts[shard.shard_id]
+            self._counts[shard.shard_id] = Throughput(
+                num_rows=before.num_rows + len(batch.rows),
+                num_tokens=before.num_tokens + batch.num_tokens,
+                num_rejects=before.num_rejects + len(batch.rejects),
+            )
+
+        try:
+            batches = self._tokenize_clips(
+                self._decoded(shard, decoder),
+                self._encode,
+                batch_size=config.resources.batch_size,
+                vocab_size=self._tokenizer.vocab_size,
+                patch_entropy=config.write.patch_entropy,
+            )
+            return self._commit_shard(
+                self._store,
+                shard,
+                batches,
+                fingerprint=fingerprint,
+                vocab_size=self._tokenizer.vocab_size,
+                patch_entropy=config.write.patch_entropy,
+                row_group_rows=config.write.row_group_rows,
+                on_batch=count,
+            )
+        except _DecoderLost as error:
+            return Failure(kind=error.kind, message=str(error))
+        except SourceError as error:
+            return Failure(kind="source", message=str(error))
+        except CommitError as error:
+            return Failure(kind="commit", message=str(error))
+        finally:
+            del self._counts[shard.shard_id]
+
+    def _encode(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
+        with self._model_lock:  # decoding and committing of the other shards go on meanwhile
+            return self._tokenizer.encode(pixels_BCHW)
+
+    def _decoded(self, shard: Shard, decoder: Any) -> Iterator[Clip | Reject]:
+        resources = self._config.resources
+        clip_bytes = 3 * self._config.preprocessing.image_size**2
+        chunk_size = max(1, min(resources.batch_size, resources.max_bytes_in_flight // (2 * clip_bytes)))
+        chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // (chunk_size * clip_bytes)))
+        stream = decoder.decode.options(
+            num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
+        ).remote(shard, chunk_size)
+        while True:
+            arrived, _ = ray.wait([stream], timeout=resources.decode_timeout_s)
+            if not arrived:
+                raise _DecoderLost(
+                    "decode_timeout",
+                    f"no batch was decoded within {resources.decode_timeout_s:g} s (resources.decode_timeout_s)",
+                )
+            try:
+                chunk = ray.get(next(stream))
+            except StopIteration:
+                return
+            except RayTaskError as error:
+                if isinstance(error.cause, SourceError):
+                    raise error.cause from None
+                raise
+            except RayError as error:
+                raise _DecoderLost("decoder_died", f"the decoder process died: {_first_line(error)}") from error
+            yield from chunk
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _TokenizerSlot:
+    """One tokenizer actor, or the successor of one that died."""
+
+    actor: Any
+    is_ready: bool = False
+    num_leases: int = 0
+    counts: Mapping[str, Throughput] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lease:
+    shard: Shard
+    slot: _TokenizerSlot
+    decoder: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class _Deaths:
+    """Consecutive deaths of processes; a commit clears them."""
+
+    in_a_row: int = 0
+    last: str = field(default="")
+
+
+class _Scheduler:
+    """The driver's loop: keeps every tokenizer supplied with shards and decoders, and settles what comes back."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        store: OutputStore,
+        shards: Sequence[Shard],
+        sizes: Sizes,
+        load_tokenizer: Callable[[], Tokenizer],
+        claim: Callable[[TokenizerSpec], dict[str, str]],
+        on_event: OnEvent,
+        actors: list[Any],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._ledger = ShardLedger(shards)
+        self._sizes = sizes
+        self._load_tokenizer = load_tokenizer
+        self._claim = claim
+        self._on_event = on_event
+        self._actors = actors  # the caller kills what is left in it
+        self._spec: TokenizerSpec | None = None
+        self._fingerprint: dict[str, str] = {}
+        self._slots: list[_TokenizerSlot] = []
+        self._idle_decoders: list[Any] = []
+        # Ray object reference -> what it will settle
+        self._starting: dict[Any, _TokenizerSlot | Any] = {}
+        self._running: dict[Any, _Lease] = {}
+        self._polls: dict[Any, _TokenizerSlot] = {}
+        self._deaths = _Deaths()
+
+    def run(self) -> Outcome:
+        for _ in range(self._sizes.num_tokenizers):
+            self._start_tokenizer()
+        for _ in range(self._sizes.num_decoders):
+            self._start_decoder()
+        started, polled_at, told_placement = time.monotonic(), 0.0, False
+        while not self._ledger.is_finished:
+            self._lease_out()
+            references = [*self._starting, *self._running, *self._polls]
+            settled, _ = ray.wait(references, num_returns=1, timeout=_POLL_S)
+            for reference in settled:
+                self._settle(reference)
+            if self._too_many_rejects():
+                return self._outcome(too_many_rejects=True)
+            now = time.monotonic()
+            if now - polled_at >= _POLL_S and not self._polls:
+                polled_at = now
+                self._on_event(self._throughput())
+                self._polls = {slot.actor.counts.remote(): slot for slot in self._slots if slot.is_ready}
+            if not told_placement and self._spec is None and now - started > _PLACEMENT_NOTICE_S:
+                told_placement = True
+                self._on_event(Notice(message="still waiting for the tokenizer to load or for Ray to find room for it"))
+        self._on_event(self._throughput())
+        return self._outcome(too_many_rejects=False)
+
+    def _outcome(self, *, too_many_rejects: bool) -> Outcome:
+        return Outcome(
+            reports=tuple(self._ledger.reports),
+            failed=dict(self._ledger.failed),
+            too_many_rejects=too_many_rejects,
+        )
+
+    def _start_tokenizer(self) -> None:
+        sizes = self._sizes
+        actor = TokenizerWorker.options(  # type: ignore[attr-defined]
+            num_cpus=sizes.cpus_per_actor,
+            num_gpus=sizes.gpus_per_tokenizer,
+            max_concurrency=sizes.shards_per_tokenizer + 1,  # and one thread that tells the counts
+        ).remote(self._load_tokenizer, self._config, self._store, sizes.torch_threads)
+        slot = _TokenizerSlot(actor=actor)
+        self._slots.append(slot)
+        self._actors.append(actor)
+        self._starting[actor.ready.remote()] = slot
+
+    def _start_decoder(self) -> None:
+        actor = DecodeWorker.options(num_cpus=self._sizes.cpus_per_actor).remote(self._config)  # type: ignore[attr-defined]
+        self._actors.append(actor)
+        self._starting[actor.ready.remote()] = actor
+
+    def _discard(self, actor: Any) -> None:
+        ray.kill(actor)
+        self._actors.remove(actor)
+
+    def _lease_out(self) -> None:
+        # All specs are compared before the first shard goes out: one foreign checkpoint would spoil the data set.
+        if not self._slots or (self._spec is None and not all(slot.is_ready for slot in self._slots)):
+            return
+        while self._ledger.has_waiting and self._idle_decoders:
+            slot = min((slot for slot in self._slots if slot.is_ready), key=lambda slot: slot.num_leases, default=None)
+            if slot is None or slot.num_leases >= self._sizes.shards_per_tokenizer:
+                return
+            lease = _Lease(shard=self._ledger.lease(), slot=slot, decoder=self._idle_decoders.pop(0))
+            slot.num_leases += 1
+            reference = slot.actor.run_shard.remote(lease.shard, lease.decoder, self._fingerprint)
+            self._running[reference] = lease
+
+    def _settle(self, reference: Any) -> None:
+        if reference in self._starting:
+            self._settle_start(reference, self._starting.pop(reference))
+        elif reference in self._running:
+            self._settle_lease(reference, self._running.pop(reference))
+        else:
+            self._settle_poll(reference, self._polls.pop(reference))
+
+    def _settle_start(self, reference: Any, started: _TokenizerSlot | Any) -> None:
+        is_tokenizer = isinstance(started, _TokenizerSlot)
+        try:
+            told = ray.get(reference)
+        except RayError as error:
+            # An exception of the constructor is the same on every attempt; a killed process may be chance.
+            if not _was_killed(error):
+                raise _start_error("tokenizer" if is_tokenizer else "decoder", error) from error
+            self._count_death(f"a process died while it started: {_first_line(error)}")
+            if is_tokenizer:
+                self._slots.remove(started)
+                self._discard(started.actor)
+                self._start_tokenizer()
+            else:
+                self._discard(started)
+                self._start_decoder()
+            return
+        if is_tokenizer:
+            started.is_ready = True
+            self._check_spec(told)
+        else:
+            _check_equal("decoder", decoder_identity(), told)
+            self._idle_decoders.append(started)
+
+    def _check_spec(self, spec: TokenizerSpec) -> None:
+        if self._spec is None:
+            self._fingerprint = self._claim(spec)
+            self._spec = spec
+        _check_equal("tokenizer", self._spec.identity, spec.identity)
+
+    def _settle_lease(self, reference: Any, lease: _Lease) -> None:
+        lease.slot.num_leases -= 1
+        try:
+            result: ShardReport | Failure = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, ConfigError):
+                raise error.cause from None
+            result = Failure(kind="error", message=_first_line(error.cause))
+        except RayActorError as error:
+            result = Failure(kind="tokenizer_died", message=f"the tokenizer process died: {_first_line(error)}")
+            if lease.slot in self._slots:
+                self._slots.remove(lease.slot)
+                self._discard(lease.slot.actor)
+                self._start_tokenizer()
+        if isinstance(result, ShardReport):
+            self._deaths.in_a_row = 0
+            self._ledger.commit(result)
+            self._idle_decoders.append(lease.decoder)
+            self._on_event(ShardCommitted(report=result))
+            self._on_event(self._throughput())
+            return
+        # Whatever went wrong, the decoder may still be busy with the lost attempt.
+        self._discard(lease.decoder)
+        if self._ledger.fail(lease.shard, result):
+            self._on_event(ShardRetried(shard=lease.shard, reason=result.message))
+        else:
+            self._on_event(ShardFailed(shard=lease.shard, reason=result.message))
+        if not self._ledger.is_finished:
+            if result.kind == "tokenizer_died":
+                self._count_death(result.message)
+            self._start_decoder()
+
+    def _settle_poll(self, reference: Any, slot: _TokenizerSlot) -> None:
+        try:
+            slot.counts = ray.get(reference)
+        except RayError:
+            slot.counts = {}  # the slot's leases fail too, and are settled there
+
+    def _count_death(self, message: str) -> None:
+        self._deaths.in_a_row += 1
+        self._deaths.last = message
+        if self._deaths.in_a_row >= _MAX_DEATHS_IN_A_ROW:
+            raise TatokError(
+                f"{self._deaths.in_a_row} processes died in a row, the last one so: {message}\n"
+                "the machine may be short of memory: try a smaller resources.batch_size or fewer resources.num_decoders"
+            )
+
+    def _throughput(self) -> Throughput:
+        reports = self._ledger.reports
+        # The last poll may still count a shard that has since been committed.
+        at_work = [
+            counts
+            for slot in self._slots
+            for shard_id, counts in slot.counts.items()
+            if shard_id in self._ledger.at_work
+        ]
+        return Throughput(
+            num_rows=sum(report.num_rows for report in reports) + sum(counts.num_rows for counts in at_work),
+            num_tokens=sum(report.num_tokens for report in reports) + sum(counts.num_tokens for counts in at_work),
+            num_rejects=sum(report.num_rejects for report in reports) + sum(counts.num_rejects for counts in at_work),
+        )
+
+    def _too_many_rejects(self) -> bool:
+        counts = self._throughput()
+        num_samples = counts.num_rows + counts.num_rejects
+        return (
+            num_samples >= _MIN_SAMPLES_FOR_LIMIT
+            and counts.num_rejects / num_samples > self._config.limits.max_reject_fraction
+        )
+
+
+def _check_equal(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    lines = describe_difference(expected, found)
+    if lines:
+        raise ConfigError(
+            f"the {what} processes differ, so their tokens would too:\n  "
+            + "\n  ".join(lines)
+            + "\ninstall the same packages and checkpoint on every node"
+        )
+
+
+def _was_killed(error: RayError) -> bool:
+    # Ray reports an exception in an actor's constructor as ActorDiedError too; only its text tells.
+    in_constructor = isinstance(error, ActorDiedError) and "creation task" in str(error)
+    return isinstance(error, RayActorError) and not in_constructor
+
+
+def _start_error(what: str, error: RayError) -> TatokError:
+    # The constructor's exception comes as the end of a remote traceback: "... schemas.errors.ConfigError: message".
+    text = str(error).strip() or type(error).__name__
+    known = text.rpartition("schemas.errors.")[2].partition(": ")[2]
+    message = known if "schemas.errors." in text else text.splitlines()[-1]
+    return ConfigError(f"the {what} cannot start: {message.strip()}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

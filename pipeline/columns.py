@@ -1,0 +1,123 @@
+"""Clips and their token sequences -> Arrow tables, without a Python object for each token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.errors import TatokError
+from schemas.records import Clip, Reject, TokenSequence
+from schemas.tokens import MAX_POSITIONS, REJECTS_SCHEMA, token_schema
+
+__all__ = ["rejects_table", "sample_id", "token_table"]
+
+
+def sample_id(uri: str, index: int, key: str) -> str:
+    """128 bits in hex that name one sample: unique in a data set, equal in every run over the same source.
+
+    It names the place, not the bytes: a source at another address gives other ids, and the column sha256 (with key)
+    is what finds the same photo again. Hashing the bytes instead would give two copies of one photo one id, and a
+    sample that cannot be read none.
+    """
+    return hashlib.sha256(f"{uri}\0{index}\0{key}".encode()).hexdigest()[:32]
+
+
+def token_table(
+    clips: Sequence[Clip], sequences: Sequence[TokenSequence], *, vocab_size: int, patch_entropy: bool
+) -> pa.Table:
+    """One row a clip, in order; `schemas.tokens.token_schema` tells the columns.
+
+    Raises TatokError where a code or a position does not fit the schema: it would wrap around silently.
+    """
+    schema = token_schema(vocab_size, patch_entropy=patch_entropy)
+    _check_ranges(clips, sequences, vocab_size)
+    entropies = [sequence.entropy for sequence in sequences]
+    columns: dict[str, object] = {
+        "sample_id": [sample_id(clip.uri, clip.index, clip.key) for clip in clips],
+        "key": [clip.key for clip in clips],
+        "source_uri": [clip.uri for clip in clips],
+        "source_index": [clip.index for clip in clips],
+        "media": [clip.media for clip in clips],
+        "sha256": [clip.sha256 for clip in clips],
+        "width": [clip.width for clip in clips],
+        "height": [clip.height for clip in clips],
+        "crop_left": [clip.crop.left for clip in clips],
+        "crop_top": [clip.crop.top for clip in clips],
+        "crop_width": [clip.crop.width for clip in clips],
+        "crop_height": [clip.crop.height for clip in clips],
+        "clip_start_s": [None] * len(clips),
+        "fps": [None] * len(clips),
+        "num_frames": [len(clip.pixels) for clip in clips],
+        "frame_pts_s": [None] * len(clips),
+        "tokens": _lists([sequence.codes for sequence in sequences], schema.field("tokens").type),
+        "positions": _lists([sequence.positions for sequence in sequences], schema.field("positions").type),
+        "num_tokens": [sequence.num_tokens for sequence in sequences],
+        "num_global_tokens": [sequence.num_global for sequence in sequences],
+        "num_patch_tokens": [sequence.num_patches for sequence in sequences],
+        "grid_frames": [sequence.grid.frames for sequence in sequences],
+        "grid_height": [sequence.grid.height for sequence in sequences],
+        "grid_width": [sequence.grid.width for sequence in sequences],
+        "entropy_bits": [entropy.entropy_bits for entropy in entropies],
+        "kept_entropy_bits": [entropy.kept_entropy_bits for entropy in entropies],
+        "residual_bits": [entropy.residual_bits for entropy in entropies],
+        "surprisal_bits": [entropy.surprisal_bits for entropy in entropies],
+        "entropy_mean_bits": [entropy.entropy_mean_bits for entropy in entropies],
+        "entropy_max_bits": [entropy.entropy_max_bits for entropy in entropies],
+        "caption": [clip.caption for clip in clips],
+        "label": [clip.label for clip in clips],
+        "metadata": [clip.metadata for clip in clips],
+    }
+    if patch_entropy:
+        columns["patch_entropy_bits"] = _lists(
+            [entropy.patch_entropy_bits_N for entropy in entropies], schema.field("patch_entropy_bits").type
+        )
+    return _table(columns, schema)
+
+
+def rejects_table(rejects: Sequence[Reject]) -> pa.Table:
+    """One row a reject, in order."""
+    columns: dict[str, object] = {
+        "sample_id": [sample_id(reject.uri, reject.index, reject.key) for reject in rejects],
+        "key": [reject.key for reject in rejects],
+        "source_uri": [reject.uri for reject in rejects],
+        "source_index": [reject.index for reject in rejects],
+        "stage": [reject.stage for reject in rejects],
+        "reason": [reject.reason for reject in rejects],
+        "detail": [reject.detail for reject in rejects],
+    }
+    return _table(columns, REJECTS_SCHEMA)
+
+
+def _table(columns: dict[str, object], schema: pa.Schema) -> pa.Table:
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, type=field.type)
+        for field in schema
+        for column in [columns[field.name]]
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _lists(arrays: Sequence[np.ndarray], list_type: pa.ListType) -> pa.ListArray:
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
+    np.cumsum([len(array) for array in arrays], out=offsets[1:])
+    values = np.concatenate(arrays) if arrays else np.empty(0)
+    flat = pa.array(values.astype(list_type.value_type.to_pandas_dtype(), copy=False), type=list_type.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=list_type)
+
+
+def _check_ranges(clips: Sequence[Clip], sequences: Sequence[TokenSequence], vocab_size: int) -> None:
+    if len(clips) != len(sequences):
+        raise TatokError(f"the tokenizer returned {len(sequences)} sequences for {len(clips)} images")
+    for clip, sequence in zip(clips, sequences, strict=True):
+        codes, positions = sequence.codes, sequence.positions
+        if sequence.grid.num_positions > MAX_POSITIONS:
+            raise TatokError(f"{clip.key}: a grid of {sequence.grid.num_positions} positions; at most {MAX_POSITIONS}")
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < vocab_size:
+            raise TatokError(f"{clip.key}: codes {codes.min()} .. {codes.max()} exceed the codebook of {vocab_size}")
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < sequence.grid.num_positions:
+            raise TatokError(f"{clip.key}: a position is outside the grid of {sequence.grid.num_positions}")
+        if len(codes) != sequence.num_global + len(positions):
+            raise TatokError(f"{clip.key}: {len(codes)} codes for {sequence.num_global} globals + {len(positions)}")

@@ -1,0 +1,77 @@
+"""What the tokens of a data set depend on, as named text entries that can be compared and shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import PIL
+from PIL import features
+
+from schemas.job import JobConfig
+from schemas.tokens import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["TokenizerSpec", "decoder_identity", "describe_difference", "run_fingerprint"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSpec:
+    """What the pipeline must know of a tokenizer that lives in another process."""
+
+    identity: Mapping[str, str]
+    fingerprint: str
+    vocab_size: int
+    patch_size: int
+    num_global: int
+
+    @staticmethod
+    def of(tokenizer: Tokenizer) -> TokenizerSpec:
+        """Read the spec off a loaded tokenizer."""
+        return TokenizerSpec(
+            identity=dict(tokenizer.identity),
+            fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            patch_size=tokenizer.patch_size,
+            num_global=tokenizer.num_global,
+        )
+
+
+def decoder_identity() -> dict[str, str]:
+    """The libraries of this process whose versions change pixels."""
+    return {
+        "decoder": "pillow",
+        "pillow": PIL.__version__,
+        "libjpeg_turbo": str(features.version_feature("libjpeg_turbo")),
+    }
+
+
+def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, str]:
+    """Every setting and version that changes a row; how the work is spread is not among them.
+
+    Limits are left out on purpose: they decide which samples become rows, never what a row holds, and a user who
+    raises one to go on after too many rejects must be able to.
+    """
+    entries = {"schema": SCHEMA_VERSION, "vocab_size": str(tokenizer.vocab_size)}
+    entries |= {f"tokenizer.{name}": value for name, value in tokenizer.identity.items()}
+    entries |= {
+        f"preprocessing.{name}": json.dumps(value)
+        for name, value in config.preprocessing.model_dump(mode="json").items()
+    }
+    entries["image_field"] = json.dumps(config.image_field)
+    entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
+    entries |= decoder_identity()
+    return dict(sorted(entries.items()))
+
+
+def describe_difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The entries that differ, as lines `name: old -> new`."""
+    return [
+        f"{name}: {old.get(name, '(none)')} -> {new.get(name, '(none)')}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]

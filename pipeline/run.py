@@ -1,0 +1,183 @@
+"""A job from its configuration to a complete data set: plan, tokenize what is missing, publish the manifest."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.commit import committed_shards
+from pipeline.fingerprint import TokenizerSpec, run_fingerprint
+from pipeline.leases import Failure
+from pipeline.manifest import claim_output, mark_incomplete, mark_success, update_manifest
+from pipeline.plan import pending_shards, plan_shards
+from pipeline.progress import Notice, OnEvent, ShardsPlanned
+from pipeline.store import OutputStore
+from schemas.errors import ConfigError
+from schemas.job import JobConfig
+from schemas.records import Shard, ShardReport
+
+if TYPE_CHECKING:
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["RunSummary", "load_configured_tokenizer", "run_job"]
+
+Status = Literal["complete", "shards_failed", "too_many_rejects"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a run did (`reports`, `failed`) and what its output holds now (the counts)."""
+
+    status: Status
+    output: str
+    num_shards: int
+    reports: tuple[ShardReport, ...]
+    failed: Mapping[Shard, Failure]
+    num_parts: int
+    num_rows: int
+    num_tokens: int
+    rejects: Mapping[str, int]
+    seconds: float
+
+    @property
+    def num_rejects(self) -> int:
+        """Rejects of every reason."""
+        return sum(self.rejects.values())
+
+
+def run_job(
+    config: JobConfig,
+    *,
+    load_tokenizer: Callable[[], Tokenizer] | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> RunSummary:
+    """Tokenize every planned shard that is not committed yet, then write manifest.json and _SUCCESS.
+
+    Where nothing is pending, neither Ray nor a decoder starts; the fingerprint is checked all the same.
+    `load_tokenizer` runs in other processes and must pickle; default: the checkpoint that the configuration names.
+    _SUCCESS is written only with the status "complete". On KeyboardInterrupt everything that this run started is
+    stopped before it propagates; committed parts stay, and the same call goes on from them.
+
+    Raises ConfigError, SourceError and CommitError where the job cannot be done at all; a shard that fails for good
+    is named in the summary, and the others go on.
+    """
+    started = time.monotonic()
+    load_tokenizer = load_tokenizer or _loader(config)
+    planned = plan_shards(config.source)
+    store = OutputStore.open(config.output)
+    committed = committed_shards(store)
+    pending = pending_shards(planned, committed)
+    on_event(
+        ShardsPlanned(
+            num_shards=len(planned),
+            num_committed=len(planned) - len(pending),
+            pending_bytes=sum(shard.num_bytes for shard in pending),
+        )
+    )
+    strangers = committed - {shard.shard_id for shard in planned}
+    if strangers:
+        on_event(
+            Notice(
+                message=f"{len(strangers)} parts in {store.url}/data come from shards that the source no longer has, "
+                "or has in another version; they stay in the data set"
+            )
+        )
+
+    def claim(spec: TokenizerSpec) -> dict[str, str]:
+        _check_image_size(config, spec)
+        fingerprint = run_fingerprint(config, spec)
+        claim_output(store, config, fingerprint)
+        if pending:
+            mark_incomplete(store)
+        return fingerprint
+
+    reports: tuple[ShardReport, ...] = ()
+    failed: Mapping[Shard, Failure] = {}
+    stopped = False
+    if pending:
+        store = store.probe()
+        if not store.create_only:
+            on_event(
+                Notice(
+                    message=f"warning: {store.url} does not honour create-only writes; "
+                    "two runs into it at the same time may replace each other's (equal) parts"
+                )
+            )
+        from pipeline.cluster import run_shards  # Ray takes seconds to import and a run may not need it
+
+        try:
+            outcome = run_shards(config, store, pending, load_tokenizer=load_tokenizer, claim=claim, on_event=on_event)
+        finally:
+            store.sweep_scratch()
+        reports, failed, stopped = outcome.reports, outcome.failed, outcome.too_many_rejects
+    else:
+        claim(TokenizerSpec.of(load_tokenizer()))
+
+    manifest = update_manifest(store, reports)
+    status: Status = "complete"
+    if failed:
+        status = "shards_failed"
+    if stopped or manifest.reject_fraction > config.limits.max_reject_fraction:
+        status = "too_many_rejects"
+    if status == "complete":
+        mark_success(store)
+    else:
+        mark_incomplete(store)
+    store.sweep_scratch()
+    return RunSummary(
+        status=status,
+        output=store.url,
+        num_shards=len(planned),
+        reports=reports,
+        failed=failed,
+        num_parts=len(manifest.parts),
+        num_rows=manifest.num_rows,
+        num_tokens=manifest.num_tokens,
+        rejects=manifest.rejects,
+        seconds=time.monotonic() - started,
+    )
+
+
+def load_configured_tokenizer(
+    checkpoint: str | None,
+    device: str | None,
+    *,
+    threshold: float | None,
+    min_tokens: int | None,
+    max_tokens: int | None,
+) -> Tokenizer:
+    """Load a checkpoint and apply a job's DTF settings."""
+    from tatok.tokenizer import Tokenizer  # torch takes seconds to import
+
+    tokenizer = Tokenizer.load(checkpoint, device=device)
+    if threshold is None and min_tokens is None and max_tokens is None:
+        return tokenizer
+    return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens)
+
+
+def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
+    # Workers may run in another folder; a checkpoint named by a URL stays as it is.
+    checkpoint = config.checkpoint
+    if checkpoint is not None and "://" not in checkpoint:
+        checkpoint = str(Path(checkpoint).expanduser().absolute())
+    return functools.partial(
+        load_configured_tokenizer,
+        checkpoint,
+        config.device,
+        threshold=config.dtf.threshold,
+        min_tokens=config.dtf.min_tokens,
+        max_tokens=config.dtf.max_tokens,
+    )
+
+
+def _check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:
+    size = config.preprocessing.image_size
+    if size % spec.patch_size:
+        raise ConfigError(
+            f"preprocessing.image_size is {size}; it must be a multiple of the checkpoint's patch of "
+            f"{spec.patch_size} pixels, such as {max(size // spec.patch_size, 1) * spec.patch_size}"
+        )

@@ -1,0 +1,50 @@
+"""How many actors a job gets on a given cluster; no Ray."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from schemas.errors import ConfigError
+from schemas.job import JobConfig
+
+__all__ = ["Sizes", "plan_sizes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How many actors of each kind, and what each asks Ray for."""
+
+    num_tokenizers: int
+    num_decoders: int
+    shards_per_tokenizer: int
+    gpus_per_tokenizer: float
+    cpus_per_actor: float
+    torch_threads: int
+
+
+def plan_sizes(config: JobConfig, *, num_shards: int, num_cpus: float, num_gpus: float) -> Sizes:
+    """Fit the job to the cluster's CPUs and GPUs; no more actors than there are shards for them.
+
+    Raises ConfigError where the job asks for more GPUs than there are.
+    """
+    resources = config.resources
+    wants_gpu = num_gpus >= 1 and (config.device is None or config.device.startswith("cuda"))
+    if wants_gpu and (resources.num_tokenizers or 1) > num_gpus:
+        raise ConfigError(
+            f"resources.num_tokenizers is {resources.num_tokenizers}, but Ray has {num_gpus:g} GPUs and each needs one"
+        )
+    num_tokenizers = min(resources.num_tokenizers or (int(num_gpus) if wants_gpu else 1), num_shards)
+    num_decoders = min(resources.num_decoders or max(2, int(num_cpus) - num_tokenizers), num_shards)
+    if resources.shards_in_flight is not None:
+        num_decoders = min(num_decoders, resources.shards_in_flight * num_tokenizers)
+    # Fewer CPUs than actors is fine, as on a laptop: they share, and Ray must still place them all.
+    share = min(1.0, math.floor(100 * num_cpus / (num_tokenizers + num_decoders)) / 100)
+    return Sizes(
+        num_tokenizers=num_tokenizers,
+        num_decoders=num_decoders,
+        shards_per_tokenizer=math.ceil(num_decoders / num_tokenizers),
+        gpus_per_tokenizer=1.0 if wants_gpu else 0.0,
+        cpus_per_actor=max(share, 0.01),
+        torch_threads=max(1, int(num_cpus) // num_tokenizers),
+    )

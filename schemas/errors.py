@@ -1,0 +1,43 @@
+"""The exceptions that tatok raises on purpose.
+
+    TatokError
+      ConfigError    a job file, a training file or an option is wrong
+      SourceError    a source cannot be listed or a shard cannot be read
+      DecodeError    one sample cannot be decoded (becomes a Reject, never ends a run)
+      CommitError    a part cannot be published, or the output belongs to another run
+
+Every message names the URL, file or key concerned and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CommitError", "ConfigError", "DecodeError", "SourceError", "TatokError"]
+
+
+class TatokError(Exception):
+    """Any error that tatok raises on purpose."""
+
+
+class ConfigError(TatokError):
+    """A job file, training file, checkpoint or option is wrong."""
+
+
+class SourceError(TatokError):
+    """A source cannot be listed, or a shard cannot be opened or read to its end."""
+
+
+class DecodeError(TatokError):
+    """One sample cannot be decoded; `reason` is a short stable word that statistics group by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        # Exceptions pickle by their args; ours has two, and crosses process boundaries.
+        return (DecodeError, (self.reason, self.detail))
+
+
+class CommitError(TatokError):
+    """A part cannot be published, or the output already belongs to another run."""

@@ -1,0 +1,157 @@
+"""JobConfig: what one tokenization run shall do, validated once and saved with the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from schemas.errors import ConfigError
+
+__all__ = [
+    "DTFOverride",
+    "JobConfig",
+    "Limits",
+    "Output",
+    "Preprocessing",
+    "Resources",
+    "load_job",
+    "parse_job",
+    "read_job_file",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preprocessing(_Section):
+    """Source image -> the square crop that is tokenized."""
+
+    image_size: int = Field(
+        default=256, ge=16, le=4096, description="Side of the centre crop in pixels, a multiple of the patch."
+    )
+    resample: Literal["bicubic", "bilinear", "lanczos"] = Field(
+        default="bicubic", description="Filter that brings the shorter side to image_size."
+    )
+    background: tuple[int, int, int] = Field(default=(255, 255, 255), description="RGB under transparent pixels.")
+
+
+class DTFOverride(_Section):
+    """DTF settings that differ from the checkpoint's own; None leaves the checkpoint's."""
+
+    threshold: float | None = Field(default=None, ge=0, description="DTF's threshold; see `tatok calibrate`.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Upper bound on the tokens of an image, globals included."
+    )
+    min_tokens: int | None = Field(
+        default=None, ge=0, description="Lower bound on the tokens of an image, globals included."
+    )
+
+
+class Resources(_Section):
+    """How the work is spread."""
+
+    num_tokenizers: int | None = Field(
+        default=None, ge=1, description="Tokenizer actors; default: one a GPU, else one."
+    )
+    num_decoders: int | None = Field(
+        default=None,
+        ge=1,
+        description="Decoder processes in all; default: the CPUs that the tokenizers leave, at least two.",
+    )
+    shards_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="Shards that one tokenizer actor works on at a time, each with a decoder of its own; "
+        "default: as many as keep every decoder busy.",
+    )
+    batch_size: int = Field(default=16, ge=1, description="Images a tokenizer call.")
+    max_bytes_in_flight: int = Field(
+        default=256 << 20, ge=1 << 20, description="Bound on encoded and decoded bytes that one shard in flight holds."
+    )
+    decode_timeout_s: float = Field(default=60.0, gt=0, description="A batch whose decoding takes longer is given up.")
+
+
+class Limits(_Section):
+    """When a sample, or the whole run, is given up."""
+
+    max_pixels: int = Field(
+        default=178_956_970, ge=1, description="Larger images are rejected before they are decoded."
+    )
+    min_side: int = Field(default=16, ge=1, description="Images with a shorter side below this are rejected.")
+    max_sample_bytes: int = Field(default=256 << 20, ge=1, description="Larger samples are rejected unread.")
+    max_reject_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="Above this share of rejects the run stops."
+    )
+
+
+class Output(_Section):
+    """How parts are written."""
+
+    patch_entropy: bool = Field(default=True, description="Store every position's entropy (float16), for heat maps.")
+    row_group_rows: int = Field(default=50_000, ge=1)
+
+
+class JobConfig(_Section):
+    """A tokenization job, as resolved from a job file and the command line; unknown keys are errors."""
+
+    source: tuple[str, ...] = Field(description="Paths, globs, brace patterns or fsspec URLs of WebDataset tars.")
+    output: str = Field(description="Folder or fsspec URL of the data set.")
+    checkpoint: str | None = Field(
+        default=None, description="Checkpoint folder; default: the one that comes with tatok."
+    )
+    device: str | None = Field(default=None, description="torch device; default: cuda where there is one, else cpu.")
+    image_field: str | None = Field(
+        default=None,
+        description="Extension of the member to tokenize (e.g. 'jpg'); default: the sample's only image member.",
+    )
+    preprocessing: Preprocessing = Preprocessing()
+    dtf: DTFOverride = DTFOverride()
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    write: Output = Output()
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_source_may_stand_alone(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+def read_job_file(path: str | Path) -> dict[str, Any]:
+    """Read a YAML job file without validating its settings.
+
+    Raises ConfigError, which names the file, where it cannot be read or is no mapping.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the job file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, such as `source: shards-{{0000..0099}}.tar`")
+    return document
+
+
+def parse_job(document: Mapping[str, Any], *, origin: str) -> JobConfig:
+    """Validate the settings of a job; `origin` is how messages call the place they come from.
+
+    Raises ConfigError, which names each wrong setting.
+    """
+    try:
+        return JobConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(top level)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{origin} is not a valid job:\n" + "\n".join(lines)) from error
+
+
+def load_job(path: str | Path) -> JobConfig:
+    """Read and validate a YAML job file.
+
+    Raises ConfigError, which names the file and each wrong key, where it cannot be read or does not validate.
+    """
+    return parse_job(read_job_file(path), origin=str(path))

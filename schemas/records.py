@@ -1,0 +1,180 @@
+"""The nouns that cross package boundaries, as frozen dataclasses.
+
+Shapes in names: B batch, N patch positions of one image, M global tokens, K kept patch tokens,
+T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "Clip",
+    "Crop",
+    "EntropyStatistics",
+    "Grid",
+    "Reject",
+    "Sample",
+    "Shard",
+    "ShardReport",
+    "TokenSequence",
+]
+
+ShardKind = Literal["webdataset"]
+
+
+class Grid(NamedTuple):
+    """Patch grid of one clip; N = frames * height * width, positions count in raster order."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def num_positions(self) -> int:
+        """N, over all frames."""
+        return self.frames * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Unit of work, of retry and of commit: one source file, or the samples [start, stop) of it.
+
+    `stop` is None where the shard goes to the end of the file. `shard_id` is a stable hash of
+    where the data is and what it is (uri, range, size, and the etag where the store tells one):
+    the name of the part that the shard becomes.
+    """
+
+    uri: str
+    kind: ShardKind
+    start: int
+    stop: int | None
+    num_bytes: int
+    shard_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One item as found in a shard: raw bytes, nothing decoded.
+
+    `index` is the sample's place in its source file, from 0; (uri, index) is unique even where `key` is not.
+    `attachments` maps a member's extension ("txt", "cls", "json") to its bytes.
+    """
+
+    key: str
+    uri: str
+    index: int
+    media: Literal["image"]
+    extension: str
+    payload: bytes
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """The part of the source image that was tokenized, in pixels of the source as displayed (after EXIF rotation)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A decoded sample, ready for the tokenizer; an image is T = 1.
+
+    `pixels` is uint8 [T, 3, H, W], sRGB. `width` and `height` are the source's, after EXIF rotation.
+    """
+
+    key: str
+    uri: str
+    index: int
+    media: Literal["image"]
+    pixels: np.ndarray
+    width: int
+    height: int
+    crop: Crop
+    sha256: str
+    caption: str | None = None
+    label: str | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyStatistics:
+    """What the prior says of one image's patch codes, in bits; see docs/METHOD.md for the formulas.
+
+    For one-shot DTF (one round) `entropy_bits == kept_entropy_bits + residual_bits`.
+    """
+
+    entropy_bits: float
+    kept_entropy_bits: float
+    residual_bits: float
+    surprisal_bits: float
+    entropy_mean_bits: float
+    entropy_max_bits: float
+    patch_entropy_bits_N: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSequence:
+    """The tokens of one image: M global codes, then the K kept patch codes in raster order.
+
+    `codes` is integer [M + K]; `positions` is integer [K], the grid index of each kept patch, ascending.
+    Global and patch codes have codebooks of their own, so both count from 0 to vocab_size - 1.
+    """
+
+    codes: np.ndarray
+    positions: np.ndarray
+    num_global: int
+    grid: Grid
+    entropy: EntropyStatistics
+
+    @property
+    def num_tokens(self) -> int:
+        """Globals and kept patches together."""
+        return len(self.codes)
+
+    @property
+    def num_patches(self) -> int:
+        """K, the kept patches."""
+        return len(self.positions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A sample that did not become a row: data, not an exception."""
+
+    key: str
+    uri: str
+    index: int
+    stage: Literal["read", "decode", "tokenize"]
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """What one committed shard came to; `rejects` maps a reason to its count.
+
+    `part_bytes` and `part_sha256` are those of the token part as published; the checksum is None where another
+    attempt had published the shard first.
+    """
+
+    shard: Shard
+    num_rows: int
+    num_tokens: int
+    rejects: Mapping[str, int]
+    seconds: float
+    part_bytes: int
+    part_sha256: str | None
+
+    @property
+    def num_rejects(self) -> int:
+        """Rejects of every reason."""
+        return sum(self.rejects.values())

@@ -1,0 +1,101 @@
+"""The Arrow schemas of a tokenized data set: the token table, the rejects table, their version and footer keys."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.errors import ConfigError
+
+__all__ = [
+    "FOOTER_FINGERPRINT",
+    "FOOTER_NUM_REJECTS",
+    "FOOTER_NUM_TOKENS",
+    "FOOTER_SCHEMA_VERSION",
+    "FOOTER_SHARD",
+    "REJECTS_SCHEMA",
+    "SCHEMA_VERSION",
+    "code_type",
+    "token_schema",
+]
+
+SCHEMA_VERSION = "1"
+"""Raised whenever a column changes its name, type or meaning."""
+
+# Keys of the Parquet footer's metadata; the values are UTF-8 text.
+FOOTER_SCHEMA_VERSION = "tatok.schema_version"
+FOOTER_FINGERPRINT = "tatok.fingerprint"  # JSON object, the same as in run.json
+FOOTER_SHARD = "tatok.shard"  # JSON object: the Shard's fields
+FOOTER_NUM_TOKENS = "tatok.num_tokens"  # decimal
+FOOTER_NUM_REJECTS = "tatok.num_rejects"  # JSON object: reason -> count
+
+MAX_POSITIONS = 1 << 16
+
+
+def code_type(vocab_size: int) -> pa.DataType:
+    """The narrowest Arrow integer that holds codes 0 .. vocab_size - 1 (uint16, or uint32 above 65,536 codes).
+
+    Raises ConfigError where vocab_size is not in 1 .. 2**32.
+    """
+    if not 1 <= vocab_size <= 1 << 32:
+        raise ConfigError(f"vocab_size is {vocab_size}; it must be in 1 .. 4294967296")
+    return pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+
+
+def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
+    """The token table: one row an image or clip.
+
+    With `patch_entropy` the column `patch_entropy_bits` (float16, all N positions in raster order) is there.
+    """
+    fields = [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("source_index", pa.int64(), nullable=False),
+        pa.field("media", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("crop_left", pa.int32(), nullable=False),
+        pa.field("crop_top", pa.int32(), nullable=False),
+        pa.field("crop_width", pa.int32(), nullable=False),
+        pa.field("crop_height", pa.int32(), nullable=False),
+        pa.field("clip_start_s", pa.float64()),
+        pa.field("fps", pa.float64()),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("frame_pts_s", pa.list_(pa.float64())),
+        pa.field("tokens", pa.list_(pa.field("element", code_type(vocab_size), nullable=False)), nullable=False),
+        pa.field("positions", pa.list_(pa.field("element", pa.uint16(), nullable=False)), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("num_global_tokens", pa.int32(), nullable=False),
+        pa.field("num_patch_tokens", pa.int32(), nullable=False),
+        pa.field("grid_frames", pa.int32(), nullable=False),
+        pa.field("grid_height", pa.int32(), nullable=False),
+        pa.field("grid_width", pa.int32(), nullable=False),
+        pa.field("entropy_bits", pa.float32(), nullable=False),
+        pa.field("kept_entropy_bits", pa.float32(), nullable=False),
+        pa.field("residual_bits", pa.float32(), nullable=False),
+        pa.field("surprisal_bits", pa.float32(), nullable=False),
+        pa.field("entropy_mean_bits", pa.float32(), nullable=False),
+        pa.field("entropy_max_bits", pa.float32(), nullable=False),
+    ]
+    if patch_entropy:
+        fields.append(pa.field("patch_entropy_bits", pa.list_(pa.field("element", pa.float16(), nullable=False))))
+    fields += [
+        pa.field("caption", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("metadata", pa.string()),
+    ]
+    return pa.schema(fields)
+
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("source_index", pa.int64(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)

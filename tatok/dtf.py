@@ -1,0 +1,165 @@
+"""Dynamic Token Filtering: which patch tokens are worth keeping, from what the prior says. Pure functions.
+
+DTF orders the patches by how many bits each still holds, given all that is kept, and keeps the shortest prefix after
+which the bits that are dropped, summed up, are within the threshold (docs/METHOD.md). Bits are counted in integer
+multiples of 1/1024, so that float noise between devices and batch sizes seldom reorders near-ties, and sums are exact.
+
+Shapes: B batch, N patch positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from schemas.errors import ConfigError
+from tatok.prior import CodeStatistics
+
+__all__ = ["Criterion", "DTFSettings", "Filtered", "filter_tokens", "keep_most", "position_bits"]
+
+Criterion = Literal["entropy", "surprisal", "content", "distance"]
+Threshold = Literal["residual_bits", "fraction", "distortion"]
+
+UNITS_PER_BIT = 1024
+UNBOUNDED = 1 << 40  # units; stands for "keep me" at a distortion of zero, and N of them still fit an int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DTFSettings:
+    """How DTF decides; the paper gives neither its estimator nor its threshold.
+
+    criterion  bits of a position                                   threshold_kind
+    entropy    h_i, the code's conditional entropy (the paper)      residual_bits or fraction
+    surprisal  s_i, of the true code (encoder-side)                 residual_bits or fraction
+    content    max(0, 1/2 log2(variance_i / threshold))             distortion
+    distance   max(0, 1/2 log2(distance_i / threshold)) (encoder)   distortion
+
+    residual_bits: at most `threshold` bits are dropped from an image. fraction: at most (1 - threshold) of its bits.
+    distortion: no position that holds bits at this distortion is dropped (reverse water-filling); the threshold is
+    squared pixel error in [-1, 1] units summed over a patch.
+    A threshold of 0 bits or 0 distortion keeps every patch; so does a fraction of 1.
+    `rounds` = R: entropies are estimated anew after each of R rounds. `min_tokens` and `max_tokens` bound an image's
+    count, globals included.
+    """
+
+    criterion: Criterion = "entropy"
+    threshold_kind: Threshold = "residual_bits"
+    threshold: float = 0.0
+    rounds: int = 1
+    min_tokens: int = 0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.criterion not in get_args(Criterion):
+            raise ConfigError(
+                f"dtf.criterion is {self.criterion!r}; it must be one of {', '.join(get_args(Criterion))}"
+            )
+        in_content = self.criterion in ("content", "distance")
+        if self.threshold_kind not in get_args(Threshold) or in_content != (self.threshold_kind == "distortion"):
+            fitting = "distortion" if in_content else "residual_bits or fraction"
+            raise ConfigError(f"dtf.threshold_kind is {self.threshold_kind!r}; for {self.criterion!r} it is {fitting}")
+        if not self.threshold >= 0 or (self.threshold_kind == "fraction" and self.threshold > 1):
+            raise ConfigError(f"dtf.threshold is {self.threshold}; it must be at least 0, and at most 1 for a fraction")
+        if self.rounds < 1:
+            raise ConfigError(f"dtf.rounds is {self.rounds}; it must be at least 1")
+        if self.max_tokens is not None and not self.min_tokens <= self.max_tokens:
+            raise ConfigError(f"dtf.max_tokens {self.max_tokens} is below dtf.min_tokens {self.min_tokens}")
+
+    @property
+    def needs_positions(self) -> bool:
+        """Whether the kept set carries information that the globals do not: it is not a function of them alone."""
+        return self.rounds > 1 or self.criterion in ("surprisal", "distance")
+
+    def with_threshold(self, threshold: float) -> DTFSettings:
+        """The same settings with another threshold."""
+        return replace(self, threshold=threshold)
+
+    def with_criterion(self, criterion: Criterion | None) -> DTFSettings:
+        """The same bounds and rounds under another criterion (None: this one), whose threshold is still to be found."""
+        if criterion is None or criterion == self.criterion:
+            return self
+        kind: Threshold = "distortion" if criterion in ("content", "distance") else "residual_bits"
+        return replace(self, criterion=criterion, threshold_kind=kind, threshold=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filtered:
+    """The kept set of each image, and what the prior said before and after.
+
+    `first` are the statistics given the globals alone; `entropy_when_kept_BN` holds h_i given what was kept before
+    position i's round, for kept positions, and h_i under the last estimate for dropped ones.
+    """
+
+    kept_BN: Tensor
+    first: CodeStatistics
+    entropy_when_kept_BN: Tensor
+
+
+def position_bits(statistics: CodeStatistics, settings: DTFSettings) -> Tensor:
+    """What each position holds under the criterion, int64 [B, N] in units of 1/1024 bit, at least 0."""
+    if settings.criterion in ("entropy", "surprisal"):
+        bits = statistics.entropy if settings.criterion == "entropy" else statistics.surprisal
+        return (bits.double() * UNITS_PER_BIT).round().long().clamp_min(0)
+    energy = statistics.variance if settings.criterion == "content" else statistics.distance
+    if settings.threshold == 0:
+        return torch.full_like(energy, UNBOUNDED, dtype=torch.int64)
+    bits = 0.5 * torch.log2(energy.double().clamp_min(1e-30) / settings.threshold)
+    return (bits * UNITS_PER_BIT).round().long().clamp_min(0)
+
+
+def keep_most(units_BN: Tensor, num_kept_B: Tensor) -> Tensor:
+    """The `num_kept_B` positions of each image that hold most, bool [B, N]; ties go to the earlier position."""
+    order_BN = units_BN.argsort(dim=1, descending=True, stable=True)
+    in_prefix = torch.arange(units_BN.shape[1], device=units_BN.device) < num_kept_B[:, None]
+    return torch.zeros_like(in_prefix).scatter(1, order_BN, in_prefix)
+
+
+def _num_needed(units_BN: Tensor, target_B: Tensor) -> Tensor:
+    """Length of the shortest prefix, most bits first, after which at most `target_B` units remain; int64 [B]."""
+    held_BN = units_BN.sort(dim=1, descending=True).values
+    remaining_before_BN = held_BN.sum(1, keepdim=True) - held_BN.cumsum(1) + held_BN
+    return (remaining_before_BN > target_B[:, None]).sum(1)
+
+
+def filter_tokens(
+    estimate: Callable[[Tensor], CodeStatistics],
+    *,
+    num_images: int,
+    num_positions: int,
+    num_global: int,
+    settings: DTFSettings,
+    device: torch.device,
+) -> Filtered:
+    """Choose the kept patches of a batch.
+
+    `estimate(visible_BN)` gives the prior's statistics where the codes at `visible_BN` (bool) are known; it is called
+    once a round. An image's result does not depend on the other images of the batch.
+    """
+    kept = torch.zeros(num_images, num_positions, dtype=torch.bool, device=device)
+    first = statistics = estimate(kept)
+    low = min(max(settings.min_tokens - num_global, 0), num_positions)
+    high = num_positions if settings.max_tokens is None else max(settings.max_tokens - num_global, 0)
+    entropy_when_kept = first.entropy
+    keeps_all = settings.threshold == (1.0 if settings.threshold_kind == "fraction" else 0.0)
+    target = torch.zeros(num_images, dtype=torch.int64, device=device)
+    for round_ in range(settings.rounds):
+        if round_:
+            statistics = estimate(kept)
+            entropy_when_kept = torch.where(kept, entropy_when_kept, statistics.entropy)
+        units = position_bits(statistics, settings).masked_fill(kept, 0)
+        if settings.threshold_kind == "residual_bits":
+            target = torch.full_like(target, round(settings.threshold * UNITS_PER_BIT))
+        elif settings.threshold_kind == "fraction" and not round_:
+            target = (units.sum(1).double() * (1 - settings.threshold)).floor().long()
+        needed = torch.full_like(target, num_positions) if keeps_all else _num_needed(units, target)
+        num_kept = kept.sum(1)
+        wanted = (num_kept + needed).clamp(low, max(low, min(high, num_positions))) - num_kept
+        rounds_left = settings.rounds - round_
+        quota = torch.div(wanted.clamp_min(0) + rounds_left - 1, rounds_left, rounding_mode="floor")
+        # Kept positions sort last: they hold 0 units, and -1 puts them behind unkept positions that hold 0 as well.
+        kept = kept | keep_most(units.masked_fill(kept, -1), quota)
+    return Filtered(kept_BN=kept, first=first, entropy_when_kept_BN=entropy_when_kept)

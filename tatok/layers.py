@@ -1,0 +1,78 @@
+"""Transformer layers over tokens that carry 2-D coordinates (rotary positions), so weights fit any grid size.
+
+Shapes: B batch, L tokens, D width, H heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Transformer", "rotary_angles"]
+
+ROTARY_BASE = 100.0
+"""Longest wavelength, in patches, is about 2 pi times this: grids of hundreds of patches stay distinguishable."""
+
+
+def rotary_angles(coordinates_L2: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, float32 [L, head_dim], of the rotation that stands for each token's (row, column).
+
+    Coordinates are in units of patches and may be fractional. Half of the head's dimensions turn with the row,
+    half with the column (RoPE, arXiv 2104.09864, per axis).
+    """
+    num_frequencies = head_dim // 4
+    exponents = torch.arange(num_frequencies, device=coordinates_L2.device, dtype=torch.float32) / num_frequencies
+    frequencies = ROTARY_BASE**-exponents
+    angles = (coordinates_L2.float()[:, :, None] * frequencies).flatten(1)  # [L, head_dim / 2]: rows, then columns
+    angles = torch.cat([angles, angles], dim=1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    first, second = x_BHLE.chunk(2, dim=-1)
+    return x_BHLE * cos_LE + torch.cat([-second, first], dim=-1) * sin_LE
+
+
+class _Layer(nn.Module):
+    """Pre-norm self-attention and MLP."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.projection = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x_BLD)).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, E]
+        cos, sin = cos_LE.to(query.dtype), sin_LE.to(query.dtype)
+        attended = F.scaled_dot_product_attention(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        x_BLD = x_BLD + self.projection(attended.transpose(1, 2).flatten(2))
+        return x_BLD + self.contract(F.gelu(self.expand(self.mlp_norm(x_BLD)), approximate="tanh"))
+
+
+class Transformer(nn.Module):
+    """A stack of bidirectional layers; the output is normalised."""
+
+    def __init__(self, num_layers: int, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.head_dim = width // num_heads
+        self.layers = nn.ModuleList(_Layer(width, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        for layer in self.layers:  # residual branches start small, so that depth does not raise the variance
+            assert isinstance(layer, _Layer)
+            for branch in (layer.projection, layer.contract):
+                nn.init.normal_(branch.weight, std=0.02 / (2 * num_layers) ** 0.5)
+                nn.init.zeros_(branch.bias)
+
+    def forward(self, x_BLD: Tensor, coordinates_L2: Tensor) -> Tensor:
+        """Tokens [B, L, D] at (row, column) coordinates -> tokens [B, L, D]."""
+        cos, sin = rotary_angles(coordinates_L2, self.head_dim)
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, cos, sin)
+        return self.norm(x_BLD)

@@ -1,0 +1,128 @@
+"""Photos for training and evaluation: WebDataset tars or Parquet files of encoded images -> square uint8 crops."""
+
+from __future__ import annotations
+
+import glob
+import io
+import random
+from collections.abc import Iterator, Sequence
+
+import braceexpand
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import webdataset as wds
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from schemas.errors import ConfigError, SourceError
+
+__all__ = ["RandomCrops", "centre_crops", "encoded_photos", "expand_sources"]
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+def expand_sources(patterns: Sequence[str]) -> list[str]:
+    """Files behind paths, globs and brace patterns, sorted within a pattern; raises ConfigError where one has none."""
+    files: list[str] = []
+    for pattern in patterns:
+        found: list[str] = []
+        for path in braceexpand.braceexpand(pattern):
+            found += sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        if not found:
+            raise ConfigError(f"no file matches {pattern!r}; give WebDataset tars or Parquet files with images")
+        files += found
+    return files
+
+
+def encoded_photos(path: str) -> Iterator[bytes]:
+    """The encoded images of one tar (by extension) or one Parquet file (column `image`: bytes or {bytes, path})."""
+    try:
+        with fsspec.open(path, "rb") as stream:
+            if path.endswith(".parquet"):
+                for batch in pq.ParquetFile(stream).iter_batches(batch_size=256, columns=["image"]):
+                    for value in batch.column(0):
+                        cell = value.as_py()
+                        yield cell["bytes"] if isinstance(cell, dict) else cell
+            else:
+                for member in wds.tariterators.tar_file_iterator(stream):
+                    if member["fname"].rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+                        yield member["data"]
+    except (OSError, KeyError, ValueError) as error:
+        raise SourceError(f"cannot read photos from {path}: {error}") from error
+
+
+def _square(payload: bytes, image_size: int, side: float, left: float, top: float) -> Image.Image:
+    """The square at (left, top), fractions of the free room, whose side is a fraction of the shorter side."""
+    with Image.open(io.BytesIO(payload)) as encoded:
+        image = encoded.convert("RGB")
+        length = max(1.0, min(image.size) * side)
+        x, y = (image.width - length) * left, (image.height - length) * top
+        box = (x, y, x + length, y + length)
+        return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def centre_crops(paths: Sequence[str], image_size: int, limit: int | None = None) -> Iterator[Tensor]:
+    """Centre crops, uint8 [3, S, S], of all photos in file order (the first `limit`)."""
+    remaining = limit
+    for path in paths:
+        for payload in encoded_photos(path):
+            if remaining == 0:
+                return
+            yield _pixels(_square(payload, image_size, 1.0, 0.5, 0.5))
+            remaining = None if remaining is None else remaining - 1
+
+
+class RandomCrops(IterableDataset[Tensor]):
+    """An endless stream of random crops and mirror images, uint8 [3, S, S].
+
+    Files are visited in a new order each pass and photos are mixed by a buffer of `shuffle_buffer` encoded images.
+    A crop's side is drawn from `smallest_crop` .. 1 of the photo's shorter side.
+    The same (seed, number of workers) gives the same stream.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        image_size: int,
+        seed: int,
+        *,
+        smallest_crop: float = 0.7,
+        shuffle_buffer: int = 1000,
+    ) -> None:
+        self.paths = list(paths)
+        self.image_size = image_size
+        self.smallest_crop = smallest_crop
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+
+    def _payloads(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            num_seen = 0
+            for path in rng.sample(self.paths, len(self.paths)):
+                for payload in encoded_photos(path):
+                    num_seen += 1
+                    yield payload
+            if not num_seen:
+                raise SourceError(f"no image in {', '.join(self.paths)}")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        worker = get_worker_info()
+        rng = random.Random(self.seed * 1_000_003 + (worker.id if worker else 0))
+        buffer: list[bytes] = []
+        for payload in self._payloads(rng):
+            if len(buffer) < self.shuffle_buffer:
+                buffer.append(payload)
+                continue
+            place = rng.randrange(len(buffer))
+            payload, buffer[place] = buffer[place], payload
+            image = _square(payload, self.image_size, rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
+            if rng.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            yield _pixels(image)

@@ -1,0 +1,69 @@
+"""Rows of the token table -> token sequences, ready to decode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.errors import ConfigError
+from schemas.records import EntropyStatistics, Grid, TokenSequence
+
+__all__ = ["token_sequences"]
+
+_SCALARS = (
+    "num_global_tokens",
+    "grid_frames",
+    "grid_height",
+    "grid_width",
+    "entropy_bits",
+    "kept_entropy_bits",
+    "residual_bits",
+    "surprisal_bits",
+    "entropy_mean_bits",
+    "entropy_max_bits",
+)
+
+
+def token_sequences(table: pa.Table) -> list[TokenSequence]:
+    """The sequence of each row, in order, of a table read from a data set's parts (whole rows, or the columns needed).
+
+    Where the data set has no `patch_entropy_bits`, that field holds NaN at every position.
+    Raises ConfigError where a column is missing.
+    """
+    missing = {"tokens", "positions", *_SCALARS} - set(table.column_names)
+    if missing:
+        raise ConfigError(f"the table lacks the columns {', '.join(sorted(missing))}; read them from the data set too")
+    scalars = [table.column(name).to_pylist() for name in _SCALARS]
+    tokens, positions = _arrays(table, "tokens"), _arrays(table, "positions")
+    has_patches = "patch_entropy_bits" in table.column_names
+    patches = _arrays(table, "patch_entropy_bits") if has_patches else [None] * len(table)
+    sequences = []
+    for codes, places, entropy_N, num_global, frames, height, width, *bits in zip(
+        tokens, positions, patches, *scalars, strict=True
+    ):
+        grid = Grid(frames, height, width)
+        if entropy_N is None:
+            entropy_N = np.full(grid.num_positions, np.nan)
+        total, kept, residual, surprisal, mean, most = bits
+        sequences.append(
+            TokenSequence(
+                codes=codes,
+                positions=places,
+                num_global=num_global,
+                grid=grid,
+                entropy=EntropyStatistics(
+                    entropy_bits=total,
+                    kept_entropy_bits=kept,
+                    residual_bits=residual,
+                    surprisal_bits=surprisal,
+                    entropy_mean_bits=mean,
+                    entropy_max_bits=most,
+                    patch_entropy_bits_N=entropy_N.astype(np.float32),
+                ),
+            )
+        )
+    return sequences
+
+
+def _arrays(table: pa.Table, name: str) -> list[np.ndarray]:
+    return [row.values.to_numpy(zero_copy_only=False) for row in table.column(name)]

@@ -1,0 +1,310 @@
+"""Trainer: one optimizer step at a time; losses, kept sets, moving averages, saved state, held-out figures."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from schemas.errors import ConfigError
+from tatok.checkpoint import load_checkpoint, save_checkpoint
+from tatok.dtf import position_bits
+from tatok.features import EfficientNetLiteFeatures, perceptual_distance
+from tatok.model import Encoded, TaTok
+from tatok.prior import Prior, code_statistics
+from tatok.tokenizer import to_float
+from tatok.training_config import KeptMixture, Stage, TrainingConfig
+
+__all__ = ["CHECKPOINT", "Trainer", "choose_kept"]
+
+STATE = "state.pt"
+CHECKPOINT = "checkpoint"
+VALIDATION_SHARE = 0.16  # of the patches kept when held-out images are looked at: about 40 of 256
+
+
+def choose_kept(scores_BN: Tensor, by_dtf_BN: Tensor | None, mixture: KeptMixture) -> Tensor:
+    """Kept sets, bool [B, N], of the kinds that `mixture` asks for, each image's kind drawn at random.
+
+    `scores_BN` is the energy of each patch's code; `by_dtf_BN` what DTF's criterion gives, needed if `mixture.dtf`.
+    """
+    num_images, num_positions = scores_BN.shape
+    device = scores_BN.device
+    weights = torch.tensor([mixture.none, mixture.full, mixture.random, mixture.energy, mixture.dtf])
+    kind_B1 = torch.multinomial(weights, num_images, replacement=True).to(device)[:, None]
+    ratio_B1 = torch.rand(num_images, 1, device=device)
+    random_BN = torch.rand(num_images, num_positions, device=device) < ratio_B1
+
+    def above_share(values_BN: Tensor) -> Tensor:
+        share = float(torch.rand(()) ** 2)  # small shares are what DTF is for
+        values = values_BN.float()
+        return values > values.flatten().kthvalue(max(1, round((1 - share) * values.numel()))).values
+
+    kept = torch.where(kind_B1 == 2, random_BN, kind_B1 == 1)
+    kept = torch.where(kind_B1 == 3, above_share(scores_BN), kept)
+    if by_dtf_BN is not None:
+        kept = torch.where(kind_B1 == 4, above_share(by_dtf_BN), kept)
+    return kept
+
+
+def _learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up, then a cosine down to a twentieth."""
+    if step < stage.warmup_steps:
+        return stage.learning_rate * (step + 1) / stage.warmup_steps
+    progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    return stage.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Trainer:
+    """Models, their moving averages, and the optimizer of the current stage."""
+
+    def __init__(self, config: TrainingConfig, device: torch.device, start_from: str | None = None) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = device
+        self.output = Path(config.output)
+        if start_from is None:
+            self.model, self.prior = TaTok(config.model), Prior(config.model)
+        else:
+            checkpoint = load_checkpoint(start_from)
+            if checkpoint.model.config != config.model:
+                raise ConfigError(f"{start_from} has {checkpoint.model.config}, but the training file {config.model}")
+            self.model, self.prior = checkpoint.model, checkpoint.prior
+        self.modules = nn.ModuleDict({"tatok": self.model, "prior": self.prior}).to(device)
+        self.average = copy.deepcopy(self.modules)
+        self.is_initialised = start_from is not None
+        self.stage_index = 0
+        self.step = 0
+        self.optimizer: torch.optim.AdamW | None = None
+        self.perceptual: EfficientNetLiteFeatures | None = None
+        self.seconds = 0.0
+
+    # --- state -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the state to go on from, and the averaged weights as a checkpoint; both atomically."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        quantizers = {"global": self.model.global_quantizer, "patch": self.model.patch_quantizer}
+        state = {
+            "modules": self.modules.state_dict(),
+            "average": self.average.state_dict(),
+            "codebooks": {k: {"count": q.ema_count_K, "sum": q.ema_sum_KC} for k, q in quantizers.items()},
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "stage_index": self.stage_index,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, self.output / (STATE + ".tmp"))
+        os.replace(self.output / (STATE + ".tmp"), self.output / STATE)
+        save_checkpoint(self.output / CHECKPOINT, *self.averaged(), self.config.dtf)
+
+    def averaged(self) -> tuple[TaTok, Prior]:
+        """The models under their moving averages: what checkpoints and validation use."""
+        model, prior = self.average["tatok"], self.average["prior"]
+        assert isinstance(model, TaTok)
+        assert isinstance(prior, Prior)
+        return model, prior
+
+    def restore(self) -> bool:
+        """Go on from the state in the output folder, if there is one."""
+        path = self.output / STATE
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        try:
+            self.modules.load_state_dict(state["modules"])
+        except RuntimeError as error:
+            raise ConfigError(f"{path} was written for another model; choose another output: {error}") from error
+        self.average.load_state_dict(state["average"])
+        for name, quantizer in (("global", self.model.global_quantizer), ("patch", self.model.patch_quantizer)):
+            quantizer.ema_count_K.copy_(state["codebooks"][name]["count"])
+            quantizer.ema_sum_KC.copy_(state["codebooks"][name]["sum"])
+        self.stage_index, self.step, self.seconds = state["stage_index"], state["step"], state["seconds"]
+        self.is_initialised = True
+        if self.stage_index < len(self.config.stages) and state["optimizer"] is not None:
+            self._start_stage()
+            assert self.optimizer is not None
+            self.optimizer.load_state_dict(state["optimizer"])
+        return True
+
+    @torch.no_grad()
+    def initialise(self, crops: Iterator[Tensor]) -> None:
+        """PCA bases and k-means codebooks from random crops, uint8 [B, 3, H, W] a batch."""
+        batches: list[Tensor] = []
+        while sum(len(batch) for batch in batches) < self.config.num_start_crops:
+            batches.append(next(crops))
+        self.model.eval()
+
+        def gathered(values: list[Tensor], most: int = 200_000) -> Tensor:
+            flat = torch.cat([v.flatten(0, 1) for v in values])
+            return flat[torch.randperm(len(flat), device=flat.device)[:most]]
+
+        def images() -> Iterator[Tensor]:
+            return (to_float(batch.to(self.device)) for batch in batches)
+
+        cells = gathered([self.model.cells(x) for x in images()])
+        self.model.cell_basis.initialise(cells)
+        self.model.global_quantizer.initialise(self.model.cell_basis.encode(cells))
+        residuals = []
+        most_each = max(1, 200_000 // len(batches))
+        for x in images():
+            vectors = self.model.cell_basis.encode(self.model.cells(x))
+            quantized = self.model.global_quantizer.decode(self.model.global_quantizer.encode(vectors))
+            residual = (self.model.patches(x) - self.model.base(quantized, self.model.grid(x))).flatten(0, 1)
+            residuals.append(residual[torch.randperm(len(residual), device=residual.device)[:most_each]][None])
+        residual = gathered(residuals)
+        self.model.residual_basis.initialise(residual)
+        self.model.patch_quantizer.initialise(self.model.residual_basis.encode(residual))
+        self.average.load_state_dict(self.modules.state_dict())
+        self.is_initialised = True
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    def _start_stage(self) -> None:
+        stage = self.config.stages[self.stage_index]
+        self.modules.requires_grad_(False)
+        parts: dict[str, nn.Module] = {"tokenizer": self.model, "decoder": self.model.decoder, "prior": self.prior}
+        parameters = []
+        for name in stage.train:
+            parts[name].requires_grad_(True)
+            parameters += list(parts[name].parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99))
+        if stage.perceptual_weight and self.perceptual is None:
+            self.perceptual = EfficientNetLiteFeatures().to(self.device)
+
+    def _prior_logits(self, encoded: Encoded, visible_BN: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.prior(
+            encoded.globals_BMC.vectors.detach(),
+            encoded.base_BNP.detach(),
+            encoded.patches_BNC.vectors.detach(),
+            visible_BN,
+            self.model.coordinates(grid),
+        )
+
+    def losses(self, images: Tensor, stage: Stage) -> dict[str, Tensor]:
+        """The weighted terms whose sum is minimised, from float images [B, 3, H, W] in [-1, 1]."""
+        terms: dict[str, Tensor] = {}
+        grid = self.model.grid(images)
+        with torch.set_grad_enabled("tokenizer" in stage.train):
+            encoded = self.model.encode(images)
+        if "prior" in stage.train:
+            visible = torch.rand(encoded.base_BNP.shape[:2], device=images.device)
+            # Half of the images show nothing but the globals: one-shot DTF asks exactly that.
+            ratio = torch.rand(len(images), 1, device=images.device) * (torch.rand(len(images), 1) < 0.5).to(images)
+            visible = visible < ratio
+            logits = self._prior_logits(encoded, visible, grid)
+            terms["prior"] = F.cross_entropy(logits[~visible], encoded.patches_BNC.codes[~visible])
+        if "tokenizer" in stage.train or "decoder" in stage.train:
+            vectors = encoded.patches_BNC.vectors
+            by_dtf = None
+            if stage.kept.dtf:
+                with torch.no_grad():
+                    nothing = torch.zeros(vectors.shape[:2], dtype=torch.bool, device=images.device)
+                    codes, codebook = encoded.patches_BNC.codes, self.model.patch_quantizer.codebook_KC
+                    statistics = code_statistics(self._prior_logits(encoded, nothing, grid), codes, codebook)
+                    # A tiny threshold, so that all positions are told apart and none is cut off at 0 bits.
+                    dtf = self.config.dtf
+                    settings = dtf.with_threshold(1e-6) if dtf.threshold_kind == "distortion" else dtf
+                    by_dtf = position_bits(statistics, settings)
+            kept = choose_kept(vectors.detach().square().sum(-1), by_dtf, stage.kept)
+            globals_BMC = encoded.globals_BMC.vectors
+            base = encoded.base_BNP if "tokenizer" in stage.train else self.model.base(globals_BMC, grid)
+            rebuilt = self.model.decode(globals_BMC, vectors, kept, base, grid)
+            terms["pixel"] = F.mse_loss(rebuilt, images)
+            terms["base"] = stage.base_weight * F.mse_loss(base, self.model.patches(images))
+            if stage.perceptual_weight:
+                assert self.perceptual is not None
+                size = min(stage.perceptual_size, images.shape[-2], images.shape[-1])
+                top = int(torch.randint(images.shape[-2] - size + 1, ()))
+                left = int(torch.randint(images.shape[-1] - size + 1, ()))
+                window = (..., slice(top, top + size), slice(left, left + size))
+                with torch.no_grad():
+                    reference = self.perceptual(images[window])
+                distance = perceptual_distance(self.perceptual(rebuilt[window]), reference).mean()
+                terms["perceptual"] = stage.perceptual_weight * distance
+        if "tokenizer" in stage.train:
+            # As an error a pixel, like the other terms: a code's dimensions span patch_pixels pixels.
+            pixels_each = self.model.config.patch_pixels / self.model.config.code_dim
+            commitment = (encoded.globals_BMC.commitment + encoded.patches_BNC.commitment) / pixels_each
+            terms["commitment"] = stage.commitment_weight * commitment
+        return terms
+
+    def train_step(self, pixels: Tensor) -> dict[str, float]:
+        """One optimizer step on uint8 images [B, 3, H, W]; raises FloatingPointError where the loss is not finite."""
+        stage = self.config.stages[self.stage_index]
+        if self.optimizer is None:
+            self._start_stage()
+        assert self.optimizer is not None
+        self.modules.eval()
+        self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
+        for group in self.optimizer.param_groups:
+            group["lr"] = _learning_rate(stage, self.step)
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            terms = self.losses(to_float(pixels.to(self.device)), stage)
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss is {float(total)} at step {self.step} of stage {stage.name}")
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        self.optimizer.step()
+        self._update_average()
+        self.step += 1
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = self.config.ema_decay
+        if self.stage_index == 0:  # the average of a fresh model must not hold on to its first steps
+            decay = min(decay, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(self.average.parameters(), self.modules.parameters(), strict=True):
+            if value.requires_grad:
+                mean.lerp_(value, 1 - decay)
+        for mean_buffer, buffer in zip(self.average.buffers(), self.modules.buffers(), strict=True):
+            mean_buffer.copy_(buffer)  # codebooks are moving averages already
+
+    @torch.no_grad()
+    def validate(self, pixels: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Held-out figures of the averaged weights, and pictures [rows, 3, H, W] (original, full rate, filtered)."""
+        model, prior = self.averaged()
+        self.average.eval()
+        figures: dict[str, list[float]] = defaultdict(list)
+        pictures: list[Tensor] = []
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        for batch in pixels.split(16):
+            images = to_float(batch.to(self.device))
+            grid = model.grid(images)
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+                encoded = model.encode(images)
+                globals_BMC, vectors = encoded.globals_BMC.vectors, encoded.patches_BNC.vectors
+                energy = vectors.square().sum(-1)
+                few = energy > energy.flatten().quantile(1 - VALIDATION_SHARE)
+                everything, nothing = torch.ones_like(few), torch.zeros_like(few)
+                rebuilt = {
+                    name: model.decode(globals_BMC, vectors, kept, encoded.base_BNP, grid).clamp(-1, 1)
+                    for name, kept in (("full", everything), ("few", few), ("globals", nothing))
+                }
+                coordinates = model.coordinates(grid)
+                logits = prior(globals_BMC, encoded.base_BNP, vectors, nothing, coordinates)
+            for name, image in rebuilt.items():
+                error = (image - images).square().mean((1, 2, 3)) / 4  # in [0, 1] units
+                figures[f"psnr_{name}_db"] += (-10 * error.log10()).tolist()
+            codebook = model.patch_quantizer.codebook_KC
+            statistics = code_statistics(logits, encoded.patches_BNC.codes, codebook)
+            figures["entropy_bits"] += statistics.entropy.mean(1).tolist()
+            figures["surprisal_bits"] += statistics.surprisal.mean(1).tolist()
+            if not pictures:
+                pictures = [images[:8], *(image[:8].float() for image in rebuilt.values())]
+        return {name: sum(values) / len(values) for name, values in figures.items()}, torch.cat(pictures)

@@ -1,0 +1,88 @@
+"""TrainingConfig: the recipe of one training run, read from YAML, validated once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import ConfigError
+from tatok.dtf import DTFSettings
+from tatok.model import TaTokConfig
+
+__all__ = ["KeptMixture", "Stage", "TrainingConfig", "load_training_config"]
+
+Part = Literal["tokenizer", "decoder", "prior"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KeptMixture(_Section):
+    """Shares of the images of a batch that see each kind of kept set; they are normalised to sum to one.
+
+    `energy` keeps the patches whose codes carry most pixel energy, and `dtf` those that DTF's criterion rates highest
+    under the current prior, both above a threshold over the whole batch whose kept share is drawn anew each step.
+    """
+
+    none: float = Field(0.1, ge=0)
+    full: float = Field(0.15, ge=0)
+    random: float = Field(0.35, ge=0)
+    energy: float = Field(0.4, ge=0)
+    dtf: float = Field(0.0, ge=0)
+
+
+class Stage(_Section):
+    """One leg of the training."""
+
+    name: str
+    train: tuple[Part, ...] = Field(min_length=1, description="Parts that learn; the others stay as they are.")
+    steps: int = Field(ge=1)
+    batch_size: int = Field(16, ge=1)
+    image_size: int = Field(256, ge=16)
+    smallest_crop: float = Field(0.7, gt=0, le=1, description="Smallest crop's side over the photo's shorter side.")
+    learning_rate: float = Field(4e-4, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.02, ge=0)
+    perceptual_weight: float = Field(0.0, ge=0)
+    perceptual_size: int = Field(128, ge=32, description="Side of the crop that the perceptual loss looks at.")
+    base_weight: float = Field(0.3, ge=0, description="Weight of the base image's own pixel loss.")
+    commitment_weight: float = Field(0.25, ge=0, description="Weight of the quantization error, in pixel units.")
+    kept: KeptMixture = KeptMixture()
+
+
+class TrainingConfig(_Section):
+    """`tatok train`'s file."""
+
+    output: str
+    photos: tuple[str, ...] = Field(description="Paths, globs or brace patterns of WebDataset tars or Parquet files.")
+    heldout: tuple[str, ...] = Field((), description="Photos for validation, never trained on.")
+    num_heldout: int = Field(64, ge=1)
+    seed: int = 0
+    num_loader_workers: int = Field(1, ge=0)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    num_start_crops: int = Field(4096, ge=1, description="Crops that the bases and codebooks are started from.")
+    log_every_steps: int = Field(50, ge=1)
+    save_every_steps: int = Field(500, ge=1)
+    model: TaTokConfig = TaTokConfig()
+    dtf: DTFSettings = DTFSettings()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+
+def load_training_config(path: str | Path) -> TrainingConfig:
+    """Read a training file; raises ConfigError that names the file and each wrong key."""
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the training file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return TrainingConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(top level)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path} is not a valid training file:\n" + "\n".join(lines)) from error

@@ -1,0 +1,1 @@
+"""The checkpoint that comes with tatok; CARD.md tells what it is."""

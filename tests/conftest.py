@@ -1,0 +1,123 @@
+"""Fixtures that the pipeline's tests share."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TESTS = Path(__file__).parent
+Members = Sequence[tuple[str, bytes]]
+
+
+def jpeg(seed: int, width: int = 80, height: int = 64, **options: object) -> bytes:
+    """A small smooth JPEG that differs for each seed."""
+    return encoded(seed, width, height, "JPEG", quality=90, **options)
+
+
+def encoded(seed: int, width: int, height: int, image_format: str, **options: object) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def tar_bytes(members: Members) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def photo_members(first: int, count: int) -> list[tuple[str, bytes]]:
+    """`count` photos with captions, labels and metadata; photo i has width 64 + i % 40."""
+    members = []
+    for i in range(first, first + count):
+        members += [
+            (f"photo-{i:04}.jpg", jpeg(i, width=64 + i % 40)),
+            (f"photo-{i:04}.txt", f" caption {i} \n".encode()),
+            (f"photo-{i:04}.cls", str(i % 10).encode()),
+            (f"photo-{i:04}.json", f'{{"number": {i}}}'.encode()),
+        ]
+    return members
+
+
+def write_photo_shards(folder: Path, num_shards: int, photos_per_shard: int) -> str:
+    """Write tars of good photos; returns the brace pattern that names them."""
+    (folder / "source").mkdir(exist_ok=True)
+    for shard in range(num_shards):
+        data = tar_bytes(photo_members(shard * photos_per_shard, photos_per_shard))
+        (folder / "source" / f"photos-{shard:04}.tar").write_bytes(data)
+    return f"{folder}/source/photos-{{0000..{num_shards - 1:04}}}.tar"
+
+
+@pytest.fixture
+def photo_shards(tmp_path: Path) -> Callable[..., str]:
+    """`write_photo_shards` into this test's folder."""
+
+    def write(num_shards: int = 4, photos_per_shard: int = 10) -> str:
+        return write_photo_shards(tmp_path, num_shards, photos_per_shard)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The real photos, which lie outside the project."""
+    folder = Path(os.environ.get("TATOK_CORPUS") or Path(__file__).parents[2] / "shared" / "corpus")
+    if not (folder / "photos-raw-0000.tar").exists():
+        pytest.skip(f"needs the photos of {folder} (set TATOK_CORPUS)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """A port for the S3 server; the environment leads every client there, also Ray's workers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield port
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_port: int) -> Iterator[None]:
+    """One local Ray for the session: starting one takes seconds."""
+    import ray
+
+    import pipeline.cluster  # noqa: F401  sets Ray's environment before the import below
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers take the driver's environment, and must find the fake tokenizer.
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS, TESTS.parent, os.environ.get("PYTHONPATH", "")))))
+        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_port: int) -> Iterator[str]:
+    """An empty bucket on an S3 server in this process."""
+    server = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=s3_port, verbose=False
+    )
+    server.start()
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("photos")
+    yield "photos"
+    server.stop()

@@ -1,0 +1,80 @@
+"""A Tokenizer without a model: deterministic for each image, quick, and with the public face of the real one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from schemas.records import EntropyStatistics, Grid, TokenSequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeTokenizer:
+    """Codes and kept sets come from a hash of the pixels; about half of the patches are kept."""
+
+    version: str = "1"
+    delay_s: float = 0.0
+    kill_self_once: str | None = None
+    vocab_size: int = 1024
+    patch_size: int = 16
+    num_global: int = 4
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"weights": hashlib.sha256(self.version.encode()).hexdigest(), "threshold": "0.5"}
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(sorted(self.identity.items())).encode()).hexdigest()
+
+    def encode(self, pixels: torch.Tensor) -> list[TokenSequence]:
+        assert pixels.dtype == torch.uint8, pixels.dtype
+        assert pixels.shape[1] == 3, pixels.shape
+        time.sleep(self.delay_s)
+        if self.kill_self_once and not Path(self.kill_self_once).exists():
+            Path(self.kill_self_once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [self._encode(image) for image in pixels]
+
+    def _encode(self, pixels_CHW: torch.Tensor) -> TokenSequence:
+        grid = Grid(1, pixels_CHW.shape[1] // self.patch_size, pixels_CHW.shape[2] // self.patch_size)
+        seed = hashlib.sha256(pixels_CHW.numpy().tobytes()).digest()
+        random = np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
+        bits = random.random(grid.num_positions).astype(np.float32) * 10
+        kept = np.flatnonzero(bits > random.uniform(3, 7))
+        codes = random.integers(0, self.vocab_size, self.num_global + len(kept))
+        return TokenSequence(
+            codes=codes,
+            positions=kept,
+            num_global=self.num_global,
+            grid=grid,
+            entropy=EntropyStatistics(
+                entropy_bits=float(bits.sum()),
+                kept_entropy_bits=float(bits[kept].sum()),
+                residual_bits=float(bits.sum() - bits[kept].sum()),
+                surprisal_bits=float(bits.sum()),
+                entropy_mean_bits=float(bits.mean()),
+                entropy_max_bits=float(bits.max()),
+                patch_entropy_bits_N=bits.astype(np.float16),
+            ),
+        )
+
+
+def load_fake() -> FakeTokenizer:
+    return FakeTokenizer()
+
+
+def load_other_fake() -> FakeTokenizer:
+    return FakeTokenizer(version="2")
+
+
+def encode_nothing(pixels: torch.Tensor) -> Sequence[TokenSequence]:
+    return ()

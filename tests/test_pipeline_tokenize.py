@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from fake_tokenizer import FakeTokenizer, encode_nothing
+
+from pipeline.columns import sample_id, token_table
+from pipeline.tokenize import TokenizedBatch, tokenize_clips
+from schemas.errors import TatokError
+from schemas.records import Clip, Crop, Reject, TokenSequence
+
+FAKE = FakeTokenizer()
+
+
+def clip(index: int, side: int = 32) -> Clip:
+    pixels = np.random.default_rng(index).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
+    return Clip(
+        key=f"k{index}",
+        uri="u",
+        index=index,
+        media="image",
+        pixels=pixels,
+        width=side,
+        height=side,
+        crop=Crop(left=0, top=0, width=side, height=side),
+        sha256=f"{index:064}",
+        caption=f"caption {index}" if index % 2 else None,
+    )
+
+
+def reject(index: int) -> Reject:
+    return Reject(key=f"k{index}", uri="u", index=index, stage="decode", reason="corrupt", detail="d")
+
+
+def tokenize(items: list[Clip | Reject], batch_size: int = 4) -> list[TokenizedBatch]:
+    batches = tokenize_clips(items, FAKE.encode, batch_size=batch_size, vocab_size=FAKE.vocab_size, patch_entropy=True)
+    return list(batches)
+
+
+def test_rows_are_what_the_tokenizer_said() -> None:
+    clips = [clip(i) for i in range(5)]
+    table = pa.concat_tables(batch.rows for batch in tokenize(list(clips)))
+    expected = FAKE.encode(torch.from_numpy(np.concatenate([clip.pixels for clip in clips])))
+    rows = table.to_pylist()
+    assert [row["key"] for row in rows] == ["k0", "k1", "k2", "k3", "k4"]
+    for row, sequence in zip(rows, expected, strict=True):
+        assert row["tokens"] == sequence.codes.tolist()
+        assert row["positions"] == sequence.positions.tolist()
+        assert row["num_tokens"] == len(row["tokens"]) == row["num_global_tokens"] + row["num_patch_tokens"]
+        assert (row["grid_frames"], row["grid_height"], row["grid_width"]) == (1, 2, 2)
+        assert row["entropy_bits"] == pytest.approx(row["kept_entropy_bits"] + row["residual_bits"], rel=1e-5)
+        assert row["patch_entropy_bits"] == sequence.entropy.patch_entropy_bits_N.tolist()
+    assert [row["caption"] for row in rows] == [None, "caption 1", None, "caption 3", None]
+    assert table.schema.field("tokens").type.value_type == pa.uint16()
+
+
+def test_batches_are_full_and_of_one_shape() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
+        sizes.append(tuple(pixels.shape))
+        return FAKE.encode(pixels)
+
+    items = [clip(0), reject(1), clip(2), clip(3), clip(4, side=64), clip(5, side=64), reject(6)]
+    batches = list(tokenize_clips(items, encode, batch_size=2, vocab_size=1024, patch_entropy=False))
+    assert sizes == [(2, 3, 32, 32), (1, 3, 32, 32), (2, 3, 64, 64)]
+    assert [key for batch in batches for key in batch.rows["key"].to_pylist()] == ["k0", "k2", "k3", "k4", "k5"]
+    assert [item.key for batch in batches for item in batch.rejects] == ["k1", "k6"]
+    assert sum(batch.num_tokens for batch in batches) == sum(
+        sum(batch.rows["num_tokens"].to_pylist()) for batch in batches
+    )
+
+
+def test_rejects_alone_come_out_in_bounded_batches() -> None:
+    batches = tokenize([reject(i) for i in range(100)], batch_size=4)
+    assert sum(len(batch.rejects) for batch in batches) == 100
+    assert max(len(batch.rejects) for batch in batches) <= 16
+    assert all(len(batch.rows) == 0 for batch in batches)
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert tokenize([]) == []
+
+
+def test_large_codebooks_get_wide_codes() -> None:
+    wide = FakeTokenizer(vocab_size=1 << 20)
+    clips = [clip(0)]
+    sequences = wide.encode(torch.from_numpy(clips[0].pixels))
+    table = token_table(clips, sequences, vocab_size=1 << 20, patch_entropy=False)
+    assert table.schema.field("tokens").type.value_type == pa.uint32()
+    assert table["tokens"].to_pylist() == [sequences[0].codes.tolist()]
+
+
+def test_codes_that_do_not_fit_are_refused() -> None:
+    clips = [clip(0)]
+    sequences = FAKE.encode(torch.from_numpy(clips[0].pixels))
+    with pytest.raises(TatokError, match="k0"):
+        token_table(clips, sequences, vocab_size=8, patch_entropy=False)
+    with pytest.raises(TatokError, match="0 sequences for 1"):
+        list(tokenize_clips(clips, encode_nothing, batch_size=1, vocab_size=8, patch_entropy=False))
+
+
+def test_sample_id_is_stable_and_unique() -> None:
+    assert sample_id("u", 1, "k") == "d6853ec6dd49a32f7a171258a0d83cef"
+    assert len({sample_id(uri, index, key) for uri in "ab" for index in (1, 11) for key in ("k", "1k")}) == 8

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import ConfigError
+from schemas.job import JobConfig, load_job, parse_job
+
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("tokenize-*.yaml"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_example_job_validates(path: Path) -> None:
+    assert load_job(path).source
+
+
+def test_local_example_states_the_defaults() -> None:
+    example = load_job(next(path for path in JOBS if path.name == "tokenize-local.yaml"))
+    assert example == JobConfig(source=example.source, output=example.output)
+
+
+def test_one_source_may_stand_alone() -> None:
+    assert JobConfig(source="a.tar", output="out").source == ("a.tar",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("source: a.tar\noutput: o\nbatchsize: 4\n", "batchsize"),
+        ("source: a.tar\n", "output"),
+        ("source: a.tar\noutput: o\nresources: {batch_size: 0}\n", "resources.batch_size"),
+        ("- a\n- b\n", "mapping"),
+        ("source: [\n", "YAML"),
+    ],
+)
+def test_wrong_job_file_names_itself_and_the_setting(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_job(path)
+    assert words in str(caught.value)
+    assert "job.yaml" in str(caught.value)
+
+
+def test_missing_job_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_job(tmp_path / "nowhere.yaml")
+
+
+def test_origin_is_named() -> None:
+    with pytest.raises(ConfigError, match="the command line"):
+        parse_job({"source": "a"}, origin="the command line")

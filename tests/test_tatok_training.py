@@ -1,0 +1,239 @@
+"""Training on a few synthetic photos: all stages, resumption, calibration and evaluation, with a model of tiny size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import jpeg
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from schemas.errors import ConfigError, SourceError
+from tatok.model import TaTokConfig, anchor_grid
+from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
+from tatok.quantizer import VectorQuantizer
+from tatok.tokenizer import Tokenizer
+from tatok.trainer import Trainer, choose_kept
+from tatok.training import train
+from tatok.training_config import KeptMixture, Stage, TrainingConfig, load_training_config
+
+TINY = {"patch_size": 8, "num_global": 4, "codebook_size": 32, "code_dim": 6, "width": 32, "num_heads": 2,
+        "num_trunk_layers": 1, "num_base_layers": 1, "num_refiner_layers": 1, "num_decoder_layers": 1,
+        "num_prior_layers": 1}  # fmt: skip
+
+
+@pytest.fixture
+def config(photo_shards: Callable[..., str], tmp_path: Path) -> TrainingConfig:
+    source = photo_shards(num_shards=2, photos_per_shard=8)
+    document = {
+        "output": str(tmp_path / "run"),
+        "photos": [source],
+        "heldout": [source],
+        "num_heldout": 4,
+        "num_loader_workers": 0,
+        "num_start_crops": 32,
+        "log_every_steps": 3,
+        "save_every_steps": 3,
+        "model": TINY,
+        "stages": [
+            {"name": "tokenizer", "train": ["tokenizer"], "perceptual_weight": 0.01, "perceptual_size": 32},
+            {"name": "prior", "train": ["prior"]},
+            {"name": "decoder", "train": ["decoder"], "kept": {"dtf": 1.0}},
+            {"name": "joint", "train": ["tokenizer", "prior"], "kept": {"dtf": 0.5}},
+        ],
+    }
+    for stage in document["stages"]:
+        stage |= {"steps": 6, "batch_size": 4, "image_size": 32, "warmup_steps": 2}
+    path = tmp_path / "train.yaml"
+    path.write_text(json.dumps(document))  # JSON is YAML
+    return load_training_config(path)
+
+
+def test_all_stages_write_figures_pictures_and_a_checkpoint_that_loads(config: TrainingConfig) -> None:
+    folder = train(config, torch.device("cpu"))
+    records = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
+    assert [r["stage"] for r in records] == ["tokenizer"] * 2 + ["prior"] * 2 + ["decoder"] * 2 + ["joint"] * 2
+    assert {"pixel", "base", "perceptual", "commitment", "perplexity_patch", "psnr_few_db"} <= records[0].keys()
+    assert all(r["psnr_full_db"] > 10 for r in records)
+    assert len(list((Path(config.output) / "samples").glob("*.png"))) == 8
+    tokenizer = Tokenizer.load(folder, device="cpu")
+    pixels = torch.stack(list(centre_crops(expand_sources(config.heldout), 32, 4)))
+    assert tokenizer.decode(tokenizer.encode(pixels)).shape == pixels.shape
+
+
+def test_stages_move_only_the_parts_that_they_train(config: TrainingConfig) -> None:
+    trainer = Trainer(config, torch.device("cpu"))
+    stream = iter(torch.utils.data.DataLoader(RandomCrops(expand_sources(config.photos), 32, 0), batch_size=4))
+    trainer.initialise(stream)
+    pixels = next(stream)
+    for index, moving in enumerate([{"tatok"}, {"prior"}, {"tatok.decoder"}]):
+        trainer.stage_index, trainer.step, trainer.optimizer = index, 3, None
+        before = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+        trainer.train_step(pixels)
+        moved = {n for n, v in trainer.modules.state_dict().items() if not torch.equal(v, before[n])}
+        assert moved
+        assert all(any(name.startswith(prefix) for prefix in moving) for name in moved), moved
+
+
+def test_training_goes_on_where_it_stopped(config: TrainingConfig) -> None:
+    whole = config.model_copy(update={"stages": config.stages[:1]})
+    half = whole.model_copy(update={"stages": (config.stages[0].model_copy(update={"steps": 3}),)})
+    train(half, torch.device("cpu"))
+    trainer = Trainer(whole, torch.device("cpu"))
+    assert trainer.restore()
+    assert trainer.stage_index == 1  # the half's only stage is done
+    state = trainer.modules.state_dict()
+    stored = torch.load(Path(config.output) / "state.pt", weights_only=True)["modules"]
+    assert all(torch.equal(value, stored[name]) for name, value in state.items())
+    train(config, torch.device("cpu"))  # the remaining stages
+    stages = [json.loads(line)["stage"] for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
+    assert stages == ["tokenizer"] + ["prior"] * 2 + ["decoder"] * 2 + ["joint"] * 2
+
+
+def test_training_learns(config: TrainingConfig) -> None:
+    torch.manual_seed(0)
+    stage = Stage(name="s", train=("tokenizer",), steps=60, batch_size=4, image_size=32, warmup_steps=5,
+                  learning_rate=3e-3, kept=KeptMixture(none=0, full=1, random=0, energy=0))  # fmt: skip
+    trainer = Trainer(config.model_copy(update={"stages": (stage,), "precision": "float32"}), torch.device("cpu"))
+    stream = iter(torch.utils.data.DataLoader(RandomCrops(expand_sources(config.photos), 32, 0), batch_size=4))
+    trainer.initialise(stream)
+    pixels = next(stream)
+    losses = [trainer.train_step(pixels)["pixel"] for _ in range(60)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_a_run_of_another_model_is_refused(config: TrainingConfig) -> None:
+    train(config.model_copy(update={"stages": config.stages[:1]}), torch.device("cpu"))
+    other = config.model_copy(update={"model": TaTokConfig(**{**TINY, "width": 64})})
+    with pytest.raises(ConfigError, match="another model; choose another output"):
+        train(other, torch.device("cpu"))
+
+
+def test_calibrate_and_eval_from_the_command_line(config: TrainingConfig) -> None:
+    folder = train(config.model_copy(update={"stages": config.stages[:2]}), torch.device("cpu"))
+    photos = list(config.photos)
+    options = ["--checkpoint", str(folder), "--image-size", "32"]
+    runner = CliRunner()
+    for criterion in ("entropy", "surprisal", "content", "distance"):
+        found = runner.invoke(
+            app, ["calibrate", *photos, "--tokens", "10", "--criterion", criterion, "--write", *options]
+        )
+        assert found.exit_code == 0, found.output
+        tokenizer = Tokenizer.load(folder, device="cpu")
+        assert tokenizer.dtf.criterion == criterion
+        pixels = torch.stack(list(centre_crops(expand_sources(photos), 32)))
+        counts = [s.num_tokens for s in tokenizer.encode(pixels)]
+        assert sum(counts) / len(counts) == pytest.approx(10, abs=0.2)
+    result = runner.invoke(app, ["eval", *photos, "--tokens", "10", "--json", *options])
+    assert result.exit_code == 0, result.output
+    scores = {s["name"]: s for s in json.loads(result.output[result.output.index("[\n") :])}
+    assert scores["full rate"]["mean_tokens"] == 20
+    assert scores["globals only"]["mean_tokens"] == 4
+    compared = [s for name, s in scores.items() if name not in ("full rate", "globals only", "uniform grid")]
+    assert all(s["mean_tokens"] == pytest.approx(10, abs=0.2) for s in compared)
+    assert scores["random"]["bits_with_positions"] > scores["random"]["bits"]
+    impossible = runner.invoke(app, ["calibrate", *photos, "--tokens", "3", *options])
+    assert impossible.exit_code == 1
+    assert "every image has 4 global tokens" in impossible.output
+
+
+def test_start_from_another_checkpoint(config: TrainingConfig, tmp_path: Path) -> None:
+    folder = train(config.model_copy(update={"stages": config.stages[:1]}), torch.device("cpu"))
+    fresh = config.model_copy(update={"output": str(tmp_path / "second")})
+    started = Trainer(fresh, torch.device("cpu"), str(folder))
+    assert started.is_initialised
+    with pytest.raises(ConfigError, match="but the training file"):
+        Trainer(fresh.model_copy(update={"model": TaTokConfig()}), torch.device("cpu"), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output: x\nphotos: [a]\nstages: []", "stages"),
+        ("output: x\nphotos: [a]\nluck: 1\nstages: [{name: a, train: [prior], steps: 1}]", "luck"),
+        ("output: x\nphotos: [a]\nmodel: {luck: 1}\nstages: [{name: a, train: [prior], steps: 1}]", "model.luck"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_wrong_training_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_training_config(path)
+
+
+def test_the_shipped_recipe_is_valid() -> None:
+    recipe = load_training_config(Path(__file__).parents[1] / "examples" / "train-photos-256.yaml")
+    assert recipe.model == TaTokConfig()
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_global", "grid"), [(16, (4, 4)), (8, (2, 4)), (32, (4, 8)), (1, (1, 1)), (7, (1, 7))])
+def test_anchor_grid(num_global: int, grid: tuple[int, int]) -> None:
+    assert anchor_grid(num_global) == grid
+
+
+def test_codes_decode_to_the_quantized_vectors() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(16, 4).eval()
+    vectors = torch.randn(2, 5, 4, requires_grad=True)
+    quantized = quantizer(vectors)
+    assert torch.allclose(quantizer.decode(quantized.codes), quantized.vectors)
+    quantized.vectors.sum().backward()
+    assert torch.equal(vectors.grad, torch.ones_like(vectors))  # straight through
+
+
+def test_dead_codes_are_moved_to_where_the_vectors_are() -> None:
+    torch.manual_seed(0)
+    data = torch.rand(200, 2)
+    quantizer = VectorQuantizer(8, 2)
+    quantizer.codebook_KC.fill_(100.0)  # far from every vector; one code wins all of them
+    quantizer.ema_sum_KC.copy_(quantizer.codebook_KC)
+    for _ in range(1500):
+        quantizer(data)
+    codes = quantizer.encode(data)
+    assert len(codes.unique()) == 8
+    assert 0 <= float(quantizer.codebook_KC.min()) <= float(quantizer.codebook_KC.max()) <= 1
+
+
+def test_kept_mixture() -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(400, 16)
+    assert choose_kept(scores, None, KeptMixture(none=0, full=1, random=0, energy=0)).all()
+    assert not choose_kept(scores, None, KeptMixture(none=1, full=0, random=0, energy=0)).any()
+    kept = choose_kept(scores, None, KeptMixture(none=0, full=0, random=0, energy=1))
+    assert scores[kept].min() > scores[~kept].max()
+
+
+def test_photos_come_from_parquet_as_from_tars(tmp_path: Path) -> None:
+    images = [jpeg(i) for i in range(3)]
+    pq.write_table(pa.table({"image": [{"bytes": b, "path": None} for b in images]}), tmp_path / "struct.parquet")
+    pq.write_table(pa.table({"image": images}), tmp_path / "plain.parquet")
+    for name in ("struct", "plain"):
+        assert list(encoded_photos(str(tmp_path / f"{name}.parquet"))) == images
+
+
+def test_the_crop_stream_repeats_for_a_seed(config: TrainingConfig) -> None:
+    paths = expand_sources(config.photos)
+
+    def first(seed: int) -> torch.Tensor:
+        stream = iter(RandomCrops(paths, 32, seed, shuffle_buffer=8))
+        return torch.stack([next(stream) for _ in range(20)])
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_missing_photos_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no file matches .*nothing"):
+        expand_sources([str(tmp_path / "nothing-*.tar")])
+    with pytest.raises(SourceError, match=r"absent.tar"):
+        list(encoded_photos(str(tmp_path / "absent.tar")))
