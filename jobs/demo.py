@@ -44,7 +44,8 @@ def run_demo(photos: str, output: Path, display: ProgressDisplay) -> RunSummary:
         summary = run_job(config, on_event=display)
     if not summary.num_rows:
         raise ConfigError(f"no photo of {photos} could be tokenized; see {output}/rejects")
-    table = pa.concat_tables([pq.read_table(part) for part in sorted((output / "data").glob("*.parquet"))])
+    parts = [pq.read_table(part) for part in sorted((output / "data").glob("*.parquet"))]
+    table = pa.concat_tables(parts).sort_by("num_tokens")
     console = Console()
     console.print(f"\n[bold]Written to {output}[/bold]")
     for path in sorted(p for p in output.rglob("*") if p.is_file() and not p.is_relative_to(output / ".tmp")):
@@ -62,7 +63,7 @@ def _statistics(table: pa.Table) -> Table:
         view.add_column(heading, justify="left" if heading == "key" else "right", no_wrap=True)
     columns = ("key", "num_tokens", "num_global_tokens", "num_patch_tokens")
     bits = ("entropy_bits", "kept_entropy_bits", "residual_bits")
-    for row in table.sort_by("num_tokens").select([*columns, *bits]).to_pylist():
+    for row in table.select([*columns, *bits]).to_pylist():
         view.add_row(*(str(row[name]) for name in columns), *(f"{row[name]:,.0f}" for name in bits))
     mean = float(np.mean(table.column("num_tokens").to_numpy()))
     view.add_section()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from schemas.errors import ConfigError
@@ -57,7 +57,7 @@ def save_checkpoint(folder: str | Path, model: TaTok, prior: Prior, dtf: DTFSett
         name: (tensor if name in exact else tensor.half()).detach().cpu().contiguous()
         for name, tensor in modules.state_dict().items()
     }
-    save_file(tensors, folder / (WEIGHTS + ".tmp"))
+    (folder / (WEIGHTS + ".tmp")).write_bytes(save(tensors))  # not save_file, which hides it from other users
     os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
     _write_config(folder, model.config, dtf)
 

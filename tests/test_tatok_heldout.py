@@ -1,0 +1,61 @@
+"""The default checkpoint on held-out photos: DTF beats random and uniform-grid kept sets at equal tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tatok import Tokenizer
+from tatok.calibration import EncodedPhotos
+from tatok.evaluation import PolicyScore, evaluate, grid_positions, standard_policies
+from tatok.photos import centre_crops
+
+NUM_PHOTOS = 24
+MEAN_TOKENS = 56
+
+
+@pytest.fixture(scope="module")
+def scores(corpus: Path) -> dict[str, PolicyScore]:
+    tokenizer = Tokenizer.load(device="cpu")
+    photos = EncodedPhotos(tokenizer, centre_crops([str(corpus / "photos-heldout-0000.tar")], 256, NUM_PHOTOS))
+    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, MEAN_TOKENS)
+    return {score.name: score for score in evaluate(photos, policies)}
+
+
+@pytest.mark.corpus
+def test_dtf_beats_random_and_grid(scores: dict[str, PolicyScore]) -> None:
+    (shipped,) = (score for name, score in scores.items() if name.startswith("DTF as shipped"))
+    assert shipped.mean_tokens == pytest.approx(MEAN_TOKENS, abs=0.1)
+    for rival in ("random", "uniform grid"):
+        assert scores[rival].mean_tokens == pytest.approx(MEAN_TOKENS, abs=0.1)
+        assert shipped.psnr_db > scores[rival].psnr_db + 0.3
+        assert shipped.perceptual_milli < scores[rival].perceptual_milli
+
+
+@pytest.mark.corpus
+def test_more_tokens_are_better(scores: dict[str, PolicyScore]) -> None:
+    (shipped,) = (score for name, score in scores.items() if name.startswith("DTF as shipped"))
+    assert scores["globals only"].psnr_db < shipped.psnr_db < scores["full rate"].psnr_db
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 7, 40, 64, 256])
+def test_grid_positions_are_spread_and_counted(num_kept: int) -> None:
+    kept = grid_positions(16, 16, num_kept)
+    assert abs(int(kept.sum()) - num_kept) <= 1
+    if num_kept >= 40:  # every quarter of the image gets its share
+        quarters = kept.view(2, 8, 2, 8).sum((1, 3))
+        assert int(quarters.max() - quarters.min()) <= num_kept // 8
+
+
+@pytest.mark.corpus
+def test_the_worst_dropped_surprise_is_rare(corpus: Path) -> None:
+    """A confidently wrong prediction that is dropped is what hurts most: few dropped codes may be far off."""
+    tokenizer = Tokenizer.load(device="cpu")
+    photos = EncodedPhotos(tokenizer, centre_crops([str(corpus / "photos-heldout-0000.tar")], 256, 8))
+    for first, filtered in zip(photos.first, photos.filter(tokenizer.dtf), strict=True):
+        dropped = first.distance[~filtered.kept_BN]
+        kept = first.distance[filtered.kept_BN]
+        assert float(dropped.median()) < float(kept.median())
+        assert not torch.isnan(first.surprisal).any()
