@@ -103,9 +103,10 @@ def tokenize(
     """Tokenize images into a Parquet data set; the same command again goes on where the last run stopped."""
     from pipeline.progress import ProgressDisplay
     from pipeline.run import run_job
-    from schemas.job import parse_job, read_job_file
+    from schemas.job import JobConfig
+    from schemas.settings import read_yaml, validated
 
-    document = read_job_file(config) if config is not None else {}
+    document = read_yaml(config) if config is not None else {}
     if paths:
         if len(paths) < 2:
             raise ConfigError(f"name at least one SOURCE and then the OUTPUT; there is only {paths[0]!r}")
@@ -129,7 +130,7 @@ def tokenize(
         "write.patch_entropy": patch_entropy,
     }
     _override(document, overrides)
-    job = parse_job(document, origin=str(config) if config is not None else "the command line")
+    job = validated(JobConfig, document, origin=str(config) if config is not None else "the command line")
     try:
         with ProgressDisplay() as display:
             summary = run_job(job, on_event=display)

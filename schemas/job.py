@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from schemas.errors import ConfigError
+from schemas.settings import Section, read_yaml, validated
 
 __all__ = [
     "DTFOverride",
@@ -19,16 +17,10 @@ __all__ = [
     "Preprocessing",
     "Resources",
     "load_job",
-    "parse_job",
-    "read_job_file",
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Preprocessing(_Section):
+class Preprocessing(Section):
     """Source image -> the square crop that is tokenized."""
 
     image_size: int = Field(
@@ -40,7 +32,7 @@ class Preprocessing(_Section):
     background: tuple[int, int, int] = Field(default=(255, 255, 255), description="RGB under transparent pixels.")
 
 
-class DTFOverride(_Section):
+class DTFOverride(Section):
     """DTF settings that differ from the checkpoint's own; None leaves the checkpoint's."""
 
     threshold: float | None = Field(default=None, ge=0, description="DTF's threshold; see `tatok calibrate`.")
@@ -52,7 +44,7 @@ class DTFOverride(_Section):
     )
 
 
-class Resources(_Section):
+class Resources(Section):
     """How the work is spread."""
 
     num_tokenizers: int | None = Field(
@@ -76,7 +68,7 @@ class Resources(_Section):
     decode_timeout_s: float = Field(default=60.0, gt=0, description="A batch whose decoding takes longer is given up.")
 
 
-class Limits(_Section):
+class Limits(Section):
     """When a sample, or the whole run, is given up."""
 
     max_pixels: int = Field(
@@ -89,14 +81,14 @@ class Limits(_Section):
     )
 
 
-class Output(_Section):
+class Output(Section):
     """How parts are written."""
 
     patch_entropy: bool = Field(default=True, description="Store every position's entropy (float16), for heat maps.")
     row_group_rows: int = Field(default=50_000, ge=1)
 
 
-class JobConfig(_Section):
+class JobConfig(Section):
     """A tokenization job, as resolved from a job file and the command line; unknown keys are errors."""
 
     source: tuple[str, ...] = Field(description="Paths, globs, brace patterns or fsspec URLs of WebDataset tars.")
@@ -121,37 +113,9 @@ class JobConfig(_Section):
         return (value,) if isinstance(value, str) else value
 
 
-def read_job_file(path: str | Path) -> dict[str, Any]:
-    """Read a YAML job file without validating its settings.
-
-    Raises ConfigError, which names the file, where it cannot be read or is no mapping.
-    """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the job file {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, such as `source: shards-{{0000..0099}}.tar`")
-    return document
-
-
-def parse_job(document: Mapping[str, Any], *, origin: str) -> JobConfig:
-    """Validate the settings of a job; `origin` is how messages call the place they come from.
-
-    Raises ConfigError, which names each wrong setting.
-    """
-    try:
-        return JobConfig.model_validate(document)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(top level)'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{origin} is not a valid job:\n" + "\n".join(lines)) from error
-
-
 def load_job(path: str | Path) -> JobConfig:
     """Read and validate a YAML job file.
 
     Raises ConfigError, which names the file and each wrong key, where it cannot be read or does not validate.
     """
-    return parse_job(read_job_file(path), origin=str(path))
+    return validated(JobConfig, read_yaml(path), origin=str(path))

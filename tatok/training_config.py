@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from schemas.errors import ConfigError
+from schemas.settings import Section, read_yaml, validated
 from tatok.dtf import DTFSettings
 from tatok.model import TaTokConfig
 
@@ -17,11 +16,7 @@ __all__ = ["KeptMixture", "Stage", "TrainingConfig", "load_training_config"]
 Part = Literal["tokenizer", "decoder", "prior"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class KeptMixture(_Section):
+class KeptMixture(Section):
     """Shares of the images of a batch that see each kind of kept set; they are normalised to sum to one.
 
     `energy` keeps the patches whose codes carry most pixel energy, and `dtf` those that DTF's criterion rates highest
@@ -35,7 +30,7 @@ class KeptMixture(_Section):
     dtf: float = Field(0.0, ge=0)
 
 
-class Stage(_Section):
+class Stage(Section):
     """One leg of the training."""
 
     name: str
@@ -54,7 +49,7 @@ class Stage(_Section):
     kept: KeptMixture = KeptMixture()
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """`tatok train`'s file."""
 
     output: str
@@ -75,14 +70,4 @@ class TrainingConfig(_Section):
 
 def load_training_config(path: str | Path) -> TrainingConfig:
     """Read a training file; raises ConfigError that names the file and each wrong key."""
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the training file {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    try:
-        return TrainingConfig.model_validate(document)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(top level)'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path} is not a valid training file:\n" + "\n".join(lines)) from error
+    return validated(TrainingConfig, read_yaml(path), origin=str(path))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import ConfigError
-from schemas.job import JobConfig, load_job, parse_job
+from schemas.job import JobConfig, load_job
+from schemas.settings import validated
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("tokenize-*.yaml"))
 
@@ -50,4 +51,4 @@ def test_missing_job_file(tmp_path: Path) -> None:
 
 def test_origin_is_named() -> None:
     with pytest.raises(ConfigError, match="the command line"):
-        parse_job({"source": "a"}, origin="the command line")
+        validated(JobConfig, {"source": "a"}, origin="the command line")
