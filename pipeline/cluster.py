@@ -258,14 +258,6 @@ class _Lease:
     decoder: Any
 
 
-@dataclass(slots=True, kw_only=True)
-class _Deaths:
-    """Consecutive deaths of processes; a commit clears them."""
-
-    in_a_row: int = 0
-    last: str = field(default="")
-
-
 class _Scheduler:
     """The driver's loop: keeps every tokenizer supplied with shards and decoders, and settles what comes back."""
 
@@ -296,7 +288,7 @@ class _Scheduler:
         self._starting: dict[Any, _TokenizerSlot | Any] = {}
         self._running: dict[Any, _Lease] = {}
         self._polls: dict[Any, _TokenizerSlot] = {}
-        self._deaths = _Deaths()
+        self._deaths_in_a_row = 0  # of processes; a commit clears them
 
     def run(self) -> Outcome:
         for _ in range(self._sizes.num_tokenizers):
@@ -417,7 +409,7 @@ class _Scheduler:
                 self._discard(lease.slot.actor)
                 self._start_tokenizer()
         if isinstance(result, ShardReport):
-            self._deaths.in_a_row = 0
+            self._deaths_in_a_row = 0
             self._ledger.commit(result)
             self._idle_decoders.append(lease.decoder)
             self._on_event(ShardCommitted(report=result))
@@ -441,11 +433,10 @@ class _Scheduler:
             slot.counts = {}  # the slot's leases fail too, and are settled there
 
     def _count_death(self, message: str) -> None:
-        self._deaths.in_a_row += 1
-        self._deaths.last = message
-        if self._deaths.in_a_row >= _MAX_DEATHS_IN_A_ROW:
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= _MAX_DEATHS_IN_A_ROW:
             raise TatokError(
-                f"{self._deaths.in_a_row} processes died in a row, the last one so: {message}\n"
+                f"{self._deaths_in_a_row} processes died in a row, the last one so: {message}\n"
                 "the machine may be short of memory: try a smaller resources.batch_size or fewer resources.num_decoders"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import random
 from collections.abc import Iterator, Sequence
 
@@ -25,12 +26,20 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 def expand_sources(patterns: Sequence[str]) -> list[str]:
-    """Files behind paths, globs and brace patterns, sorted within a pattern; raises ConfigError where one has none."""
+    """Files behind paths, globs and brace patterns, sorted within a glob.
+
+    Raises ConfigError where a pattern matches nothing or names a local file that does not exist.
+    """
     files: list[str] = []
     for pattern in patterns:
         found: list[str] = []
         for path in braceexpand.braceexpand(pattern):
-            found += sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+            if glob.has_magic(path):
+                found += sorted(glob.glob(path))
+            elif "://" in path or os.path.exists(path):
+                found.append(path)
+            else:
+                raise ConfigError(f"{path} does not exist (from {pattern!r}); check the path")
         if not found:
             raise ConfigError(f"no file matches {pattern!r}; give WebDataset tars or Parquet files with images")
         files += found

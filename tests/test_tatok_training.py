@@ -235,5 +235,7 @@ def test_the_crop_stream_repeats_for_a_seed(config: TrainingConfig) -> None:
 def test_missing_photos_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no file matches .*nothing"):
         expand_sources([str(tmp_path / "nothing-*.tar")])
+    with pytest.raises(ConfigError, match=r"absent-1.tar does not exist"):
+        expand_sources([str(tmp_path / "absent-{1..2}.tar")])
     with pytest.raises(SourceError, match=r"absent.tar"):
         list(encoded_photos(str(tmp_path / "absent.tar")))
