@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -78,7 +79,7 @@ def _clips(config: JobConfig) -> Iterator[Clip | Reject]:
                 yield decode_image(sample, config.preprocessing, config.limits)
 
 
-def _draw(config: JobConfig, table: pa.Table):  # type: ignore[no-untyped-def]
+def _draw(config: JobConfig, table: pa.Table) -> Image.Image:
     table = table.slice(0, MOST_PICTURED)
     originals = {(clip.uri, clip.index): clip for clip in _clips(config) if isinstance(clip, Clip)}
     sequences = token_sequences(table)

@@ -110,6 +110,7 @@ def calibrate(photos: EncodedPhotos, wanted_tokens: float, settings: DTFSettings
     best: tuple[float, float, Tensor] | None = None
     for _ in range(48):
         middle = math.sqrt(low * high) if is_log else (low + high) / 2
+        middle = float(f"{middle:.6g}")  # what is reported and stored is what was counted
         counts = photos.counts(replace(settings, threshold=middle))
         mean = float(counts.double().mean())
         if best is None or abs(mean - wanted_tokens) < best[0]:
@@ -123,7 +124,7 @@ def calibrate(photos: EncodedPhotos, wanted_tokens: float, settings: DTFSettings
     assert best is not None
     _, threshold, counts = best
     return Calibration(
-        dtf=replace(settings, threshold=float(f"{threshold:.6g}")),
+        dtf=replace(settings, threshold=threshold),
         mean_tokens=float(counts.double().mean()),
         min_tokens=int(counts.min()),
         max_tokens=int(counts.max()),

@@ -266,9 +266,8 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        decay = self.config.ema_decay
-        if self.stage_index == 0:  # the average of a fresh model must not hold on to its first steps
-            decay = min(decay, (1 + self.step) / (10 + self.step))
+        # Warmed up anew in every stage: the average of a part that starts to learn must not hold on to what it was.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for mean, value in zip(self.average.parameters(), self.modules.parameters(), strict=True):
             if value.requires_grad:
                 mean.lerp_(value, 1 - decay)

@@ -81,6 +81,20 @@ def test_stages_move_only_the_parts_that_they_train(config: TrainingConfig) -> N
         assert all(any(name.startswith(prefix) for prefix in moving) for name in moved), moved
 
 
+def test_the_average_of_a_part_that_starts_late_does_not_hold_on_to_its_random_start(config: TrainingConfig) -> None:
+    trainer = Trainer(config, torch.device("cpu"))
+    stream = iter(torch.utils.data.DataLoader(RandomCrops(expand_sources(config.photos), 32, 0), batch_size=4))
+    trainer.initialise(stream)
+    trainer.stage_index = 1  # the prior's
+    start = trainer.prior.head.bias.detach().clone()
+    for pixels, _ in zip(stream, range(40), strict=False):
+        trainer.train_step(pixels)
+    moved = (trainer.prior.head.bias.detach() - start).norm()
+    lag = (trainer.averaged()[1].head.bias - trainer.prior.head.bias).detach().norm()
+    assert float(moved) > 0
+    assert float(lag) < 0.3 * float(moved)
+
+
 def test_training_goes_on_where_it_stopped(config: TrainingConfig) -> None:
     whole = config.model_copy(update={"stages": config.stages[:1]})
     half = whole.model_copy(update={"stages": (config.stages[0].model_copy(update={"steps": 3}),)})
