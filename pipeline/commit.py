@@ -102,5 +102,6 @@ def commit_shard(
             rejects=counts,
             seconds=time.monotonic() - started,
             part_bytes=num_bytes,
+            row_group_rows=tuple(writer.row_group_rows),
             part_sha256=digest if won else None,
         )

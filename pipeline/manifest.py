@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,55 +15,11 @@ from pipeline.fingerprint import describe_difference
 from pipeline.store import OutputStore
 from schemas.errors import CommitError
 from schemas.job import JobConfig
+from schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
 from schemas.records import ShardReport
 from schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
 
-__all__ = ["Manifest", "Part", "claim_output", "mark_incomplete", "mark_success", "read_manifest", "update_manifest"]
-
-_RUN, _MANIFEST, _SUCCESS = "run.json", "manifest.json", "_SUCCESS"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One published token part; `checksum` is "sha256:..." or the store's own "etag:..."."""
-
-    name: str
-    num_rows: int
-    num_tokens: int
-    num_bytes: int
-    rejects: Mapping[str, int]
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """Every part of the data set, by name."""
-
-    parts: tuple[Part, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Images and clips in all parts."""
-        return sum(part.num_rows for part in self.parts)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in all parts."""
-        return sum(part.num_tokens for part in self.parts)
-
-    @property
-    def rejects(self) -> dict[str, int]:
-        """Reason -> count, over all parts."""
-        counts = Counter[str]()
-        for part in self.parts:
-            counts.update(part.rejects)
-        return dict(sorted(counts.items()))
-
-    @property
-    def reject_fraction(self) -> float:
-        """Rejects as a share of all samples; 0 where there are none."""
-        num_rejects = sum(self.rejects.values())
-        return num_rejects / max(num_rejects + self.num_rows, 1)
+__all__ = ["claim_output", "mark_incomplete", "mark_success", "read_manifest", "record_run", "update_manifest"]
 
 
 def claim_output(store: OutputStore, config: JobConfig, fingerprint: Mapping[str, str]) -> None:
@@ -74,34 +28,26 @@ def claim_output(store: OutputStore, config: JobConfig, fingerprint: Mapping[str
     Other sources and other resources are welcome in the same output; run.json tells the latest configuration.
     Raises CommitError, which lists what differs, where the tokens would not be of one kind.
     """
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": dict(fingerprint),
-        "config": config.model_dump(mode="json"),
-    }
-    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    existing = store.read_text(_RUN)
+    text = RunDocument(
+        schema_version=SCHEMA_VERSION, fingerprint=dict(fingerprint), config=config.model_dump(mode="json")
+    ).to_json()
+    existing = store.read_text(RUN)
     if existing is None:
         recorded = _fingerprint_of_parts(store)  # run.json may have been deleted; the parts still know
         if recorded is not None:
             _check_fingerprint(store, recorded, fingerprint)
-        if store.write_text(_RUN, text, create=True):
+        if store.write_text(RUN, text, create=True):
             return
-        existing = store.read_text(_RUN)  # another run was faster
+        existing = store.read_text(RUN)  # another run was faster
     _check_fingerprint(store, _recorded_fingerprint(store, existing or ""), fingerprint)
     if existing != text:
-        store.write_text(_RUN, text)
+        store.write_text(RUN, text)
 
 
 def read_manifest(store: OutputStore) -> Manifest | None:
     """The manifest as last written; None where there is none or it cannot be understood (it can be rebuilt)."""
-    text = store.read_text(_MANIFEST)
-    if text is None:
-        return None
-    try:
-        return Manifest(parts=tuple(Part(**part) for part in json.loads(text)["parts"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+    text = store.read_text(MANIFEST)
+    return None if text is None else Manifest.from_json(text)
 
 
 def update_manifest(store: OutputStore, reports: Iterable[ShardReport]) -> Manifest:
@@ -118,30 +64,27 @@ def update_manifest(store: OutputStore, reports: Iterable[ShardReport]) -> Manif
     with ThreadPoolExecutor(max_workers=16) as pool:
         known |= {part.name: part for part in pool.map(lambda name: _inspect(store, name, sizes[name]), unknown)}
     manifest = Manifest(parts=tuple(known[name] for name in sorted(known)))
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "num_parts": len(manifest.parts),
-        "num_rows": manifest.num_rows,
-        "num_tokens": manifest.num_tokens,
-        "num_rejects": sum(manifest.rejects.values()),
-        "rejects": manifest.rejects,
-        "parts": [asdict(part) for part in manifest.parts],
-    }
-    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-    if store.read_text(_MANIFEST) != text:
-        store.write_text(_MANIFEST, text)
+    text = manifest.to_json()
+    if store.read_text(MANIFEST) != text:
+        store.write_text(MANIFEST, text)
     return manifest
 
 
 def mark_incomplete(store: OutputStore) -> None:
     """Take _SUCCESS away: there is work to do."""
-    store.remove(_SUCCESS)
+    store.remove(SUCCESS)
 
 
 def mark_success(store: OutputStore) -> None:
     """Say that every planned shard is committed and the manifest is right; the last thing that a run writes."""
-    if not store.exists(_SUCCESS):
-        store.write_text(_SUCCESS, "")
+    if not store.exists(SUCCESS):
+        store.write_text(SUCCESS, "")
+
+
+def record_run(store: OutputStore, record: RunRecord) -> None:
+    """Leave a record of this run under runs/, named by when it started."""
+    stamp = record.started_at.replace("-", "").replace(":", "").partition("+")[0]
+    store.write_text(f"{RUNS}/{stamp}-{store.run_id[:8]}.json", record.to_json())
 
 
 def _part_of_report(report: ShardReport) -> Part | None:
@@ -152,6 +95,7 @@ def _part_of_report(report: ShardReport) -> Part | None:
         num_rows=report.num_rows,
         num_tokens=report.num_tokens,
         num_bytes=report.part_bytes,
+        row_group_rows=report.row_group_rows,
         rejects=dict(report.rejects),
         checksum=f"sha256:{report.part_sha256}",
     )
@@ -176,6 +120,7 @@ def _inspect(store: OutputStore, name: str, num_bytes: int) -> Part:
             num_rows=footer.num_rows,
             num_tokens=int(footer.metadata[FOOTER_NUM_TOKENS.encode()]),
             num_bytes=num_bytes,
+            row_group_rows=tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
             rejects=json.loads(footer.metadata[FOOTER_NUM_REJECTS.encode()]),
             checksum=checksum,
         )
@@ -199,10 +144,10 @@ def _fingerprint_of_parts(store: OutputStore) -> dict[str, str] | None:
 
 def _recorded_fingerprint(store: OutputStore, text: str) -> dict[str, str]:
     try:
-        return dict(json.loads(text)["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
+        return dict(RunDocument.from_json(text).fingerprint)
+    except ValueError as error:
         raise CommitError(
-            f"{store.url}/{_RUN} cannot be understood ({error!r}); choose another output, or delete the file"
+            f"{store.url}/{RUN} cannot be understood ({error!r}); choose another output, or delete the file"
         ) from error
 
 

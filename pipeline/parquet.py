@@ -29,9 +29,10 @@ class PartWriter:
 
     def __init__(self, path: Path, schema: pa.Schema, *, row_group_rows: int) -> None:
         self.num_rows = 0
+        self.row_group_rows: list[int] = []
         self._path = path
         self._schema = schema
-        self._row_group_rows = row_group_rows
+        self._most_rows = row_group_rows
         self._buffered: list[pa.Table] = []
         self._num_buffered = 0
         self._writer: pq.ParquetWriter | None = None
@@ -50,8 +51,8 @@ class PartWriter:
         self._buffered.append(table)
         self._num_buffered += len(table)
         self.num_rows += len(table)
-        while self._num_buffered >= self._row_group_rows:
-            self._write_row_group(self._row_group_rows)
+        while self._num_buffered >= self._most_rows:
+            self._write_row_group(self._most_rows)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the remaining rows and the footer with `metadata`; nothing can be written afterwards."""
@@ -69,6 +70,7 @@ class PartWriter:
         self._writer = self._writer or self._open(num_rows)
         # combine_chunks: page boundaries must not depend on how the rows came in.
         self._writer.write_table(group.combine_chunks(), row_group_size=num_rows)
+        self.row_group_rows.append(num_rows)
 
     def _open(self, num_rows: int) -> pq.ParquetWriter:
         names = [name for name in self._schema.names if name not in _TOKEN_COLUMNS]

@@ -6,18 +6,20 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.commit import committed_shards
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.leases import Failure
-from pipeline.manifest import claim_output, mark_incomplete, mark_success, update_manifest
+from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
 from pipeline.plan import pending_shards, plan_shards
 from pipeline.progress import Notice, OnEvent, ShardsPlanned
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError
 from schemas.job import JobConfig
+from schemas.manifest import RunRecord
 from schemas.records import Shard, ShardReport
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def run_job(
     Raises ConfigError, SourceError and CommitError where the job cannot be done at all; a shard that fails for good
     is named in the summary, and the others go on.
     """
-    started = time.monotonic()
+    started, started_at = time.monotonic(), datetime.now(UTC)
     load_tokenizer = load_tokenizer or _loader(config)
     planned = plan_shards(config.source)
     store = OutputStore.open(config.output)
@@ -127,6 +129,20 @@ def run_job(
         mark_success(store)
     else:
         mark_incomplete(store)
+    if pending:
+        record_run(
+            store,
+            RunRecord(
+                started_at=started_at.isoformat(timespec="seconds"),
+                seconds=round(time.monotonic() - started, 3),
+                status=status,
+                num_shards=len(reports),
+                num_rows=sum(report.num_rows for report in reports),
+                num_tokens=sum(report.num_tokens for report in reports),
+                num_rejects=sum(report.num_rejects for report in reports),
+                num_failed_shards=len(failed),
+            ),
+        )
     store.sweep_scratch()
     return RunSummary(
         status=status,

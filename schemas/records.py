@@ -162,8 +162,8 @@ class Reject:
 class ShardReport:
     """What one committed shard came to; `rejects` maps a reason to its count.
 
-    `part_bytes` and `part_sha256` are those of the token part as published; the checksum is None where another
-    attempt had published the shard first.
+    `part_bytes`, `row_group_rows` (the rows of each row group) and `part_sha256` are those of the token part as
+    published; the checksum is None where another attempt had published the shard first.
     """
 
     shard: Shard
@@ -172,6 +172,7 @@ class ShardReport:
     rejects: Mapping[str, int]
     seconds: float
     part_bytes: int
+    row_group_rows: tuple[int, ...]
     part_sha256: str | None
 
     @property

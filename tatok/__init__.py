@@ -1,9 +1,35 @@
-"""TaTok with Dynamic Token Filtering: an adaptive image tokenizer."""
+"""TaTok with Dynamic Token Filtering: an adaptive image tokenizer, and what users do with its tokens.
+
+Names load when they are first used: torch takes two seconds, and asking for statistics does not need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from schemas.records import Grid, TokenSequence
-from tatok.rows import token_sequences
-from tatok.tokenizer import Tokenizer
 
-__all__ = ["Grid", "TokenSequence", "Tokenizer", "__version__", "token_sequences"]
+if TYPE_CHECKING:
+    from tatok import statistics
+    from tatok.dataset import TokenDataset
+    from tatok.rows import token_sequences
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["Grid", "TokenDataset", "TokenSequence", "Tokenizer", "__version__", "statistics", "token_sequences"]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "TokenDataset": "tatok.dataset",
+    "Tokenizer": "tatok.tokenizer",
+    "statistics": "tatok.statistics",
+    "token_sequences": "tatok.rows",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tatok' has no attribute {name!r}")
+    module = importlib.import_module(_MODULES[name])
+    return module if name == "statistics" else getattr(module, name)

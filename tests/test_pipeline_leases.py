@@ -11,7 +11,14 @@ from schemas.records import Shard, ShardReport
 
 def report(leased: Shard) -> ShardReport:
     return ShardReport(
-        shard=leased, num_rows=1, num_tokens=1, rejects={"corrupt": 2}, seconds=0, part_bytes=1, part_sha256="x"
+        shard=leased,
+        num_rows=1,
+        num_tokens=1,
+        rejects={"corrupt": 2},
+        seconds=0,
+        part_bytes=1,
+        row_group_rows=(1,),
+        part_sha256="x",
     )
 
 

@@ -1,0 +1,142 @@
+"""manifest.json and run.json as types: what a data set holds, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from schemas.tokens import SCHEMA_VERSION
+
+__all__ = ["MANIFEST", "RUN", "RUNS", "SUCCESS", "Manifest", "Part", "RunDocument", "RunRecord"]
+
+# Names in a data set's folder.
+RUN, RUNS, MANIFEST, SUCCESS = "run.json", "runs", "manifest.json", "_SUCCESS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One published token part; `checksum` is "sha256:..." or the store's own "etag:...".
+
+    `row_group_rows` counts the rows of each row group, in order; they sum to `num_rows`.
+    """
+
+    name: str
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    row_group_rows: tuple[int, ...]
+    rejects: Mapping[str, int]
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Every part of the data set, by name."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Images and clips in all parts."""
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all parts."""
+        return sum(part.num_tokens for part in self.parts)
+
+    @property
+    def rejects(self) -> dict[str, int]:
+        """Reason -> count, over all parts."""
+        counts = Counter[str]()
+        for part in self.parts:
+            counts.update(part.rejects)
+        return dict(sorted(counts.items()))
+
+    @property
+    def reject_fraction(self) -> float:
+        """Rejects as a share of all samples; 0 where there are none."""
+        num_rejects = sum(self.rejects.values())
+        return num_rejects / max(num_rejects + self.num_rows, 1)
+
+    def to_json(self) -> str:
+        """The text of manifest.json: the totals, then every part."""
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "num_parts": len(self.parts),
+            "num_rows": self.num_rows,
+            "num_tokens": self.num_tokens,
+            "num_rejects": sum(self.rejects.values()),
+            "rejects": self.rejects,
+            "parts": [asdict(part) for part in self.parts],
+        }
+        return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest | None:
+        """The manifest in a text, or None where it cannot be understood (it can be rebuilt from the parts)."""
+        try:
+            parts = json.loads(text)["parts"]
+            return Manifest(
+                parts=tuple(Part(**(part | {"row_group_rows": tuple(part["row_group_rows"])})) for part in parts)
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDocument:
+    """run.json: the latest configuration, and the fingerprint that all parts share; both as written."""
+
+    schema_version: str
+    fingerprint: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The text of run.json."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> RunDocument:
+        """Raises ValueError where the text is not a run.json."""
+        try:
+            document = json.loads(text)
+            return RunDocument(
+                schema_version=str(document["schema_version"]),
+                fingerprint=dict(document["fingerprint"]),
+                config=dict(document["config"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a run.json: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What one run added to the data set: a file under runs/, written at the run's end.
+
+    `started_at` is UTC in ISO 8601. Counts are those of the shards that this run committed.
+    """
+
+    started_at: str
+    seconds: float
+    status: str
+    num_shards: int
+    num_rows: int
+    num_tokens: int
+    num_rejects: int
+    num_failed_shards: int
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> RunRecord:
+        """Raises ValueError where the text is not such a record."""
+        try:
+            return RunRecord(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"not a run record: {error}") from error
