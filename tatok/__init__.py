@@ -12,17 +12,37 @@ from schemas.records import Grid, TokenSequence
 
 if TYPE_CHECKING:
     from tatok import statistics
+    from tatok.batches import pack, pad
     from tatok.dataset import TokenDataset
+    from tatok.packing import Bucketing, Packing, Rows
     from tatok.rows import token_sequences
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["Grid", "TokenDataset", "TokenSequence", "Tokenizer", "__version__", "statistics", "token_sequences"]
+__all__ = [
+    "Bucketing",
+    "Grid",
+    "Packing",
+    "Rows",
+    "TokenDataset",
+    "TokenSequence",
+    "Tokenizer",
+    "__version__",
+    "pack",
+    "pad",
+    "statistics",
+    "token_sequences",
+]
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Bucketing": "tatok.packing",
+    "Packing": "tatok.packing",
+    "Rows": "tatok.packing",
     "TokenDataset": "tatok.dataset",
     "Tokenizer": "tatok.tokenizer",
+    "pack": "tatok.batches",
+    "pad": "tatok.batches",
     "statistics": "tatok.statistics",
     "token_sequences": "tatok.rows",
 }
