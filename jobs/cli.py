@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jobs.export_commands import compact, exports
 from jobs.model_commands import calibrate, evaluate, train
+from jobs.picture_commands import decode, report, show
+from jobs.statistics_commands import query, stats
 from schemas.errors import ConfigError, TatokError
 
 if TYPE_CHECKING:
@@ -67,6 +70,13 @@ def main(
 app.command()(train)
 app.command()(calibrate)
 app.command("eval")(evaluate)
+app.command()(stats)
+app.command()(query)
+app.command()(report)
+app.command()(show)
+app.command()(decode)
+app.command()(compact)
+app.add_typer(exports, name="export")
 
 
 @app.command(epilog=_EXIT_CODES)

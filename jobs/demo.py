@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.decode import decode_image
-from pipeline.plan import plan_shards
+from pipeline.originals import NotFound, Recipe, read_originals, source_places
 from pipeline.progress import ProgressDisplay
-from pipeline.read import read_samples
 from pipeline.run import RunSummary, run_job
 from schemas.errors import ConfigError
 from schemas.job import JobConfig
-from schemas.records import Clip, Reject
 from tatok.picture import PictureRow, draw_picture
 from tatok.rows import token_sequences
 from tatok.tokenizer import Tokenizer
@@ -72,22 +68,15 @@ def _statistics(table: pa.Table) -> Table:
     return view
 
 
-def _clips(config: JobConfig) -> Iterator[Clip | Reject]:
-    for shard in plan_shards(config.source):
-        for sample in read_samples(shard, max_sample_bytes=config.limits.max_sample_bytes):
-            if not isinstance(sample, Reject):
-                yield decode_image(sample, config.preprocessing, config.limits)
-
-
 def _draw(config: JobConfig, table: pa.Table) -> Image.Image:
     table = table.slice(0, MOST_PICTURED)
-    originals = {(clip.uri, clip.index): clip for clip in _clips(config) if isinstance(clip, Clip)}
+    places = source_places(table)
+    originals = read_originals(places, Recipe.of_job(config))
     sequences = token_sequences(table)
     rebuilt = Tokenizer.load().decode(sequences).cpu().numpy()
-    places = zip(table.column("source_uri").to_pylist(), table.column("source_index").to_pylist(), strict=True)
-    return draw_picture(
-        [
-            PictureRow(title=clip.key, original=clip.pixels[0], rebuilt=image, sequence=sequence)
-            for clip, image, sequence in zip((originals[p] for p in places), rebuilt, sequences, strict=True)
-        ]
-    )
+    rows = []
+    for place, key, image, sequence in zip(places, table.column("key").to_pylist(), rebuilt, sequences, strict=True):
+        found = originals[place]
+        original = found.why if isinstance(found, NotFound) else found.pixels[0]
+        rows.append(PictureRow(title=key, original=original, rebuilt=image, sequence=sequence))
+    return draw_picture(rows)

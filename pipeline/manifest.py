@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from schemas.errors import CommitError
 from schemas.job import JobConfig
 from schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
 from schemas.records import ShardReport
-from schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
+from schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, FOOTER_SHARDS, SCHEMA_VERSION
 
 __all__ = ["claim_output", "mark_incomplete", "mark_success", "read_manifest", "record_run", "update_manifest"]
 
@@ -26,20 +27,21 @@ def claim_output(store: OutputStore, config: JobConfig, fingerprint: Mapping[str
     """Make the output this run's: write run.json, or check that the one there has the same fingerprint.
 
     Other sources and other resources are welcome in the same output; run.json tells the latest configuration.
-    Raises CommitError, which lists what differs, where the tokens would not be of one kind.
+    Raises CommitError, which lists what differs, where the tokens would not be of one kind; and where the data set
+    was compacted: its parts no longer tell which shards are done.
     """
     text = RunDocument(
         schema_version=SCHEMA_VERSION, fingerprint=dict(fingerprint), config=config.model_dump(mode="json")
     ).to_json()
     existing = store.read_text(RUN)
     if existing is None:
-        recorded = _fingerprint_of_parts(store)  # run.json may have been deleted; the parts still know
+        recorded = _run_of_parts(store)  # run.json may have been deleted; the parts still know
         if recorded is not None:
-            _check_fingerprint(store, recorded, fingerprint)
+            _check_run(store, recorded, fingerprint)
         if store.write_text(RUN, text, create=True):
             return
         existing = store.read_text(RUN)  # another run was faster
-    _check_fingerprint(store, _recorded_fingerprint(store, existing or ""), fingerprint)
+    _check_run(store, _recorded_run(store, existing or ""), fingerprint)
     if existing != text:
         store.write_text(RUN, text)
 
@@ -130,11 +132,21 @@ def _inspect(store: OutputStore, name: str, num_bytes: int) -> Part:
         ) from error
 
 
-def _fingerprint_of_parts(store: OutputStore) -> dict[str, str] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RecordedRun:
+    fingerprint: Mapping[str, str]
+    compacted_from: str | None
+
+
+def _run_of_parts(store: OutputStore) -> _RecordedRun | None:
     for name in sorted(store.list_files("data")):
         try:
             with store.open_input(f"data/{name}") as file:
-                return json.loads(pq.read_metadata(file).metadata[FOOTER_FINGERPRINT.encode()])
+                metadata = pq.read_metadata(file).metadata
+            compacted_from = "other parts" if FOOTER_SHARDS.encode() in metadata else None
+            return _RecordedRun(
+                fingerprint=json.loads(metadata[FOOTER_FINGERPRINT.encode()]), compacted_from=compacted_from
+            )
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise CommitError(
                 f"{store.url}/data/{name} is not a part that tatok wrote ({error}); choose another output"
@@ -142,17 +154,24 @@ def _fingerprint_of_parts(store: OutputStore) -> dict[str, str] | None:
     return None
 
 
-def _recorded_fingerprint(store: OutputStore, text: str) -> dict[str, str]:
+def _recorded_run(store: OutputStore, text: str) -> _RecordedRun:
     try:
-        return dict(RunDocument.from_json(text).fingerprint)
+        run = RunDocument.from_json(text)
     except ValueError as error:
         raise CommitError(
             f"{store.url}/{RUN} cannot be understood ({error!r}); choose another output, or delete the file"
         ) from error
+    source = run.compacted_from
+    return _RecordedRun(fingerprint=run.fingerprint, compacted_from=None if source is None else source.url)
 
 
-def _check_fingerprint(store: OutputStore, old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    lines = describe_difference(old, new)
+def _check_run(store: OutputStore, old: _RecordedRun, new: Mapping[str, str]) -> None:
+    if old.compacted_from is not None:
+        raise CommitError(
+            f"{store.url} was compacted from {old.compacted_from}; tokenizing into it would write every image again. "
+            "Go on in the original output, then run `tatok compact` into a new folder"
+        )
+    lines = describe_difference(old.fingerprint, new)
     if lines:
         raise CommitError(
             f"{store.url} holds tokens made under other settings:\n  "

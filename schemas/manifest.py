@@ -10,7 +10,7 @@ from typing import Any
 
 from schemas.tokens import SCHEMA_VERSION
 
-__all__ = ["MANIFEST", "RUN", "RUNS", "SUCCESS", "Manifest", "Part", "RunDocument", "RunRecord"]
+__all__ = ["MANIFEST", "RUN", "RUNS", "SUCCESS", "CompactedFrom", "Manifest", "Part", "RunDocument", "RunRecord"]
 
 # Names in a data set's folder.
 RUN, RUNS, MANIFEST, SUCCESS = "run.json", "runs", "manifest.json", "_SUCCESS"
@@ -88,28 +88,47 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompactedFrom:
+    """The data set that a compacted one was merged from, as it was then; `complete` tells whether it had _SUCCESS."""
+
+    url: str
+    complete: bool
+    num_parts: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunDocument:
-    """run.json: the latest configuration, and the fingerprint that all parts share; both as written."""
+    """run.json: the latest configuration, and the fingerprint that all parts share; both as written.
+
+    `compacted_from` is None where `tatok tokenize` wrote the data set.
+    """
 
     schema_version: str
     fingerprint: Mapping[str, str]
     config: Mapping[str, Any]
+    compacted_from: CompactedFrom | None = None
 
     def to_json(self) -> str:
         """The text of run.json."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        document = asdict(self)
+        if self.compacted_from is None:
+            del document["compacted_from"]
+        return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
     @staticmethod
     def from_json(text: str) -> RunDocument:
         """Raises ValueError where the text is not a run.json."""
         try:
             document = json.loads(text)
+            compacted_from = document.get("compacted_from")
             return RunDocument(
                 schema_version=str(document["schema_version"]),
                 fingerprint=dict(document["fingerprint"]),
                 config=dict(document["config"]),
+                compacted_from=None if compacted_from is None else CompactedFrom(**compacted_from),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a run.json: {error!r}") from error
 
 

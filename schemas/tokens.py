@@ -12,6 +12,7 @@ __all__ = [
     "FOOTER_NUM_TOKENS",
     "FOOTER_SCHEMA_VERSION",
     "FOOTER_SHARD",
+    "FOOTER_SHARDS",
     "REJECTS_SCHEMA",
     "SCHEMA_VERSION",
     "code_type",
@@ -25,6 +26,7 @@ SCHEMA_VERSION = "1"
 FOOTER_SCHEMA_VERSION = "tatok.schema_version"
 FOOTER_FINGERPRINT = "tatok.fingerprint"  # JSON object, the same as in run.json
 FOOTER_SHARD = "tatok.shard"  # JSON object: the Shard's fields
+FOOTER_SHARDS = "tatok.shards"  # in its place in a merged part: JSON list of them, in the order of their rows
 FOOTER_NUM_TOKENS = "tatok.num_tokens"  # decimal
 FOOTER_NUM_REJECTS = "tatok.num_rejects"  # JSON object: reason -> count
 

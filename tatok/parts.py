@@ -117,17 +117,17 @@ class TokenizedData:
 
         Raises SourceError, which names the part, where it cannot be read; ConfigError where a column is missing.
         """
-        path, footer = self.path(name, folder), self.footer(name, folder)
-        if columns is not None:
-            missing = set(columns) - set(footer.schema.to_arrow_schema().names)
-            if missing:
-                raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}")
-        chosen = list(range(footer.num_row_groups)) if row_groups is None else list(row_groups)
-        names = None if columns is None else list(columns)
+        path, names = self.path(name, folder), None if columns is None else list(columns)
         try:
-            source = pa.memory_map(path) if self.is_local else pa.BufferReader(self._fetch(path, footer, names, chosen))
-            with source, pq.ParquetFile(source, metadata=footer) as file:
-                return file.read_row_groups(chosen, columns=names, use_threads=False)
+            if self.is_local:
+                with pa.memory_map(path) as source, pq.ParquetFile(source) as file:
+                    return _read_row_groups(file, path, names, row_groups)
+            footer = _footer(path)
+            with (
+                pa.BufferReader(self._fetch(path, footer, names, row_groups)) as source,
+                pq.ParquetFile(source, metadata=footer) as file,
+            ):
+                return _read_row_groups(file, path, names, row_groups)
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"cannot read {path}: {error}") from error
 
@@ -154,7 +154,9 @@ class TokenizedData:
     def _fs(self) -> AbstractFileSystem:
         return fsspec.core.url_to_fs(self.url)[0]  # never kept: fsspec gives a forked process an instance of its own
 
-    def _fetch(self, path: str, footer: pq.FileMetaData, columns: list[str] | None, row_groups: list[int]) -> pa.Buffer:
+    def _fetch(
+        self, path: str, footer: pq.FileMetaData, columns: list[str] | None, row_groups: Sequence[int] | None
+    ) -> pa.Buffer:
         """The file with all bytes but those of the wanted column chunks left zero (and so, without memory)."""
         ranges: list[list[int]] = []
         for start, stop in sorted(_chunk_ranges(footer, columns, row_groups)):
@@ -173,10 +175,21 @@ class TokenizedData:
         return pa.py_buffer(image)
 
 
+def _read_row_groups(
+    file: pq.ParquetFile, path: str, columns: list[str] | None, row_groups: Sequence[int] | None
+) -> pa.Table:
+    if columns is not None:
+        missing = set(columns) - set(file.schema_arrow.names)
+        if missing:
+            raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}")
+    chosen = range(file.num_row_groups) if row_groups is None else row_groups
+    return file.read_row_groups(list(chosen), columns=columns, use_threads=False)
+
+
 def _chunk_ranges(
-    footer: pq.FileMetaData, columns: list[str] | None, row_groups: list[int]
+    footer: pq.FileMetaData, columns: list[str] | None, row_groups: Sequence[int] | None
 ) -> Iterator[tuple[int, int]]:
-    for number in row_groups:
+    for number in range(footer.num_row_groups) if row_groups is None else row_groups:
         group = footer.row_group(number)
         for index in range(group.num_columns):
             chunk = group.column(index)

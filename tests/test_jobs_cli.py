@@ -142,7 +142,7 @@ def test_interrupt_stops_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
             start_new_session=True,
         )
 
-    with start(delay_s=0.4) as process:
+    with start(delay_s=1.5) as process:
         deadline = time.monotonic() + 120
         while not list(output.glob("data/*")):
             assert time.monotonic() < deadline

@@ -26,6 +26,7 @@ from pipeline.progress import Event, Notice, ShardCommitted, ShardFailed, ShardR
 from pipeline.run import RunSummary, _check_image_size, run_job
 from schemas.errors import CommitError, ConfigError
 from schemas.job import JobConfig
+from tatok.parts import TokenizedData
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -92,7 +93,11 @@ def test_photos_in_tokens_out(finished: Finished) -> None:
     assert len({row["num_tokens"] for row in table}) > 3
     assert len({row["sample_id"] for row in table}) == 40
     names = sorted(path.name for path in output.iterdir())
-    assert names == ["_SUCCESS", "data", "manifest.json", "rejects", "run.json"]
+    assert names == ["_SUCCESS", "data", "manifest.json", "rejects", "run.json", "runs"]
+    [record] = TokenizedData.open(output).runs()
+    assert (record.status, record.num_shards, record.num_rows, record.num_failed_shards) == ("complete", 4, 40, 0)
+    assert record.num_tokens == summary.num_tokens
+    assert 0 < record.seconds < 600
     assert sum(isinstance(event, ShardCommitted) for event in finished.events) == 4
     assert [event.num_rows for event in finished.events if isinstance(event, Throughput)][-1] == 40
 

@@ -67,7 +67,8 @@ def test_bucket_in_bucket_out(s3_bucket: str, tmp_path: Path, request: pytest.Fi
     fs.invalidate_cache()
     names = sorted(name.removeprefix(f"{s3_bucket}/tokens/") for name in fs.find(f"{s3_bucket}/tokens"))
     assert [name for name in names if "/" not in name] == ["_SUCCESS", "manifest.json", "run.json"]
-    assert len(names) == 7
+    assert len(names) == 8
+    assert sum(name.startswith("runs/") for name in names) == 1
     keys: list[str] = []
     for name in names:
         if name.startswith("data/"):

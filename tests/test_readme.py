@@ -57,7 +57,8 @@ COMMANDS = [
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 10
+    assert sum("demo-output" in arguments for arguments in COMMANDS) >= 6
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
@@ -66,6 +67,12 @@ def test_commands_parse(arguments: list[str]) -> None:
     name, *rest = arguments
     command = group.commands[name]  # type: ignore[attr-defined]
     command.make_context(name, rest)  # raises on an unknown option or a missing argument
+
+
+@pytest.mark.parametrize("arguments", [a for a in COMMANDS if "demo-output" in a], ids=" ".join)
+def test_commands_on_the_demo_run(arguments: list[str], demo_folder: Path) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
 
 
 def test_make_targets_exist() -> None:

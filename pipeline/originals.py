@@ -1,0 +1,185 @@
+"""Rows -> the clips that they were made from, read again from their sources."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from pipeline.decode import decode_image
+from pipeline.read import read_samples
+from schemas.errors import SourceError
+from schemas.job import JobConfig, Limits, Preprocessing
+from schemas.manifest import RunDocument
+from schemas.records import Clip, Reject, Sample, Shard
+
+__all__ = ["NotFound", "Recipe", "SourcePlace", "read_originals", "source_places"]
+
+NUM_READERS = 8
+THREAD_NAME = "tatok-originals"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlace:
+    """Where a row's sample lies, and the SHA-256 that its bytes had when it was tokenized."""
+
+    uri: str
+    index: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotFound:
+    """A sample that is not there any more; `why` is a sentence for people."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What turns a sample into the pixels that were tokenized."""
+
+    preprocessing: Preprocessing
+    limits: Limits
+    image_field: str | None
+
+    @staticmethod
+    def of_job(config: JobConfig) -> Recipe:
+        """The recipe of a job."""
+        return Recipe(preprocessing=config.preprocessing, limits=config.limits, image_field=config.image_field)
+
+    @staticmethod
+    def of_run(run: RunDocument) -> Recipe:
+        """The recipe of a data set, from the fingerprint that its parts share, else its configuration, else defaults.
+
+        Raises SourceError where run.json holds settings that this version does not know.
+        """
+        recorded = _section(run.config, "preprocessing") | {
+            name.removeprefix("preprocessing."): json.loads(value)
+            for name, value in run.fingerprint.items()
+            if name.startswith("preprocessing.")
+        }
+        field = run.config.get("image_field")
+        if "image_field" in run.fingerprint:
+            field = json.loads(run.fingerprint["image_field"])
+        try:
+            return Recipe(
+                preprocessing=Preprocessing.model_validate(recorded),
+                limits=Limits.model_validate(_section(run.config, "limits")),
+                image_field=field,
+            )
+        except ValidationError as error:
+            raise SourceError(
+                f"run.json holds settings that this version of tatok does not know: {error}; "
+                "use the version that made the data set"
+            ) from error
+
+
+def source_places(table: pa.Table) -> list[SourcePlace]:
+    """The place of each row, in order; the table has the columns source_uri, source_index and sha256."""
+    columns = (table.column(name).to_pylist() for name in ("source_uri", "source_index", "sha256"))
+    return [SourcePlace(uri=uri, index=index, sha256=sha256) for uri, index, sha256 in zip(*columns, strict=True)]
+
+
+def read_originals(
+    places: Iterable[SourcePlace], recipe: Recipe, *, max_seconds: float = 60.0
+) -> dict[SourcePlace, Clip | NotFound]:
+    """The clip of every place, or why there is none: unreachable, changed since, damaged, or not in time.
+
+    A tar is streamed from its start to the last sample wanted, several tars at a time. After `max_seconds` what is
+    still missing is given up: a store that hangs leaves its thread behind, which ends with the process.
+    """
+    by_uri: defaultdict[str, list[SourcePlace]] = defaultdict(list)
+    for place in dict.fromkeys(places):
+        by_uri[place.uri].append(place)
+    answers: queue.SimpleQueue[_Answer | BaseException] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[tuple[str, list[SourcePlace]]] = queue.SimpleQueue()
+    for item in by_uri.items():
+        waiting.put(item)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                uri, wanted = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                for answer in _read_source(uri, wanted, recipe, stop.is_set):
+                    answers.put(answer)
+            except BaseException as error:  # raised again by the thread that waits
+                answers.put(error)
+
+    for _ in range(min(NUM_READERS, len(by_uri))):
+        threading.Thread(target=work, name=THREAD_NAME, daemon=True).start()
+    late = NotFound(why=f"the source did not answer within {max_seconds:g} s")
+    found: dict[SourcePlace, Clip | NotFound] = {place: late for wanted in by_uri.values() for place in wanted}
+    deadline = time.monotonic() + max_seconds
+    try:
+        for _ in range(len(found)):
+            answer = answers.get(timeout=max(deadline - time.monotonic(), 0))
+            if isinstance(answer, BaseException):
+                raise answer
+            # Decoded here, in one thread: Pillow's limit on pixels is a global that decoding sets and resets.
+            found[answer.place] = _decoded(answer, recipe)
+    except queue.Empty:
+        pass  # the rest is late
+    finally:
+        stop.set()
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    place: SourcePlace
+    got: Sample | Reject | NotFound
+
+
+def _read_source(
+    uri: str, places: Sequence[SourcePlace], recipe: Recipe, stopped: Callable[[], bool]
+) -> Iterator[_Answer]:
+    wanted: defaultdict[int, list[SourcePlace]] = defaultdict(list)
+    for place in places:
+        wanted[place.index].append(place)
+    shard = Shard(uri=uri, kind="webdataset", start=0, stop=max(wanted) + 1, num_bytes=0, shard_id="")
+    why = "the source has fewer samples than it had"
+    try:
+        for sample in read_samples(
+            shard, max_sample_bytes=recipe.limits.max_sample_bytes, image_field=recipe.image_field
+        ):
+            if stopped():
+                return
+            for place in wanted.pop(sample.index, ()):
+                yield _Answer(place=place, got=sample)
+            if not wanted:
+                return
+    except SourceError as error:
+        why = str(error)
+    for rest in wanted.values():
+        for place in rest:
+            yield _Answer(place=place, got=NotFound(why=why))
+
+
+def _decoded(answer: _Answer, recipe: Recipe) -> Clip | NotFound:
+    if isinstance(answer.got, NotFound):
+        return answer.got
+    got = answer.got
+    clip = decode_image(got, recipe.preprocessing, recipe.limits) if isinstance(got, Sample) else got
+    if isinstance(clip, Reject):
+        return NotFound(why=f"the source is damaged now: {clip.detail}")
+    if clip.sha256 != answer.place.sha256:
+        return NotFound(why="the source holds other bytes than those that were tokenized")
+    return clip
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return dict(section) if isinstance(section, Mapping) else {}
