@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout clean
+.PHONY: setup demo test lint format heldout bench-loader clean
 
 setup: $(STAMP)
 
@@ -35,5 +35,19 @@ HELDOUT ?= ../shared/corpus/photos-heldout-0000.tar
 heldout: setup
 	$(BIN)/tatok eval $(HELDOUT) --tokens 56
 
+# The loader and its peers, side by side (docs/LOADER.md). The peers' environment also sees the project's.
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
+
+$(BENCH_STAMP): $(STAMP) benchmarks/requirements-loader.txt
+	$(BIN)/python -m venv $(BENCH)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/requirements-loader.txt
+	@touch $@
+
+bench-loader: $(BENCH_STAMP)
+	$(BENCH)/bin/python benchmarks/loader.py --json docs/results/loader.json --document docs/LOADER.md
+
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -39,7 +39,7 @@ TOKENS = 8192
 PACKED_ROWS = 8192
 """Rows that the packer looks at together: about sixty batches, so that rounding their number up wastes one percent."""
 
-SHUFFLED_ROWS = 32_768
+SHUFFLED_ROWS = 16_384
 """The shuffle buffer of a peer that has one: as many rows as one of tatok's eight windows mixes."""
 
 COLUMNS = ("tokens", "positions", "num_global_tokens")
@@ -149,7 +149,7 @@ def _batches(
     groups: list[np.ndarray],
 ) -> Iterator[PackedBatch]:
     num = len(num_tokens_D)
-    rows = RowArrays(
+    rows = RowArrays.of(
         tokens=tokens,
         places=places,
         num_tokens_D=num_tokens_D,

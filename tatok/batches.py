@@ -20,7 +20,18 @@ State = Mapping[str, int | str]
 
 
 class _Tensors:
-    """Moves every tensor of a dataclass; DataLoader's pin_memory calls `pin_memory`."""
+    """Moves every tensor of a dataclass; DataLoader's pin_memory calls `pin_memory`.
+
+    From a worker process the tensors travel as bytes: a pipe is quicker for a batch of some 100 KB than a piece of
+    shared memory for each of its tensors, and no files stay open and no small /dev/shm fills up.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values.values()):
+            return super().__reduce_ex__(protocol)
+        packed = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in values.items()}
+        return _unpickled, (type(self), packed)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
@@ -34,6 +45,11 @@ class _Tensors:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         moved = {name: move(value) for name, value in tensors.items() if isinstance(value, Tensor)}
         return replace(self, **moved)  # type: ignore[type-var]
+
+
+def _unpickled(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    tensors = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()}
+    return kind(**tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,41 +124,58 @@ class RowsBatch:
 class RowArrays:
     """Rows of the token table as flat arrays: what every kind of batch is made from.
 
-    `tokens` [T] and `places` [P], the grid indices of the patches only, are of the stored type; `num_tokens_D`,
-    `num_global_D` and `rows_D` are int64; `grids_D3` int32.
+    `tokens` [T] are of the stored type. `entries` int32 [T] are 0 for a global token, 1 + its grid index for a patch.
+    `num_tokens_D` and `rows_D` are int64, `grids_D3` int32.
     """
 
     tokens: np.ndarray
-    places: np.ndarray
+    entries: np.ndarray
     num_tokens_D: np.ndarray
-    num_global_D: np.ndarray
     grids_D3: np.ndarray
     rows_D: np.ndarray
     columns: Mapping[str, list[Any]]
 
     @staticmethod
-    def concatenate(parts: Sequence[RowArrays]) -> RowArrays:
-        """The rows of several, in order; their columns must have the same names."""
-        arrays = {
-            f.name: np.concatenate([getattr(part, f.name) for part in parts])
-            for f in fields(RowArrays)
-            if f.name != "columns"
-        }
-        names = parts[0].columns
-        return RowArrays(**arrays, columns={n: [value for part in parts for value in part.columns[n]] for n in names})
+    def of(
+        *,
+        tokens: np.ndarray,
+        places: np.ndarray,
+        num_tokens_D: np.ndarray,
+        num_global_D: np.ndarray,
+        grids_D3: np.ndarray,
+        rows_D: np.ndarray,
+        columns: Mapping[str, list[Any]],
+    ) -> RowArrays:
+        """From the table's columns: `places` are the grid indices of all rows' patches, end to end."""
+        is_patch = np.ones(len(tokens), dtype=bool)
+        starts_D = np.cumsum(num_tokens_D) - num_tokens_D
+        width = int(num_global_D.max(initial=0))
+        if (num_global_D == width).all():
+            is_patch[(starts_D[:, None] + np.arange(width)).ravel()] = False
+        else:
+            for start, num in zip(starts_D.tolist(), num_global_D.tolist(), strict=True):
+                is_patch[start : start + num] = False
+        entries = np.zeros(len(tokens), dtype=np.int32)
+        entries[is_patch] = places.astype(np.int32) + 1
+        return RowArrays(
+            tokens=tokens,
+            entries=entries,
+            num_tokens_D=num_tokens_D,
+            grids_D3=grids_D3,
+            rows_D=rows_D,
+            columns=columns,
+        )
 
     def split(self, sizes: Sequence[int]) -> Iterator[RowArrays]:
         """The rows in consecutive groups of these sizes, sharing memory."""
-        token_cuts = np.concatenate([[0], np.cumsum(self.num_tokens_D)])
-        place_cuts = np.concatenate([[0], np.cumsum(self.num_tokens_D - self.num_global_D)])
+        cuts = np.concatenate([[0], np.cumsum(self.num_tokens_D)])
         start = 0
         for size in sizes:
             stop = start + size
             yield RowArrays(
-                tokens=self.tokens[token_cuts[start] : token_cuts[stop]],
-                places=self.places[place_cuts[start] : place_cuts[stop]],
+                tokens=self.tokens[cuts[start] : cuts[stop]],
+                entries=self.entries[cuts[start] : cuts[stop]],
                 num_tokens_D=self.num_tokens_D[start:stop],
-                num_global_D=self.num_global_D[start:stop],
                 grids_D3=self.grids_D3[start:stop],
                 rows_D=self.rows_D[start:stop],
                 columns={name: values[start:stop] for name, values in self.columns.items()},
@@ -150,33 +183,22 @@ class RowArrays:
             start = stop
 
     def _kinds(self) -> np.ndarray:
-        starts_D = np.cumsum(self.num_tokens_D) - self.num_tokens_D
-        kinds = np.ones(len(self.tokens), dtype=np.int64)
-        width = int(self.num_global_D.max(initial=0))
-        if (self.num_global_D == width).all():
-            kinds[(starts_D[:, None] + np.arange(width)).ravel()] = 0
-        else:
-            for start, num in zip(starts_D.tolist(), self.num_global_D.tolist(), strict=True):
-                kinds[start : start + num] = 0
-        return kinds
+        return (self.entries != 0).astype(np.int64)
 
-    def _positions(self, kinds: np.ndarray) -> np.ndarray:
-        is_patch = kinds.astype(bool)
+    def _positions(self) -> np.ndarray:
         if len(self.grids_D3) and (self.grids_D3 == self.grids_D3[0]).all():
-            entry = np.zeros(len(kinds), dtype=np.intp)  # 0 stands for a global token
-            entry[is_patch] = self.places.astype(np.intp) + 1
-            return np.take(_positions_of_places(*self.grids_D3[0].tolist()), entry, axis=0)
-        positions = np.full((len(kinds), 3), -1, dtype=np.int32)
-        grids = np.repeat(self.grids_D3, self.num_tokens_D - self.num_global_D, axis=0)
-        rest, column = np.divmod(self.places.astype(np.int32), grids[:, 2])
+            return np.take(_positions_of_entries(*self.grids_D3[0].tolist()), self.entries, axis=0)
+        grids = np.repeat(self.grids_D3, self.num_tokens_D, axis=0)
+        rest, column = np.divmod(self.entries - 1, grids[:, 2])
         frame, row = np.divmod(rest, grids[:, 1])
-        positions[is_patch] = np.stack([frame, row, column], axis=1)
+        positions = np.stack([frame, row, column], axis=1)
+        positions[self.entries == 0] = -1
         return positions
 
     def documents(self) -> tuple[TokenRow, ...]:
         """One TokenRow a row, in order."""
         kinds = self._kinds()
-        tokens, positions = torch.from_numpy(self.tokens.astype(np.int64)), torch.from_numpy(self._positions(kinds))
+        tokens, positions = torch.from_numpy(self.tokens.astype(np.int64)), torch.from_numpy(self._positions())
         cuts = self.num_tokens_D.tolist()
         return tuple(
             TokenRow(
@@ -209,7 +231,7 @@ class RowArrays:
         document_ids[: len(self.tokens)] = np.repeat(np.arange(num, dtype=np.int32), self.num_tokens_D)
         cu_seqlens = np.zeros(num + 1, dtype=np.int32)
         np.cumsum(self.num_tokens_D, out=cu_seqlens[1:])
-        positions = self._positions(kinds)
+        positions = self._positions()
         if total > len(kinds):
             padding = total - len(kinds)
             kinds = np.concatenate([kinds, np.zeros(padding, dtype=np.int64)])
@@ -234,7 +256,7 @@ class RowArrays:
         mask = np.arange(int(self.num_tokens_D.max(initial=0))) < self.num_tokens_D[:, None]
         tokens, padded_kinds = np.zeros(mask.shape, dtype=np.int64), np.zeros(mask.shape, dtype=np.int64)
         positions = np.full((*mask.shape, 3), -1, dtype=np.int32)
-        tokens[mask], padded_kinds[mask], positions[mask] = self.tokens, kinds, self._positions(kinds)
+        tokens[mask], padded_kinds[mask], positions[mask] = self.tokens, kinds, self._positions()
         return PaddedBatch(
             tokens=torch.from_numpy(tokens),
             kinds=torch.from_numpy(padded_kinds),
@@ -250,10 +272,10 @@ class RowArrays:
 
 
 @lru_cache(maxsize=64)
-def _positions_of_places(frames: int, height: int, width: int) -> np.ndarray:
-    """(frame, row, column) of each place of a grid, after one entry of -1; int32 [N + 1, 3]."""
+def _positions_of_entries(frames: int, height: int, width: int) -> np.ndarray:
+    """(frame, row, column) of each of RowArrays' entries: -1 for a global, then the grid; int32 [N + 1, 3]."""
     places = np.indices((frames, height, width), dtype=np.int32).reshape(3, -1).T
-    return np.concatenate([np.full((1, 3), -1, dtype=np.int32), places])
+    return np.ascontiguousarray(np.concatenate([np.full((1, 3), -1, dtype=np.int32), places]))
 
 
 def _arrays(documents: Sequence[TokenRow]) -> RowArrays:
@@ -262,7 +284,7 @@ def _arrays(documents: Sequence[TokenRow]) -> RowArrays:
     for document in documents:
         frame, row, column = document.positions[document.kinds == 1].long().numpy().T
         places.append((frame * document.grid[1] + row) * document.grid[2] + column)
-    return RowArrays(
+    return RowArrays.of(
         tokens=np.concatenate([document.tokens.numpy() for document in documents]),
         places=np.concatenate(places),
         num_tokens_D=np.array([len(kind) for kind in kinds]),

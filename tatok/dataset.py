@@ -21,7 +21,7 @@ from tatok.order import Blocks
 from tatok.packing import Batching
 from tatok.parts import TokenizedData
 from tatok.stream import StreamOrder, TokenStream
-from tatok.windows import Filters, WindowReader, filter_clauses, to_arrays
+from tatok.windows import Filters, WindowReader, filter_clauses, pick
 
 __all__ = ["TokenDataset"]
 
@@ -108,9 +108,9 @@ class TokenDataset(Dataset[TokenRow]):
         found: dict[int, TokenRow] = {}
         for block in np.unique(blocks).tolist():
             wanted = np.unique(numbers[blocks == block])
-            table = self._row_group(block).take(pa.array(wanted - int(self._blocks.first_row_B[block])))
-            documents = to_arrays(table.combine_chunks(), self._reader.columns).documents()
-            found |= {document.row: document for document in documents}
+            in_block = wanted - int(self._blocks.first_row_B[block])
+            rows_found = pick(self._row_group(block), in_block, self._reader.columns)
+            found |= {document.row: document for document in rows_found.documents()}
         return [found[number] for number in numbers.tolist()]
 
     def stream(
@@ -120,7 +120,7 @@ class TokenDataset(Dataset[TokenRow]):
         epochs: int | None = 1,
         shuffle: bool = True,
         drop_last: bool = False,
-        buffer_rows: int = 1 << 18,
+        buffer_rows: int = 1 << 17,
         lanes: int = 8,
         rank: int | None = None,
         world_size: int | None = None,

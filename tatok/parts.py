@@ -23,6 +23,7 @@ from schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TO
 __all__ = ["TokenizedData"]
 
 NUM_READERS = 16
+_TAIL_BYTES = 64 << 10
 _MAX_GAP_BYTES = 64 << 10  # a second request costs more than reading over such a gap
 
 
@@ -52,11 +53,11 @@ class TokenizedData:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"cannot read {text!r}: {error}; install the scheme's fsspec package") from error
         address = root if _is_local(fs) else text.rstrip("/")
-        complete = _read_text(fs, f"{root}/{SUCCESS}") is not None
-        manifest = Manifest.from_json(_read_text(fs, f"{root}/{MANIFEST}") or "")
+        success, manifest_text, run = _read_texts(fs, root, (SUCCESS, MANIFEST, RUN))
+        complete = success is not None
+        manifest = Manifest.from_json(manifest_text or "")
         if not complete or manifest is None:
             manifest = _list_parts(fs, root, manifest, address)
-        run = _read_text(fs, f"{root}/{RUN}")
         if run is None and not manifest.parts:
             raise SourceError(f"{address} holds no tokenized data set (no {RUN}, no data/part-*.parquet)")
         return TokenizedData(
@@ -97,13 +98,15 @@ class TokenizedData:
         """Where a part lies, with the scheme; a plain path on a disk."""
         return f"{self.url}/{folder}/{name}"
 
-    def footer(self, name: str, folder: Literal["data", "rejects"] = "data") -> pq.FileMetaData:
-        """A part's footer; a bucket's are remembered for the life of the process.
+    def footer(
+        self, name: str, folder: Literal["data", "rejects"] = "data", *, num_bytes: int | None = None
+    ) -> pq.FileMetaData:
+        """A part's footer; a bucket's are remembered for the life of the process. Knowing `num_bytes` saves a request.
 
         Raises SourceError where it cannot be read.
         """
         path = self.path(name, folder)
-        return _read_footer(path) if self.is_local else _footer(path)
+        return _read_footer(path) if self.is_local else _footer(path, num_bytes)
 
     def read(
         self,
@@ -112,8 +115,9 @@ class TokenizedData:
         columns: Sequence[str] | None = None,
         row_groups: Sequence[int] | None = None,
         folder: Literal["data", "rejects"] = "data",
+        num_bytes: int | None = None,
     ) -> pa.Table:
-        """Some columns of some row groups of a part (default: all), fetching no other bytes.
+        """Some columns of some row groups of a part (default: all), fetching no other bytes; see `footer`.
 
         Raises SourceError, which names the part, where it cannot be read; ConfigError where a column is missing.
         """
@@ -122,7 +126,7 @@ class TokenizedData:
             if self.is_local:
                 with pa.memory_map(path) as source, pq.ParquetFile(source) as file:
                     return _read_row_groups(file, path, names, row_groups)
-            footer = _footer(path)
+            footer = _footer(path, num_bytes)
             with (
                 pa.BufferReader(self._fetch(path, footer, names, row_groups)) as source,
                 pq.ParquetFile(source, metadata=footer) as file,
@@ -146,7 +150,7 @@ class TokenizedData:
         fs, root = fsspec.core.url_to_fs(self.url)
         names = sorted(name for name in _list(fs, f"{root}/{RUNS}") if name.endswith(".json"))
         try:
-            return tuple(RunRecord.from_json(_read_text(fs, f"{root}/{RUNS}/{name}") or "") for name in names)
+            return tuple(RunRecord.from_json(text or "") for text in _read_texts(fs, f"{root}/{RUNS}", names))
         except ValueError as error:
             raise SourceError(f"{self.url}/{RUNS} holds a file that tatok did not write: {error}") from error
 
@@ -204,13 +208,19 @@ def _is_local(fs: AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
-def _read_text(fs: AbstractFileSystem, path: str) -> str | None:
-    try:
-        return fs.cat_file(path).decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise SourceError(f"cannot read {fs.unstrip_protocol(path)}: {error}") from error
+def _read_texts(fs: AbstractFileSystem, folder: str, names: Sequence[str]) -> list[str | None]:
+    """The texts of some files, in order; None for one that is not there."""
+    found = fs.cat([f"{folder}/{name}" for name in names], recursive=False, on_error="return") if names else {}
+    texts: list[str | None] = []
+    for name in names:
+        content = found.get(f"{folder}/{name}")
+        if content is None or isinstance(content, FileNotFoundError | NotADirectoryError):
+            texts.append(None)
+        elif isinstance(content, Exception):
+            raise SourceError(f"cannot read {fs.unstrip_protocol(folder)}/{name}: {content}") from content
+        else:
+            texts.append(content.decode("utf-8"))
+    return texts
 
 
 def _list(fs: AbstractFileSystem, folder: str) -> dict[str, int]:
@@ -249,14 +259,27 @@ def _list_parts(fs: AbstractFileSystem, root: str, manifest: Manifest | None, ur
     return Manifest(parts=tuple(known[name] for name in sorted(known)))
 
 
-def _read_footer(path: str) -> pq.FileMetaData:
+def _read_footer(path: str, num_bytes: int | None = None) -> pq.FileMetaData:
     fs, plain = fsspec.core.url_to_fs(path)
     try:
+        if num_bytes is not None and (footer := _footer_in_tail(fs, plain, num_bytes)) is not None:
+            return footer
         # One small read from the end holds the whole footer, as a rule.
-        with fs.open(plain, "rb", cache_type="readahead", block_size=64 << 10) as file:
+        with fs.open(plain, "rb", cache_type="readahead", block_size=_TAIL_BYTES) as file:
             return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path} cannot be read as Parquet: {error}; delete it and run the job again") from error
+
+
+def _footer_in_tail(fs: AbstractFileSystem, path: str, num_bytes: int) -> pq.FileMetaData | None:
+    """The footer by one request for the file's end; None where it is longer than that."""
+    start = max(num_bytes - _TAIL_BYTES, 0)
+    tail = fs.cat_file(path, start=start, end=num_bytes)
+    if len(tail) != num_bytes - start or int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):
+        return None
+    image = np.zeros(num_bytes, dtype=np.uint8)  # memory only for the pages written to
+    image[start:] = np.frombuffer(tail, dtype=np.uint8)
+    return pq.read_metadata(pa.BufferReader(image))
 
 
 _footer = lru_cache(maxsize=4096)(_read_footer)

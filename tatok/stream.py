@@ -168,12 +168,10 @@ class TokenStream(IterableDataset[Batch]):
                 own = range(batch, end, stride)
                 first_of_next = batch + len(range(batch, current.num_batches, stride)) * stride - current.num_batches
                 opening = None
-                for count, index in enumerate(own):
-                    if following is not None and count == len(own) // 2:  # read ahead, but hold two rounds at most
-                        opening = coordinator.submit(self._open, readers, following, first_of_next, stride)
-                    yield self._collate(current, place, index, stride)
-                if following is not None and opening is None:
+                if following is not None:  # read ahead by one round: behind this round's windows in the queue
                     opening = coordinator.submit(self._open, readers, following, first_of_next, stride)
+                for index in own:
+                    yield self._collate(current, place, index, stride)
                 before, batch, place = before + current.num_batches, first_of_next, following
         finally:
             coordinator.shutdown(wait=False, cancel_futures=True)

@@ -20,7 +20,7 @@ from tatok.batches import RowArrays
 from tatok.order import Blocks, permutation
 from tatok.parts import TokenizedData
 
-__all__ = ["Filters", "WindowReader", "filter_clauses", "to_arrays"]
+__all__ = ["Filters", "WindowReader", "filter_clauses", "pick"]
 
 Clause = tuple[str, str, Any]
 Filters = Sequence[Clause] | Sequence[Sequence[Clause]]
@@ -60,17 +60,16 @@ class WindowReader:
     def lengths(self, blocks: Blocks, epoch: int) -> np.ndarray:
         """Number of tokens of every row that the epoch takes, in block order, int64 [R]."""
         tables = [self._chosen(blocks, i, epoch, ("num_tokens",)).column("num_tokens") for i in range(len(blocks))]
-        chunks = [chunk.to_numpy() for table in tables for chunk in table.chunks]
-        return np.concatenate(chunks).astype(np.int64) if chunks else np.empty(0, dtype=np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *(_numbers(column) for column in tables)], dtype=np.int64)
 
     def load(self, blocks: Blocks, epoch: int, rows: np.ndarray) -> RowArrays:
         """Those of the rows that `lengths` tells of which `rows` names by their indices, in its order."""
         names = tuple(dict.fromkeys((*_TOKENS, *self.columns)))
         tables = [self._chosen(blocks, i, epoch, names) for i in range(len(blocks))]
-        return to_arrays(pa.concat_tables(tables).combine_chunks().take(pa.array(rows)), self.columns)
+        return pick(pa.concat_tables(tables), rows, self.columns)
 
     def row_group(self, source: int, part: int, row_group: int, first_row: int) -> pa.Table:
-        """All rows of a row group that pass the filters, in their order, numbered from `first_row`."""
+        """All rows of a row group that pass the filters, in their order, numbered from `first_row`; for `pick`."""
         names = tuple(dict.fromkeys((*_TOKENS, *self.columns, *self.filter_columns())))
         return _number(self._filtered(self._read(source, part, row_group, names)), first_row)
 
@@ -82,7 +81,7 @@ class WindowReader:
         num_rows, copy = int(blocks.num_rows_B[index]), int(blocks.copy_B[index])
         if blocks.share_B[index] < 1:  # another part of the rows every epoch
             key = (self.seed, epoch, source, part, row_group, copy)
-            table = table.take(pa.array(np.sort(permutation(len(table), *key)[:num_rows])))
+            table = table.take(_indices(np.sort(permutation(len(table), *key)[:num_rows])))
         if len(table) != num_rows:
             raise SourceError(
                 f"{self.sources[source].path(self.sources[source].parts[part].name)} has {len(table)} matching rows in "
@@ -101,7 +100,8 @@ class WindowReader:
     def _may_match(self, source: int, part: int, row_group: int) -> bool:
         """False where the row group's statistics rule every row out, so that it need not be read."""
         data = self.sources[source]
-        group = data.footer(data.parts[part].name).row_group(row_group)
+        described = data.parts[part]
+        group = data.footer(described.name, num_bytes=described.num_bytes).row_group(row_group)
         bounds = {}
         for index in range(group.num_columns):
             chunk = group.column(index)
@@ -117,9 +117,9 @@ class WindowReader:
 
     def _read(self, source: int, part: int, row_group: int, names: tuple[str, ...]) -> pa.Table:
         data = self.sources[source]
-        name = data.parts[part].name
+        name, num_bytes = data.parts[part].name, data.parts[part].num_bytes
         if self.cache is None or data.is_local:
-            return data.read(name, columns=names, row_groups=[row_group])
+            return data.read(name, columns=names, row_groups=[row_group], num_bytes=num_bytes)
         identity = repr(
             (data.path(name), data.parts[part].num_bytes, data.parts[part].checksum, row_group, sorted(names))
         )
@@ -127,7 +127,7 @@ class WindowReader:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):  # not kept yet, or cut off by a full disk
-            table = data.read(name, columns=names, row_groups=[row_group])
+            table = data.read(name, columns=names, row_groups=[row_group], num_bytes=num_bytes)
             self._keep(path, table)
         return table.select(list(names))
 
@@ -161,15 +161,18 @@ def filter_clauses(filters: Filters | None) -> tuple[tuple[Clause, ...], ...]:
     return clauses
 
 
-def to_arrays(table: pa.Table, columns: Sequence[str]) -> RowArrays:
-    """Rows read by a WindowReader as flat arrays."""
+def pick(table: pa.Table, rows: np.ndarray, columns: Sequence[str]) -> RowArrays:
+    """Those rows of a table read by a WindowReader, in the order of `rows`, with these further columns."""
+    indices = _indices(rows)
+    lists = {name: _taken_lists(table.column(name), indices) for name in ("tokens", "positions")}
+    table = table.drop_columns(list(lists)).combine_chunks().take(indices)
 
     def ints(name: str) -> np.ndarray:
-        return table.column(name).to_numpy().astype(np.int64)
+        return _numbers(table.column(name)).astype(np.int64)
 
-    return RowArrays(
-        tokens=_flat(table, "tokens"),
-        places=_flat(table, "positions"),
+    return RowArrays.of(
+        tokens=lists["tokens"],
+        places=lists["positions"],
         num_tokens_D=ints("num_tokens"),
         num_global_D=ints("num_global_tokens"),
         grids_D3=np.stack([ints(f"grid_{side}") for side in ("frames", "height", "width")], axis=1).astype(np.int32),
@@ -178,13 +181,30 @@ def to_arrays(table: pa.Table, columns: Sequence[str]) -> RowArrays:
     )
 
 
-def _flat(table: pa.Table, name: str) -> np.ndarray:
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(name).chunks]
-    return chunks[0] if len(chunks) == 1 else np.concatenate([*chunks, np.empty(0, dtype=np.uint16)])
+def _taken_lists(column: pa.ChunkedArray, indices: pa.Array) -> np.ndarray:
+    """The lists at some rows, end to end; taken as strings of bytes, which is seven times quicker than as lists."""
+    lists = column.combine_chunks()
+    values = lists.values
+    num_bytes = values.type.bit_width // 8
+    offsets = np.frombuffer(lists.buffers()[1], dtype=np.int32)[lists.offset : lists.offset + len(lists) + 1]
+    starts = pa.py_buffer((offsets.astype(np.int64) + values.offset) * num_bytes)
+    taken = pa.Array.from_buffers(pa.large_binary(), len(lists), [None, starts, values.buffers()[1]]).take(indices)
+    _, ends, content = taken.buffers()
+    count = int(np.frombuffer(ends, dtype=np.int64)[len(taken)]) // num_bytes
+    return np.frombuffer(content or b"", dtype=values.type.to_pandas_dtype(), count=count)
 
 
 def _number(table: pa.Table, first_row: int) -> pa.Table:
-    return table.append_column(_ROW, pa.array(np.arange(first_row, first_row + len(table))))
+    return table.append_column(_ROW, _indices(np.arange(first_row, first_row + len(table))))
+
+
+def _indices(numbers: np.ndarray) -> pa.Array:
+    # pa.array would load pandas where it is installed, a third of a second on the first batch; so would to_numpy.
+    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers.astype(np.int64, copy=False))])
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.from_dlpack(column.combine_chunks())
 
 
 def _possible(bounds: tuple[Any, Any] | None, op: str, value: Any) -> bool:
