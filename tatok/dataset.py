@@ -130,7 +130,7 @@ class TokenDataset(Dataset[TokenRow]):
         `batching` is Packing, Bucketing or Rows (tatok.packing). `epochs` None goes on for ever: then all ranks get
         equally many batches. `buffer_rows` are mixed at a time, in `lanes` groups; a batch is made of rows of one
         group, so that where lanes are a multiple of ranks x workers, each row group is read by one of them alone.
-        Memory: about 5 bytes a token of two buffers. `rank` and `world_size` default to torch.distributed's, else to
+        Memory: about 8 bytes a token of two buffers. `rank` and `world_size` default to torch.distributed's, else to
         the environment's RANK and WORLD_SIZE, else to 0 of 1.
 
         Without `shuffle`, batches go through the data set in its order; a packed batch may take a row before its turn.
