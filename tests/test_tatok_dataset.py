@@ -282,7 +282,10 @@ def test_from_a_bucket_through_a_cache(s3_bucket: str, folder: Path, tmp_path: P
     assert sorted((tmp_path / "cache").iterdir()) == kept
     for path in kept[:3]:
         path.unlink()
+    kept[3].write_bytes(kept[3].read_bytes()[:500])  # as a full disk or a power cut may leave it
+    kept[4].write_bytes(b"")
     assert there() == here
+    assert kept[4].stat().st_size > 500
 
 
 def test_the_cache_is_read(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
