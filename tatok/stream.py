@@ -158,21 +158,30 @@ class TokenStream(IterableDataset[Batch]):
             places = self._places(epoch, stop, number)
             place = next(places, None)
             before = self._rank - batch  # batches between the beginning of a step and of this round, modulo world_size
+            held: tuple[Batch, dict[str, int | str]] | None = None  # of a step that only later rounds can complete
+            missing = 0  # batches of later rounds that it takes
             opening = None if place is None else coordinator.submit(self._open, readers, place, batch, stride)
             while place is not None and opening is not None:
                 current = opening.result()
                 following = next(places, None)
-                end = current.num_batches
-                if self._drop_last and following is None:
-                    end -= (before + end) % self._world_size
-                own = range(batch, end, stride)
-                first_of_next = batch + len(range(batch, current.num_batches, stride)) * stride - current.num_batches
+                own = range(batch, current.num_batches, stride)
+                first_of_next = batch + len(own) * stride - current.num_batches
                 opening = None
                 if following is not None:  # read ahead by one round: behind this round's windows in the queue
                     opening = coordinator.submit(self._open, readers, following, first_of_next, stride)
+                if held is not None and current.num_batches >= missing:
+                    yield self._take(*held)
+                    held = None
+                missing -= current.num_batches
+                before += current.num_batches
+                incomplete = current.num_batches - before % self._world_size  # where the round's incomplete step begins
                 for index in own:
-                    yield self._collate(current, place, index, stride)
-                before, batch, place = before + current.num_batches, first_of_next, following
+                    collated = self._collate(current, place, index, stride)
+                    if self._drop_last and index >= incomplete:
+                        held, missing = collated, -before % self._world_size
+                    else:
+                        yield self._take(*collated)
+                batch, place = first_of_next, following
         finally:
             coordinator.shutdown(wait=False, cancel_futures=True)
             readers.shutdown(wait=False, cancel_futures=True)
@@ -217,14 +226,18 @@ class TokenStream(IterableDataset[Batch]):
         loading = {window: readers.submit(load, window, groups) for window, groups in ours.items()}
         return _Round(num_batches=len(window_P), window_P=window_P, loading=loading)
 
-    def _collate(self, current: _Round, place: _Place, index: int, stride: int) -> Batch:
+    def _take(self, batch: Batch, after: dict[str, int | str]) -> Batch:
+        self._last = after
+        return batch
+
+    def _collate(self, current: _Round, place: _Place, index: int, stride: int) -> tuple[Batch, dict[str, int | str]]:
+        """A batch, and what `state_dict` gives once it is taken."""
         rows = current.loading[int(current.window_P[index])].result().popleft()
         after = self._state(place.epoch, place.number, index + self._world_size - self._rank)
-        if get_worker_info() is None:
-            self._last = after
-        else:
-            self._last = self._state(place.epoch, place.number, index + stride) | self._topology()
-        return self._order.batching.collate(rows, epoch=place.epoch, state=after)
+        own = after
+        if get_worker_info() is not None:
+            own = self._state(place.epoch, place.number, index + stride) | self._topology()
+        return self._order.batching.collate(rows, epoch=place.epoch, state=after), own
 
     def _state(self, epoch: int, number: int, batch: int) -> dict[str, int | str]:
         return {"epoch": epoch, "round": number, "batch": batch, "recipe": self._order.recipe}

@@ -219,6 +219,16 @@ def test_drop_last_gives_every_rank_as_many(data: TokenDataset, world_size: int)
     assert counts == {len(whole) // world_size}
 
 
+def test_drop_last_looks_back_beyond_a_short_last_round(data: TokenDataset) -> None:
+    options = {"batching": Rows(rows=5), "lanes": 1, "buffer_rows": 1, "epochs": 2}
+    states = [batch.state for batch in streams(data, 1, **options)[0]]
+    total, last = len(states), states[-1]["batch"]
+    # So many ranks that the last round holds only a part of the last, incomplete step.
+    world_size = next(size for size in range(2, total) if total % size > int(last))
+    counts = {len(list(stream)) for stream in streams(data, world_size, drop_last=True, **options)}
+    assert counts == {total // world_size}
+
+
 def test_an_endless_stream_passes_from_epoch_to_epoch(data: TokenDataset) -> None:
     three = global_order(data, 1, epochs=3)
     endless = iter(streams(data, 1, epochs=None)[0])
