@@ -14,8 +14,8 @@ import pyarrow as pa
 from schemas.errors import ConfigError
 from tatok.distribution import percentile
 from tatok.json_text import json_text
-from tatok.parts import TokenizedData
-from tatok.row_sample import MAX_ROWS, RowBasis, all_row_groups, numbers, read_columns, row_basis, spread
+from tatok.parts import TokenizedData, numbers
+from tatok.row_sample import MAX_ROWS, RowBasis, all_row_groups, read_columns, row_basis, spread
 
 __all__ = ["Group", "GroupedStatistics", "group_by"]
 

@@ -20,7 +20,7 @@ from schemas.errors import ConfigError, SourceError
 from schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
 from schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, FOOTER_SCHEMA_VERSION
 
-__all__ = ["TokenizedData"]
+__all__ = ["TokenizedData", "numbers"]
 
 NUM_READERS = 16
 _TAIL_BYTES = 64 << 10
@@ -177,6 +177,15 @@ class TokenizedData:
                 raise SourceError(f"{path} ends early: {len(block)} bytes at {start}, expected {stop - start}")
             image[start:stop] = np.frombuffer(block, dtype=np.uint8)
         return pa.py_buffer(image)
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of numbers without nulls as an array that cannot be written to.
+
+    `to_numpy` would load pandas where it is installed, which takes a quarter of a second.
+    """
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(whole)
 
 
 def _read_row_groups(

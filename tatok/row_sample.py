@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from tatok.parts import NUM_READERS, TokenizedData
@@ -18,7 +17,6 @@ __all__ = [
     "RowGroup",
     "all_row_groups",
     "num_readers",
-    "numbers",
     "read_columns",
     "row_basis",
     "spread",
@@ -93,12 +91,3 @@ def read_columns(data: TokenizedData, row_groups: Sequence[RowGroup], columns: S
 def num_readers(data: TokenizedData) -> int:
     """Threads that read at a time."""
     return _LOCAL_READERS if data.is_local else NUM_READERS
-
-
-def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of numbers without nulls as an array that cannot be written to.
-
-    `to_numpy` would load pandas where it is installed, which takes a quarter of a second.
-    """
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.from_dlpack(whole)

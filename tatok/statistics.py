@@ -20,7 +20,7 @@ from schemas.records import Grid
 from tatok.distribution import Distribution, Histogram, describe
 from tatok.groups import Group, GroupedStatistics, group_by
 from tatok.json_text import LEAVE_OUT, json_text
-from tatok.parts import TokenizedData
+from tatok.parts import TokenizedData, numbers
 from tatok.query import QueryResult, open_query, query
 from tatok.row_sample import (
     MAX_ROW_GROUPS,
@@ -28,7 +28,6 @@ from tatok.row_sample import (
     RowBasis,
     RowGroup,
     all_row_groups,
-    numbers,
     read_columns,
     row_basis,
     spread,

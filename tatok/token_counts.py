@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from schemas.errors import SourceError
 from schemas.records import Grid
-from tatok.parts import TokenizedData
-from tatok.row_sample import RowGroup, num_readers, numbers
+from tatok.parts import TokenizedData, numbers
+from tatok.row_sample import RowGroup, num_readers
 
 __all__ = ["TokenCounts", "count_tokens"]
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from schemas.errors import ConfigError, SourceError
 from tatok.batches import RowArrays
 from tatok.order import Blocks, permutation
-from tatok.parts import TokenizedData
+from tatok.parts import TokenizedData, numbers
 
 __all__ = ["Filters", "WindowReader", "filter_clauses", "pick"]
 
@@ -60,7 +60,7 @@ class WindowReader:
     def lengths(self, blocks: Blocks, epoch: int) -> np.ndarray:
         """Number of tokens of every row that the epoch takes, in block order, int64 [R]."""
         tables = [self._chosen(blocks, i, epoch, ("num_tokens",)).column("num_tokens") for i in range(len(blocks))]
-        return np.concatenate([np.empty(0, dtype=np.int64), *(_numbers(column) for column in tables)], dtype=np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *(numbers(column) for column in tables)], dtype=np.int64)
 
     def load(self, blocks: Blocks, epoch: int, rows: np.ndarray) -> RowArrays:
         """Those of the rows that `lengths` tells of which `rows` names by their indices, in its order."""
@@ -168,7 +168,7 @@ def pick(table: pa.Table, rows: np.ndarray, columns: Sequence[str]) -> RowArrays
     table = table.drop_columns(list(lists)).combine_chunks().take(indices)
 
     def ints(name: str) -> np.ndarray:
-        return _numbers(table.column(name)).astype(np.int64)
+        return numbers(table.column(name)).astype(np.int64)
 
     return RowArrays.of(
         tokens=lists["tokens"],
@@ -198,13 +198,9 @@ def _number(table: pa.Table, first_row: int) -> pa.Table:
     return table.append_column(_ROW, _indices(np.arange(first_row, first_row + len(table))))
 
 
-def _indices(numbers: np.ndarray) -> pa.Array:
-    # pa.array would load pandas where it is installed, a third of a second on the first batch; so would to_numpy.
-    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers.astype(np.int64, copy=False))])
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return np.from_dlpack(column.combine_chunks())
+def _indices(rows: np.ndarray) -> pa.Array:
+    # pa.array would load pandas where it is installed, a third of a second on the first batch.
+    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows.astype(np.int64, copy=False))])
 
 
 def _possible(bounds: tuple[Any, Any] | None, op: str, value: Any) -> bool:
