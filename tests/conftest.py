@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,11 @@ def photo_shards(tmp_path: Path) -> Callable[..., str]:
         return write_photo_shards(tmp_path, num_shards, photos_per_shard)
 
     return write
+
+
+def heed_interrupts() -> None:
+    """For Popen's preexec_fn: a shell's background jobs, and what they start, are deaf to SIGINT otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
-from conftest import TESTS, tar_bytes
+from conftest import TESTS, heed_interrupts, tar_bytes
 from fake_tokenizer import load_fake
 from typer.testing import CliRunner, Result
 
@@ -140,6 +140,7 @@ def test_interrupt_stops_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
 
     with start(delay_s=1.5) as process:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import heed_interrupts
 from synthetic_tokens import write_synthetic
 
 from pipeline.manifest import claim_output
@@ -343,7 +344,9 @@ def test_ctrl_c_interrupts(data: TokenizedData) -> None:
     sql = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE (a.range * b.range) % 7 = 3"
     code = "import sys; from jobs.cli import app; print('ready', flush=True); app()"
     command = [sys.executable, "-c", code, "query", data.url, sql]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as running:
         try:
             assert running.stdout is not None
             assert running.stdout.readline() == "ready\n"

@@ -85,10 +85,17 @@ def test_batches_mix_parts(data: TokenDataset) -> None:
     assert np.mean(parts) > 1.5
 
 
+class Orders(list[list[tuple[int, ...]]]):
+    """Hypothesis prints its arguments, and warns where they are long."""
+
+    def __repr__(self) -> str:
+        return "two epochs"
+
+
 @pytest.fixture(scope="module")
 def two_epochs(data: TokenDataset) -> list[list[tuple[int, ...]]]:
     """The global order of two epochs, for each of BATCHINGS."""
-    return [global_order(data, 1, batching=batching, epochs=2) for batching in BATCHINGS]
+    return Orders(global_order(data, 1, batching=batching, epochs=2) for batching in BATCHINGS)
 
 
 def test_there_are_several_rounds_of_several_windows(data: TokenDataset) -> None:
