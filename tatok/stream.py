@@ -67,7 +67,7 @@ class TokenStream(IterableDataset[Batch]):
 
     Reading runs ahead in threads: num_workers=0 is a good choice where the training step leaves a core idle.
 
-    To go on after a stop, save `batch.state` of the last batch trained on: it is the same on every rank, and stays true
+    To go on after a stop, save `batch.state` of the last batch trained on: any rank's will do, and it stays true
     with other numbers of ranks and workers. `state_dict` gives that too where no worker processes are used; in a
     worker, where torchdata's StatefulDataLoader calls it, it is that worker's own and wants the same ranks and workers
     again.

