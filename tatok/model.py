@@ -21,8 +21,8 @@ D width. Images are float in [-1, 1]; everything about an image's size comes fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,18 @@ from tatok.quantizer import Quantized, VectorQuantizer
 __all__ = ["Codes", "Decoder", "Encoded", "Encoder", "TaTok", "TaTokConfig", "anchor_grid", "patch_coordinates"]
 
 
+Filler = Literal["learned", "zeros"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaTokConfig:
-    """Everything that fixes the shapes of the weights; the paper gives none of these numbers."""
+    """Everything that fixes the shapes of the weights and what they mean; the paper gives none of these numbers.
+
+    `cell_size` is the side in pixels of the thumbnail cells that anchor the globals (None: the patch's). The last three
+    and `num_global` 0 make the fixed-rate tokenizers that TaTok is compared with: 0 globals leave 2-D patch tokens
+    alone; globals that are not anchored are free learned queries (1-D tokens, as TiTok's, arXiv 2406.07550).
+    `filler` is what the decoder sees where a patch was filtered out.
+    """
 
     patch_size: int = 16
     num_global: int = 16
@@ -50,6 +59,9 @@ class TaTokConfig:
     num_refiner_layers: int = 2
     num_decoder_layers: int = 4
     num_prior_layers: int = 3
+    cell_size: int | None = None
+    anchored: bool = True
+    filler: Filler = "learned"
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 4:
@@ -57,35 +69,61 @@ class TaTokConfig:
                 f"width {self.width} over {self.num_heads} heads: each head needs a multiple of 4 dimensions "
                 "(two axes of rotary pairs)"
             )
-        if self.num_global < 1:
-            raise ConfigError(f"num_global is {self.num_global}; TaTok needs at least one global token")
+        if self.num_global < 0:
+            raise ConfigError(f"num_global is {self.num_global}; it must be at least 0")
+        if self.filler not in get_args(Filler):
+            raise ConfigError(f"filler is {self.filler!r}; it must be one of {', '.join(get_args(Filler))}")
 
     @property
     def patch_pixels(self) -> int:
         """Numbers in one patch, P."""
         return 3 * self.patch_size**2
 
+    @property
+    def cell_side(self) -> int:
+        """Side of a thumbnail cell in pixels."""
+        return self.patch_size if self.cell_size is None else self.cell_size
+
+    @property
+    def cell_pixels(self) -> int:
+        """Numbers in one thumbnail cell, Q."""
+        return 3 * self.cell_side**2
+
+    def document(self) -> dict[str, Any]:
+        """As JSON-ready values; fields that came later stand there only where they differ from their default.
+
+        A tokenizer's identity is made of this: a checkpoint keeps its fingerprint when a new kind of model is added.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        later = {field.name: field.default for field in fields(self) if field.name in _LATER_FIELDS}
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
+
+_LATER_FIELDS = ("cell_size", "anchored", "filler")
+
 
 def anchor_grid(num_global: int) -> tuple[int, int]:
-    """Rows and columns of the thumbnail cells that anchor the globals: the factors of M nearest to a square."""
+    """Rows and columns of the thumbnail cells that anchor M >= 1 globals: the factors of M nearest to a square."""
     rows = next(r for r in range(int(num_global**0.5), 0, -1) if num_global % r == 0)
     return rows, num_global // rows
 
 
 def patch_coordinates(height: int, width: int, num_global: int, device: torch.device) -> Tensor:
     """(row, column) of M globals (centres of their cells) and then N patches, float32 [M + N, 2], in patches."""
-    rows, columns = anchor_grid(num_global)
 
     def raster(ys: Tensor, xs: Tensor) -> Tensor:
         return torch.stack(torch.meshgrid(ys, xs, indexing="ij"), dim=-1).flatten(0, 1)
 
-    cells = raster(
-        (torch.arange(rows, device=device) + 0.5) * height / rows - 0.5,
-        (torch.arange(columns, device=device) + 0.5) * width / columns - 0.5,
-    )
     patches = raster(
         torch.arange(height, device=device, dtype=torch.float32),
         torch.arange(width, device=device, dtype=torch.float32),
+    )
+    if not num_global:
+        return patches
+    rows, columns = anchor_grid(num_global)
+    cells = raster(
+        (torch.arange(rows, device=device) + 0.5) * height / rows - 0.5,
+        (torch.arange(columns, device=device) + 0.5) * width / columns - 0.5,
     )
     return torch.cat([cells, patches])
 
@@ -147,6 +185,11 @@ def _zero_linear(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
+def _no_codes(vectors: Tensor) -> Quantized:
+    vectors = vectors.detach().float()
+    return Quantized(vectors, vectors.new_zeros(vectors.shape[:-1], dtype=torch.int64), vectors.new_zeros(()))
+
+
 class Encoder(nn.Module):
     """The trunk and the refiner: pixels -> vectors to quantize."""
 
@@ -154,19 +197,22 @@ class Encoder(nn.Module):
         super().__init__()
         width, pixels, dim = config.width, config.patch_pixels, config.code_dim
         self.embed_patch = nn.Linear(pixels, width)
-        self.embed_cell = nn.Linear(pixels, width)
-        self.queries_MD = nn.Parameter(torch.randn(config.num_global, width) * 0.02)
+        self.embed_cell = nn.Linear(config.cell_pixels, width)
+        # Without an anchor, queries must differ by themselves, and so must what they answer.
+        self.queries_MD = nn.Parameter(torch.randn(config.num_global, width) * (0.02 if config.anchored else 1.0))
         self.trunk = Transformer(config.num_trunk_layers, width, config.num_heads)
-        self.global_head = _zero_linear(width, dim)
+        self.global_head = _zero_linear(width, dim) if config.anchored else nn.Linear(width, dim)
         self.embed_global = nn.Linear(dim, width)
         self.embed_residual = nn.Linear(pixels, width)
         self.refiner = Transformer(config.num_refiner_layers, width, config.num_heads)
         self.patch_head = _zero_linear(width, dim)
 
-    def look(self, patches_BNP: Tensor, cells_BMP: Tensor, coordinates_L2: Tensor) -> tuple[Tensor, Tensor]:
-        """Trunk states [B, M + N, D] and the globals' corrections [B, M, C]."""
+    def look(self, patches_BNP: Tensor, cells_BMQ: Tensor | None, coordinates_L2: Tensor) -> tuple[Tensor, Tensor]:
+        """Trunk states [B, M + N, D] and the globals' vectors [B, M, C], to be added to what their cells say."""
         num_global = len(self.queries_MD)
-        queries = self.embed_cell(cells_BMP) + self.queries_MD
+        queries = self.queries_MD.expand(len(patches_BNP), -1, -1)
+        if cells_BMQ is not None:
+            queries = queries + self.embed_cell(cells_BMQ)
         states = self.trunk(torch.cat([queries, self.embed_patch(patches_BNP)], dim=1), coordinates_L2)
         return states, self.global_head(states[:, :num_global])
 
@@ -185,17 +231,22 @@ class Decoder(nn.Module):
         width, pixels, dim = config.width, config.patch_pixels, config.code_dim
         self.embed_cell = nn.Linear(dim, width)
         self.base = Transformer(config.num_base_layers, width, config.num_heads)
-        self.base_head = _zero_linear(width, pixels)
+        self.base_head = _zero_linear(width, config.cell_pixels)
         self.embed_global = nn.Linear(dim, width)
         self.embed_base = nn.Linear(pixels, width)
         self.embed_code = nn.Linear(dim, width)
-        self.filler_D = nn.Parameter(torch.randn(width) * 0.02)  # stands where a patch token was filtered out
+        # Stands where a patch token was filtered out.
+        self.filler_D: Tensor
+        if config.filler == "learned":
+            self.filler_D = nn.Parameter(torch.randn(width) * 0.02)
+        else:
+            self.register_buffer("filler_D", torch.zeros(width), persistent=False)
         self.kept_flag_D = nn.Parameter(torch.randn(width) * 0.02)
         self.decoder = Transformer(config.num_decoder_layers, width, config.num_heads)
         self.head = _zero_linear(width, pixels)
 
     def cells(self, globals_BMC: Tensor, coordinates_M2: Tensor) -> Tensor:
-        """Corrections [B, M, P] of the thumbnail cells."""
+        """Corrections [B, M, Q] of the thumbnail cells."""
         return self.base_head(self.base(self.embed_cell(globals_BMC), coordinates_M2))
 
     def forward(
@@ -215,7 +266,7 @@ class TaTok(nn.Module):
     def __init__(self, config: TaTokConfig) -> None:
         super().__init__()
         self.config = config
-        self.cell_basis = _PixelBasis(config.code_dim, config.patch_pixels)
+        self.cell_basis = _PixelBasis(config.code_dim, config.cell_pixels)
         self.residual_basis = _PixelBasis(config.code_dim, config.patch_pixels)
         self.encoder = Encoder(config)
         self.global_quantizer = VectorQuantizer(config.codebook_size, config.code_dim)
@@ -233,20 +284,28 @@ class TaTok(nn.Module):
         """`patch_coordinates` of a grid of patch rows and columns."""
         return patch_coordinates(*grid, self.config.num_global, self.cell_basis.mean_P.device)
 
+    @property
+    def has_cells(self) -> bool:
+        """Whether the globals start from a thumbnail of the image."""
+        return self.config.anchored and self.config.num_global > 0
+
     def cells(self, images_B3HW: Tensor) -> Tensor:
-        """Patches [B, M, P] of the thumbnail that anchors the globals."""
-        patch, (rows, columns) = self.config.patch_size, anchor_grid(self.config.num_global)
-        return _to_patches(F.adaptive_avg_pool2d(images_B3HW, (rows * patch, columns * patch)), patch)
+        """Cells [B, M, Q] of the thumbnail that anchors M >= 1 globals."""
+        side, (rows, columns) = self.config.cell_side, anchor_grid(self.config.num_global)
+        return _to_patches(F.adaptive_avg_pool2d(images_B3HW, (rows * side, columns * side)), side)
 
     def patches(self, images_B3HW: Tensor) -> Tensor:
         """Patches [B, N, P] of images."""
         return _to_patches(images_B3HW, self.config.patch_size)
 
     def base(self, globals_BMC: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The image [B, N, P], as patches, that the globals alone tell."""
+        """The image [B, N, P], as patches, that the thumbnail in the globals alone tells; grey where there is none."""
         patch, config = self.config.patch_size, self.config
+        if not self.has_cells:
+            return globals_BMC.new_zeros(len(globals_BMC), grid[0] * grid[1], config.patch_pixels)
         corrections = self.decoder.cells(globals_BMC, self.coordinates(grid)[: config.num_global])
-        thumbnail = _to_images(self.cell_basis.decode(globals_BMC) + corrections, anchor_grid(config.num_global), patch)
+        cells_BMQ = self.cell_basis.decode(globals_BMC) + corrections
+        thumbnail = _to_images(cells_BMQ, anchor_grid(config.num_global), config.cell_side)
         size = (grid[0] * patch, grid[1] * patch)
         return _to_patches(F.interpolate(thumbnail.float(), size=size, mode="bilinear", align_corners=False), patch)
 
@@ -254,9 +313,13 @@ class TaTok(nn.Module):
         """Quantized globals and patches, all N of them, and the base image; images are float in [-1, 1]."""
         grid = self.grid(images_B3HW)
         coordinates = self.coordinates(grid)
-        patches, cells = self.patches(images_B3HW), self.cells(images_B3HW)
-        states, global_corrections = self.encoder.look(patches, cells, coordinates)
-        quantized_globals = self.global_quantizer(self.cell_basis.encode(cells) + global_corrections)
+        patches, cells = self.patches(images_B3HW), self.cells(images_B3HW) if self.has_cells else None
+        states, global_vectors = self.encoder.look(patches, cells, coordinates)
+        if cells is not None:
+            global_vectors = self.cell_basis.encode(cells) + global_vectors
+        quantized_globals = (
+            self.global_quantizer(global_vectors) if self.config.num_global else _no_codes(global_vectors)
+        )
         base = self.base(quantized_globals.vectors, grid)
         residual = patches - base
         patch_corrections = self.encoder.refine(states, quantized_globals.vectors, residual, coordinates)

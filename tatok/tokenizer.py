@@ -109,7 +109,7 @@ class Tokenizer:
         """What fixes the tokens of given pixels, by name; `fingerprint` is its hash."""
         return {
             "weights_sha256": self._checkpoint.weights_sha256,
-            "model": json.dumps(asdict(self._model.config), sort_keys=True),
+            "model": json.dumps(self._model.config.document(), sort_keys=True),
             "dtf": json.dumps(asdict(self.dtf), sort_keys=True),
             "precision": "float32",
             "torch": torch.__version__.partition("+")[0],
