@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,22 @@ $(BENCH_STAMP): $(STAMP) benchmarks/requirements-loader.txt
 
 bench-loader: $(BENCH_STAMP)
 	$(BENCH)/bin/python benchmarks/loader.py --json docs/results/loader.json --document docs/LOADER.md
+
+# TaTok and its rivals on CIFAR-10 (docs/RESULTS.md): hours on two cores; the same command goes on where it stopped.
+IMAGES ?= ../shared/corpus/cifar10-train.parquet
+TEST_IMAGES ?= ../shared/corpus/cifar10-test.parquet
+SETTING ?= small
+claims: setup
+	$(BIN)/python benchmarks/claims.py --setting $(SETTING) --images '$(IMAGES)' --heldout '$(TEST_IMAGES)'
+
+claims-report: setup
+	$(BIN)/python benchmarks/claims_report.py
+
+# Sampling speed with the lengths that the default checkpoint gives real photos of 256x256.
+bench-speed: setup
+	rm -rf runs/speed-tokens
+	$(BIN)/tatok tokenize $(HELDOUT) runs/speed-tokens
+	$(BIN)/python benchmarks/claims_speed.py runs/speed-tokens --json docs/results/speed.json
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

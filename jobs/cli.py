@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from jobs.export_commands import compact, exports
-from jobs.model_commands import calibrate, evaluate, train
+from jobs.generator_commands import generator
+from jobs.model_commands import calibrate, distance, evaluate, train
 from jobs.picture_commands import decode, report, show
 from jobs.statistics_commands import query, stats
 from schemas.errors import ConfigError, TatokError
@@ -70,6 +71,7 @@ def main(
 app.command()(train)
 app.command()(calibrate)
 app.command("eval")(evaluate)
+app.command()(distance)
 app.command()(stats)
 app.command()(query)
 app.command()(report)
@@ -77,6 +79,7 @@ app.command()(show)
 app.command()(decode)
 app.command()(compact)
 app.add_typer(exports, name="export")
+app.add_typer(generator, name="generator")
 
 
 @app.command(epilog=_EXIT_CODES)

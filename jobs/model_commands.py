@@ -1,9 +1,7 @@
-"""The commands that make and measure checkpoints: train, calibrate, eval."""
+"""The commands that make and measure checkpoints: train, calibrate, eval, distance."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,15 +11,24 @@ if TYPE_CHECKING:
     from tatok.calibration import EncodedPhotos
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["calibrate", "evaluate", "train"]
+__all__ = ["calibrate", "distance", "evaluate", "train"]
+
+DISTANCE_BATCH = 64
 
 Photos = Annotated[
-    list[str], typer.Argument(help="Held-out photos: WebDataset tars or Parquet files (paths, globs, brace patterns).")
+    list[str],
+    typer.Argument(
+        help="Held-out photos: WebDataset tars, Parquet files or folders of images (globs, brace patterns)."
+    ),
 ]
 CheckpointOption = Annotated[str | None, typer.Option(help="Checkpoint folder; default: the one of tatok.")]
 Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
 ImageSize = Annotated[int, typer.Option(help="Side of the centre crop, a multiple of the patch.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first so many photos only.")]
+Features = Annotated[
+    str,
+    typer.Option(help="Network of the set distances: mobilenet, efficientnet (the training loss's) or a .pt file."),
+]
 CriterionOption = Annotated[
     Literal["entropy", "surprisal", "content", "distance"] | None,
     typer.Option(help="DTF criterion; default: the checkpoint's."),
@@ -31,26 +38,47 @@ CriterionOption = Annotated[
 def train(
     config: Annotated[Path, typer.Argument(help="Training file (YAML), such as examples/train-photos-256.yaml.")],
     device: Device = None,
-    start_from: Annotated[str | None, typer.Option(help="Checkpoint folder whose weights to start from.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Checkpoint folder, or its URL, whose weights to start from.")
+    ] = None,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share each batch, by Ray Train: a GPU each where there are any.")
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray."),
+    ] = None,
 ) -> None:
-    """Train a TaTok checkpoint; the same command again goes on where the last run stopped."""
+    """Train a TaTok checkpoint; the same command again goes on where the last run stopped.
+
+    The output may be any fsspec URL. The recipe does not change with the number of workers, and neither does the saved
+    state: a run may go on with another number.
+    """
+    from tatok.training_config import load_training_config
+
+    recipe = load_training_config(config)
+    if num_workers > 1:
+        from pipeline.training_cluster import run_training
+
+        run_training(recipe, num_workers=num_workers, device=device, address=address, start_from=start_from)
+        return
     import torch
 
     from tatok.training import train as run
-    from tatok.training_config import load_training_config
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run(load_training_config(config), torch.device(chosen), start_from=start_from)
+    run(recipe, torch.device(chosen), start_from=start_from)
 
 
 def _encode(tokenizer: Tokenizer, photos: list[str], image_size: int, limit: int | None) -> EncodedPhotos:
+    from rich.console import Console
     from rich.progress import track
 
     from tatok.calibration import EncodedPhotos
     from tatok.photos import centre_crops, expand_sources
 
     crops = centre_crops(expand_sources(photos), image_size, limit)
-    return EncodedPhotos(tokenizer, track(crops, "encoding photos", transient=True))
+    return EncodedPhotos(tokenizer, track(crops, "encoding photos", transient=True, console=Console(stderr=True)))
 
 
 def calibrate(
@@ -90,29 +118,84 @@ def evaluate(
     image_size: ImageSize = 256,
     limit: Limit = None,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare the policies that match this name or pattern only, as in 'DTF*'; may be repeated."),
+    ] = None,
+    features: Features = "mobilenet",
+    distances: Annotated[
+        bool, typer.Option("--distances/--no-distances", help="Measure Fréchet and kernel distances too.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Measure reconstruction on held-out photos: full rate, DTF, and the policies it has to beat at equal tokens.
 
     DTF's thresholds are calibrated on these photos for the wanted mean. PSNR is the mean over images, in dB; `pooled`
     is that of the mean squared error over all images. `perceptual` is a MobileNetV2 feature distance times 1000,
-    lower is better. Bits are codes alone, then with positions where a decoder must be told them.
+    lower is better. `kernel` (times 1000, with its deviation over subsets) and `Fréchet` are distances of all rebuilt
+    photos to the originals; they depend on the network, and only the published Inception weights (--features FILE)
+    give figures that compare with published FIDs. Fréchet needs more photos than the network has features. Bits are
+    codes alone, then with positions where a decoder must be told them. `rank` is the rank correlation of token
+    counts with PNG sizes. Then: quality by quartile of PNG size, codebook use, and the prior's calibration.
     """
+    from jobs.evaluation_text import EvaluationResult, evaluation_text
+    from tatok.diagnostics import tokenizer_report
+    from tatok.distances import ImageFeatures, load_features
     from tatok.evaluation import evaluate as score
-    from tatok.evaluation import standard_policies
+    from tatok.json_text import json_text
+    from tatok.policies import standard_policies
     from tatok.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(checkpoint, device)
+    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, tokens, patterns=policy or None)
+    network = load_features(features) if distances else None
     encoded = _encode(tokenizer, photos, image_size, limit)
-    scores = score(encoded, standard_policies(tokenizer.dtf, tokenizer.num_global, tokens))
-    if as_json:
-        print(json.dumps([asdict(s) for s in scores], indent=2))
-        return
-    print(f"{len(encoded)} photos of {image_size}x{image_size}, compared at a mean of {tokens:g} tokens")
-    heading = f"{'kept patches':44} {'tokens':>7} {'PSNR':>6} {'pooled':>6} {'perceptual':>10}"
-    print(f"{heading} {'bits':>6} {'+positions':>10}")
-    for s in scores:
-        print(
-            f"{s.name:44} {s.mean_tokens:7.2f} {s.psnr_db:6.2f} {s.psnr_of_mean_db:6.2f} {s.perceptual_milli:10.1f} "
-            f"{s.bits:6.0f} {s.bits_with_positions:10.0f}"
-        )
+    references = ImageFeatures(network, encoded.pixels, tokenizer.device) if network else None
+    result = EvaluationResult(
+        num_images=len(encoded),
+        image_size=image_size,
+        tokens=tokens,
+        weights_sha256=tokenizer.identity["weights_sha256"],
+        features=features if distances else None,
+        scores=score(encoded, policies, features=references),
+        tokenizer=tokenizer_report(encoded),
+    )
+    print(json_text(result) if as_json else evaluation_text(result), end="")
+
+
+def distance(
+    reference: Annotated[str, typer.Argument(help="Real images: a tar, a Parquet file or a folder (or a pattern).")],
+    images: Annotated[str, typer.Argument(help="Images to judge: a tar, a Parquet file or a folder (or a pattern).")],
+    features: Features = "mobilenet",
+    image_size: Annotated[
+        int | None, typer.Option(help="Bring all to centre crops of this side; default: that of the first of IMAGES.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many images of each set only.")] = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Measure how far one set of images lies from another: Fréchet and kernel distance.
+
+    The network decides what the figures mean. Only the published Inception weights compare with published FIDs: give
+    their TorchScript file with --features. Compare Fréchet distances of equally many images only; below about 1,300
+    images (or fewer than the network has features: then it is left out) read the kernel distance.
+    """
+    import torch
+
+    from jobs.evaluation_text import DistanceResult, distance_text
+    from tatok.distances import image_distances, load_features
+    from tatok.json_text import json_text
+    from tatok.photos import centre_crops, expand_sources, in_batches, shorter_side
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_features(features)
+    reference_files, image_files = expand_sources([reference]), expand_sources([images])
+    side = image_size or shorter_side(image_files)
+    found = image_distances(
+        in_batches(centre_crops(reference_files, side, limit), DISTANCE_BATCH),
+        in_batches(centre_crops(image_files, side, limit), DISTANCE_BATCH),
+        network,
+        device=chosen,
+    )
+    result = DistanceResult(reference=reference, images=images, features=features, image_size=side, distances=found)
+    print(json_text(result) if as_json else distance_text(result), end="")

@@ -1,4 +1,4 @@
-"""Shards -> committed parts on Ray: actors, leases, retries. The only file that imports ray.
+"""Shards -> committed parts on Ray: actors, leases, retries. With training_cluster.py, all that imports ray.
 
     driver --lease(shard, decoder)--> TokenizerWorker --decode(shard)--> DecodeWorker
                                       TokenizerWorker <--clips, streamed-- DecodeWorker

@@ -1,4 +1,4 @@
-"""Photos for training and evaluation: WebDataset tars or Parquet files of encoded images -> square uint8 crops."""
+"""Photos for training and evaluation: tars, Parquet files or folders of encoded images -> square uint8 crops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import glob
 import io
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import braceexpand
 import fsspec
@@ -20,44 +21,80 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from schemas.errors import ConfigError, SourceError
 
-__all__ = ["RandomCrops", "centre_crops", "encoded_photos", "expand_sources"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "RandomCrops",
+    "centre_crops",
+    "encoded_photos",
+    "expand_sources",
+    "in_batches",
+    "shorter_side",
+]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
-def expand_sources(patterns: Sequence[str]) -> list[str]:
-    """Files behind paths, globs and brace patterns, sorted within a glob.
+def _extension(path: str) -> str:
+    return path.rpartition(".")[2].lower()
 
+
+def _files_of_folder(folder: str) -> list[str]:
+    """Tars, Parquet files and images in a folder and below it, sorted, without hidden ones."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if not name.startswith(".") and _extension(name) in ("tar", "parquet", *IMAGE_EXTENSIONS)
+        ]
+    return sorted(found)
+
+
+def expand_sources(patterns: Sequence[str]) -> list[str]:
+    """Files behind paths, folders, globs and brace patterns, sorted within a folder or glob.
+
+    A local folder stands for the tars, Parquet files and images in it and below it.
     Raises ConfigError where a pattern matches nothing or names a local file that does not exist.
     """
     files: list[str] = []
     for pattern in patterns:
         found: list[str] = []
         for path in braceexpand.braceexpand(pattern):
-            if glob.has_magic(path):
+            if os.path.isdir(path):
+                found += _files_of_folder(path)
+            elif glob.has_magic(path):
                 found += sorted(glob.glob(path))
             elif "://" in path or os.path.exists(path):
                 found.append(path)
             else:
                 raise ConfigError(f"{path} does not exist (from {pattern!r}); check the path")
         if not found:
-            raise ConfigError(f"no file matches {pattern!r}; give WebDataset tars or Parquet files with images")
+            raise ConfigError(
+                f"no file matches {pattern!r}; give WebDataset tars, Parquet files with images, or a folder of "
+                f"{', '.join(IMAGE_EXTENSIONS)} files"
+            )
         files += found
     return files
 
 
 def encoded_photos(path: str) -> Iterator[bytes]:
-    """The encoded images of one tar (by extension) or one Parquet file (column `image`: bytes or {bytes, path})."""
+    """The encoded images of one file, in its order.
+
+    A tar (members with an image's extension), a Parquet file (column `image`: bytes or {bytes, path}), or an image.
+    """
     try:
         with fsspec.open(path, "rb") as stream:
-            if path.endswith(".parquet"):
+            if _extension(path) in IMAGE_EXTENSIONS:
+                yield stream.read()
+            elif path.endswith(".parquet"):
                 for batch in pq.ParquetFile(stream).iter_batches(batch_size=256, columns=["image"]):
                     for value in batch.column(0):
                         cell = value.as_py()
                         yield cell["bytes"] if isinstance(cell, dict) else cell
             else:
                 for member in wds.tariterators.tar_file_iterator(stream):
-                    if member["fname"].rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+                    if _extension(member["fname"]) in IMAGE_EXTENSIONS:
                         yield member["data"]
     except (OSError, KeyError, ValueError) as error:
         raise SourceError(f"cannot read photos from {path}: {error}") from error
@@ -78,14 +115,40 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def centre_crops(paths: Sequence[str], image_size: int, limit: int | None = None) -> Iterator[Tensor]:
-    """Centre crops, uint8 [3, S, S], of all photos in file order (the first `limit`)."""
+    """Centre crops, uint8 [3, S, S], of all photos in file order (the first `limit`).
+
+    Raises SourceError, naming the file and the photo's number in it, where a photo cannot be decoded.
+    """
     remaining = limit
     for path in paths:
-        for payload in encoded_photos(path):
+        for number, payload in enumerate(encoded_photos(path)):
             if remaining == 0:
                 return
-            yield _pixels(_square(payload, image_size, 1.0, 0.5, 0.5))
+            try:
+                crop = _square(payload, image_size, 1.0, 0.5, 0.5)
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                raise SourceError(f"photo {number} of {path} cannot be decoded: {error}; take it out") from error
+            yield _pixels(crop)
             remaining = None if remaining is None else remaining - 1
+
+
+def shorter_side(paths: Sequence[str]) -> int:
+    """Pixels of the shorter side of the first photo; raises SourceError where there is none, or it is no image."""
+    for path in paths:
+        for payload in encoded_photos(path):
+            try:
+                with Image.open(io.BytesIO(payload)) as image:
+                    return min(image.size)
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                raise SourceError(f"the first photo of {path} cannot be decoded: {error}") from error
+    raise SourceError(f"no image in {', '.join(paths)}")
+
+
+def in_batches(images: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Images of one size, [3, H, W], in batches [B, 3, H, W]; the last one may be smaller."""
+    iterator = iter(images)
+    while batch := list(islice(iterator, batch_size)):
+        yield torch.stack(batch)
 
 
 class RandomCrops(IterableDataset[Tensor]):
@@ -93,7 +156,7 @@ class RandomCrops(IterableDataset[Tensor]):
 
     Files are visited in a new order each pass and photos are mixed by a buffer of `shuffle_buffer` encoded images.
     A crop's side is drawn from `smallest_crop` .. 1 of the photo's shorter side.
-    The same (seed, number of workers) gives the same stream.
+    The same (seed, number of workers) gives the same stream; each `rank` of a run on several processes has its own.
     """
 
     def __init__(
@@ -104,12 +167,14 @@ class RandomCrops(IterableDataset[Tensor]):
         *,
         smallest_crop: float = 0.7,
         shuffle_buffer: int = 1000,
+        rank: int = 0,
     ) -> None:
         self.paths = list(paths)
         self.image_size = image_size
         self.smallest_crop = smallest_crop
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
+        self.rank = rank
 
     def _payloads(self, rng: random.Random) -> Iterator[bytes]:
         while True:
@@ -123,7 +188,8 @@ class RandomCrops(IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
-        rng = random.Random(self.seed * 1_000_003 + (worker.id if worker else 0))
+        number = self.rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+        rng = random.Random(self.seed * 1_000_003 + number)
         buffer: list[bytes] = []
         for payload in self._payloads(rng):
             if len(buffer) < self.shuffle_buffer:

@@ -3,6 +3,8 @@
 The vectors are *not* normalised. TaTok's code space is tied to pixels (model.py), so a vector's length says how
 much of the picture it carries, and Dynamic Token Filtering needs that: two codes that both mean "nothing to add"
 must lie close together, which they do not on a unit sphere.
+
+Where several ranks train together (ranks.py), the codebook follows the vectors of all, and is the same on each.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tatok.ranks import broadcast_from_first, num_ranks, sum_over_ranks
 
 __all__ = ["Quantized", "VectorQuantizer"]
 
@@ -69,10 +73,12 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _follow(self, vectors_VC: Tensor, codes_V: Tensor) -> None:
-        counts = torch.zeros_like(self.ema_count_K).index_add_(0, codes_V, torch.ones_like(vectors_VC[:, 0]))
-        sums = torch.zeros_like(self.ema_sum_KC).index_add_(0, codes_V, vectors_VC)
-        self.ema_count_K.lerp_(counts, 1 - EMA_DECAY)
-        self.ema_sum_KC.lerp_(sums, 1 - EMA_DECAY)
+        # Sums and, in the last column, counts: one reduction for both.
+        counted_VC1 = torch.cat([vectors_VC, torch.ones_like(vectors_VC[:, :1])], dim=1)
+        totals = vectors_VC.new_zeros(len(self.codebook_KC), counted_VC1.shape[1]).index_add_(0, codes_V, counted_VC1)
+        sum_over_ranks(totals)
+        self.ema_count_K.lerp_(totals[:, -1], 1 - EMA_DECAY)
+        self.ema_sum_KC.lerp_(totals[:, :-1], 1 - EMA_DECAY)
         mean_count = self.ema_count_K.mean()
         dead_K = self.ema_count_K < DEAD_BELOW * mean_count
         alive_KC = self.ema_sum_KC / self.ema_count_K.clamp_min(1e-6)[:, None]
@@ -80,8 +86,10 @@ class VectorQuantizer(nn.Module):
         dead = dead_K.nonzero()[:, 0]
         if len(dead):
             # At most a few a step, so that the codes in use are not robbed of their neighbourhoods all at once.
-            dead = dead[torch.randperm(len(dead), device=dead.device)[: max(1, len(vectors_VC) // 64)]]
+            most = max(1, len(vectors_VC) * num_ranks() // 64)
+            dead = dead[torch.randperm(len(dead), device=dead.device)[:most]]
             chosen = vectors_VC[torch.randint(len(vectors_VC), (len(dead),), device=dead.device)]
+            broadcast_from_first([dead, chosen])  # each rank has drawn its own
             self.codebook_KC[dead] = chosen
             self.ema_count_K[dead] = 0.2 * mean_count  # time to find its neighbourhood
             self.ema_sum_KC[dead] = 0.2 * mean_count * chosen

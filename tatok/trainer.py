@@ -1,24 +1,28 @@
-"""Trainer: one optimizer step at a time; losses, kept sets, moving averages, saved state, held-out figures."""
+"""Trainer: one optimizer step at a time; losses, kept sets, moving averages, saved state, held-out figures.
+
+Several ranks (ranks.py) train one model: each has a trainer of its own and steps on its own share of the batch. Weights
+start alike, gradients and codebooks are averaged, so weights stay alike; kept sets are drawn by each rank for itself.
+"""
 
 from __future__ import annotations
 
 import copy
+import io
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.errors import ConfigError
-from tatok.checkpoint import load_checkpoint, save_checkpoint
+from schemas.errors import ConfigError, TatokError
 from tatok.dtf import position_bits
 from tatok.features import EfficientNetLiteFeatures, perceptual_distance
 from tatok.model import Encoded, TaTok
 from tatok.prior import Prior, code_statistics
+from tatok.ranks import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree, sum_over_ranks
+from tatok.run_folder import RunFolder, load_checkpoint_from
 from tatok.tokenizer import to_float
 from tatok.training_config import KeptMixture, Stage, TrainingConfig
 
@@ -68,11 +72,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
-        self.output = Path(config.output)
+        self.folder = RunFolder(config.output)
         if start_from is None:
             self.model, self.prior = TaTok(config.model), Prior(config.model)
         else:
-            checkpoint = load_checkpoint(start_from)
+            checkpoint = load_checkpoint_from(start_from)
             if checkpoint.model.config != config.model:
                 raise ConfigError(f"{start_from} has {checkpoint.model.config}, but the training file {config.model}")
             self.model, self.prior = checkpoint.model, checkpoint.prior
@@ -84,12 +88,18 @@ class Trainer:
         self.optimizer: torch.optim.AdamW | None = None
         self.perceptual: EfficientNetLiteFeatures | None = None
         self.seconds = 0.0
+        if rank():
+            torch.manual_seed(config.seed + 1_000_003 * rank())  # from here on the ranks draw different numbers
 
     # --- state -----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the state to go on from, and the averaged weights as a checkpoint; both atomically."""
-        self.output.mkdir(parents=True, exist_ok=True)
+        """Write the state to go on from, and the averaged weights as a checkpoint; each file atomically.
+
+        Only rank 0 writes; the state is the same on all ranks and does not depend on how many there are.
+        """
+        if rank():
+            return
         quantizers = {"global": self.model.global_quantizer, "patch": self.model.patch_quantizer}
         state = {
             "modules": self.modules.state_dict(),
@@ -99,10 +109,13 @@ class Trainer:
             "stage_index": self.stage_index,
             "step": self.step,
             "seconds": self.seconds,
+            "num_records": self.folder.num_records,
         }
-        torch.save(state, self.output / (STATE + ".tmp"))
-        os.replace(self.output / (STATE + ".tmp"), self.output / STATE)
-        save_checkpoint(self.output / CHECKPOINT, *self.averaged(), self.config.dtf)
+        self.folder.sync_records()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.folder.write(STATE, buffer.getvalue())
+        self.folder.write_checkpoint(CHECKPOINT, *self.averaged(), self.config.dtf)
 
     def averaged(self) -> tuple[TaTok, Prior]:
         """The models under their moving averages: what checkpoints and validation use."""
@@ -112,11 +125,20 @@ class Trainer:
         return model, prior
 
     def restore(self) -> bool:
-        """Go on from the state in the output folder, if there is one."""
-        path = self.output / STATE
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        """Go on from the state in the output folder, if there is one; all ranks must call this together.
+
+        Raises ConfigError where it was written for another model, or where the ranks do not all see the same.
+        """
+        path = self.folder.path(STATE)
+        data = self.folder.read(STATE)
+        if data is not None:
+            self._restore(data, path)
+        if not ranks_agree([data is not None, self.stage_index, self.step], self.device):
+            raise ConfigError(f"the workers do not all see the same {path}; output must be a URL or a shared folder")
+        return data is not None
+
+    def _restore(self, data: bytes, path: str) -> None:
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location=self.device)
         try:
             self.modules.load_state_dict(state["modules"])
         except RuntimeError as error:
@@ -131,15 +153,24 @@ class Trainer:
             self._start_stage()
             assert self.optimizer is not None
             self.optimizer.load_state_dict(state["optimizer"])
-        return True
+        if not rank():
+            self.folder.keep_records(state.get("num_records"))  # None: an older state, which does not tell
 
     @torch.no_grad()
     def initialise(self, crops: Iterator[Tensor]) -> None:
-        """PCA bases and k-means codebooks from random crops, uint8 [B, 3, H, W] a batch."""
+        """PCA bases and k-means codebooks from rank 0's random crops, uint8 [B, 3, H, W] a batch."""
+        if not rank():
+            self._start_from_data(crops)
+        broadcast_from_first([*self.modules.parameters(), *self.modules.buffers()])
+        self.average.load_state_dict(self.modules.state_dict())
+        self.is_initialised = True
+
+    def _start_from_data(self, crops: Iterator[Tensor]) -> None:
+        model = self.model
         batches: list[Tensor] = []
         while sum(len(batch) for batch in batches) < self.config.num_start_crops:
             batches.append(next(crops))
-        self.model.eval()
+        model.eval()
 
         def gathered(values: list[Tensor], most: int = 200_000) -> Tensor:
             flat = torch.cat([v.flatten(0, 1) for v in values])
@@ -148,21 +179,27 @@ class Trainer:
         def images() -> Iterator[Tensor]:
             return (to_float(batch.to(self.device)) for batch in batches)
 
-        cells = gathered([self.model.cells(x) for x in images()])
-        self.model.cell_basis.initialise(cells)
-        self.model.global_quantizer.initialise(self.model.cell_basis.encode(cells))
+        if model.has_cells:
+            cells = gathered([model.cells(x) for x in images()])
+            model.cell_basis.initialise(cells)
+            model.global_quantizer.initialise(model.cell_basis.encode(cells))
+        elif model.config.num_global:  # what the queries answer before they have learnt anything
+            answers = [
+                model.encoder.look(model.patches(x), None, model.coordinates(model.grid(x)))[1] for x in images()
+            ]
+            model.global_quantizer.initialise(gathered(answers))
         residuals = []
         most_each = max(1, 200_000 // len(batches))
         for x in images():
-            vectors = self.model.cell_basis.encode(self.model.cells(x))
-            quantized = self.model.global_quantizer.decode(self.model.global_quantizer.encode(vectors))
-            residual = (self.model.patches(x) - self.model.base(quantized, self.model.grid(x))).flatten(0, 1)
+            residual = model.patches(x)
+            if model.has_cells:
+                codes = model.global_quantizer.encode(model.cell_basis.encode(model.cells(x)))
+                residual = residual - model.base(model.global_quantizer.decode(codes), model.grid(x))
+            residual = residual.flatten(0, 1)
             residuals.append(residual[torch.randperm(len(residual), device=residual.device)[:most_each]][None])
         residual = gathered(residuals)
-        self.model.residual_basis.initialise(residual)
-        self.model.patch_quantizer.initialise(self.model.residual_basis.encode(residual))
-        self.average.load_state_dict(self.modules.state_dict())
-        self.is_initialised = True
+        model.residual_basis.initialise(residual)
+        model.patch_quantizer.initialise(model.residual_basis.encode(residual))
 
     # --- steps -----------------------------------------------------------------------------------------------
 
@@ -178,7 +215,7 @@ class Trainer:
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
         if stage.perceptual_weight and self.perceptual is None:
             self.perceptual = EfficientNetLiteFeatures().to(self.device)
 
@@ -203,7 +240,10 @@ class Trainer:
             ratio = torch.rand(len(images), 1, device=images.device) * (torch.rand(len(images), 1) < 0.5).to(images)
             visible = visible < ratio
             logits = self._prior_logits(encoded, visible, grid)
-            terms["prior"] = F.cross_entropy(logits[~visible], encoded.patches_BNC.codes[~visible])
+            # A mean over all ranks' hidden positions, whose numbers differ: their gradients are averaged afterwards.
+            num_hidden = sum_over_ranks((~visible).sum()).clamp_min(1)
+            surprisal = F.cross_entropy(logits[~visible], encoded.patches_BNC.codes[~visible], reduction="sum")
+            terms["prior"] = surprisal * num_ranks() / num_hidden
         if "tokenizer" in stage.train or "decoder" in stage.train:
             vectors = encoded.patches_BNC.vectors
             by_dtf = None
@@ -221,7 +261,8 @@ class Trainer:
             base = encoded.base_BNP if "tokenizer" in stage.train else self.model.base(globals_BMC, grid)
             rebuilt = self.model.decode(globals_BMC, vectors, kept, base, grid)
             terms["pixel"] = F.mse_loss(rebuilt, images)
-            terms["base"] = stage.base_weight * F.mse_loss(base, self.model.patches(images))
+            if self.model.has_cells:
+                terms["base"] = stage.base_weight * F.mse_loss(base, self.model.patches(images))
             if stage.perceptual_weight:
                 assert self.perceptual is not None
                 size = min(stage.perceptual_size, images.shape[-2], images.shape[-1])
@@ -233,14 +274,18 @@ class Trainer:
                 distance = perceptual_distance(self.perceptual(rebuilt[window]), reference).mean()
                 terms["perceptual"] = stage.perceptual_weight * distance
         if "tokenizer" in stage.train:
-            # As an error a pixel, like the other terms: a code's dimensions span patch_pixels pixels.
-            pixels_each = self.model.config.patch_pixels / self.model.config.code_dim
-            commitment = (encoded.globals_BMC.commitment + encoded.patches_BNC.commitment) / pixels_each
+            # As an error a pixel, like the other terms: a code's dimensions span cell_pixels or patch_pixels pixels.
+            config = self.model.config
+            commitment = encoded.globals_BMC.commitment * (config.code_dim / config.cell_pixels)
+            commitment = commitment + encoded.patches_BNC.commitment * (config.code_dim / config.patch_pixels)
             terms["commitment"] = stage.commitment_weight * commitment
         return terms
 
     def train_step(self, pixels: Tensor) -> dict[str, float]:
-        """One optimizer step on uint8 images [B, 3, H, W]; raises FloatingPointError where the loss is not finite."""
+        """One optimizer step on uint8 images [B, 3, H, W], this rank's share of the batch; its own loss terms.
+
+        Raises TatokError, on all ranks, where the loss of any is not finite.
+        """
         stage = self.config.stages[self.stage_index]
         if self.optimizer is None:
             self._start_stage()
@@ -249,30 +294,38 @@ class Trainer:
         self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(stage, self.step)
-        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        with self._autocast():
             terms = self.losses(to_float(pixels.to(self.device)), stage)
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss is {float(total)} at step {self.step} of stage {stage.name}")
+        values = torch.stack([value.float() for value in terms.values()])
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        values.sum().backward()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        total = values.detach().sum()
+        average_over_ranks([*(p.grad for p in trained if p.grad is not None), total])
+        if not torch.isfinite(total):
+            raise TatokError(
+                f"the loss is {float(total)} at step {self.step} of stage {stage.name}; lower its learning_rate or set "
+                f"precision: float32, and run again: it goes on from the last state in {self.folder.location}"
+            )
         nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimizer.step()
         self._update_average()
         self.step += 1
-        return {name: float(value.detach()) for name, value in terms.items()}
+        return dict(zip(terms, values.tolist(), strict=True))
+
+    def _autocast(self) -> torch.autocast:
+        is_low = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_low)
 
     @torch.no_grad()
     def _update_average(self) -> None:
         # Warmed up anew in every stage: the average of a part that starts to learn must not hold on to what it was.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.average.parameters(), self.modules.parameters(), strict=True):
-            if value.requires_grad:
-                mean.lerp_(value, 1 - decay)
-        for mean_buffer, buffer in zip(self.average.buffers(), self.modules.buffers(), strict=True):
-            mean_buffer.copy_(buffer)  # codebooks are moving averages already
+        pairs = zip(self.average.parameters(), self.modules.parameters(), strict=True)
+        means, values = zip(*((mean, value) for mean, value in pairs if value.requires_grad), strict=True)
+        torch._foreach_lerp_(means, values, 1 - decay)
+        # Codebooks are moving averages already.
+        torch._foreach_copy_(list(self.average.buffers()), list(self.modules.buffers()))
 
     @torch.no_grad()
     def validate(self, pixels: Tensor) -> tuple[dict[str, float], Tensor]:
@@ -281,11 +334,10 @@ class Trainer:
         self.average.eval()
         figures: dict[str, list[float]] = defaultdict(list)
         pictures: list[Tensor] = []
-        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
         for batch in pixels.split(16):
             images = to_float(batch.to(self.device))
             grid = model.grid(images)
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            with self._autocast():
                 encoded = model.encode(images)
                 globals_BMC, vectors = encoded.globals_BMC.vectors, encoded.patches_BNC.vectors
                 energy = vectors.square().sum(-1)

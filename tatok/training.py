@@ -1,83 +1,132 @@
-"""`tatok train`: stages of steps over random crops, with progress, figures, sample pictures and resumption."""
+"""`tatok train`: stages of steps over random crops, with progress, figures, sample pictures and resumption.
+
+One process or, where a process group is formed (ranks.py), each of several: all take the same steps on their own crops;
+rank 0 alone looks at held-out photos, writes and speaks, while the others wait for it at the next step.
+"""
 
 from __future__ import annotations
 
-import json
+import io
 import time
 from collections import defaultdict
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tatok.photos import RandomCrops, centre_crops, expand_sources
+from tatok.ranks import num_ranks, rank, sum_over_ranks
+from tatok.run_folder import is_url
 from tatok.trainer import CHECKPOINT, Trainer
-from tatok.training_config import TrainingConfig
+from tatok.training_config import TrainingConfig, check_batch_sizes
 
 __all__ = ["train"]
 
 
-def _save_pictures(path: Path, pictures: Tensor, columns: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Display:
+    """Where a run speaks: the terminal with a progress bar, the caller's `say`, or, on other ranks than 0, nowhere."""
+
+    say: Callable[[str], None]
+    progress: Progress
+
+    def start(self, name: str, total: int, completed: int) -> Callable[[], None]:
+        """Show a stage; the answer is to be called after each of its steps."""
+        task: TaskID = self.progress.add_task(name, total=total, completed=completed)
+        return lambda: self.progress.advance(task)
+
+
+@contextmanager
+def _display(say: Callable[[str], None] | None) -> Iterator[_Display]:
+    console = Console(quiet=say is not None or rank() > 0)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as progress:
+
+        def print_line(text: str) -> None:
+            progress.console.print(text, soft_wrap=True, highlight=False)
+
+        yield _Display(say=print_line if say is None or rank() else say, progress=progress)
+
+
+def _png(pictures: Tensor, columns: int) -> bytes:
     rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     array = ((rows + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
-    Image.fromarray(np.ascontiguousarray(array)).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _codebook_use(trainer: Trainer) -> dict[str, float]:
     shares = {}
-    for name in ("global", "patch"):
+    for name in ("global", "patch") if trainer.config.model.num_global else ("patch",):
         quantizer = getattr(trainer.model, f"{name}_quantizer")
         p = quantizer.ema_count_K / quantizer.ema_count_K.sum()
         shares[f"perplexity_{name}"] = float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
     return shares
 
 
-def train(config: TrainingConfig, device: torch.device, *, start_from: str | None = None) -> Path:
-    """Run all stages, or go on where the output folder left off; returns the checkpoint folder.
+def train(
+    config: TrainingConfig,
+    device: torch.device,
+    *,
+    start_from: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> str:
+    """Run all stages, or go on where the output left off; returns the checkpoint folder, a path or a URL.
 
-    Progress goes to the terminal; figures of every `log_every_steps` steps to OUTPUT/metrics.jsonl, sample pictures
-    (original, full rate, energy-filtered, globals only) to OUTPUT/samples/.
+    Progress goes to the terminal, or line by line to `say`; figures of every `log_every_steps` steps to
+    OUTPUT/metrics.jsonl, sample pictures (original, full rate, energy-filtered, globals only) to OUTPUT/samples/.
+    Where a process group is formed, every rank calls this; a batch is shared among them.
+    Raises ConfigError where that cannot be done equally, and TatokError where the loss becomes infinite or NaN.
     """
+    check_batch_sizes(config, num_ranks())
     photos = expand_sources(config.photos)
     heldout = expand_sources(config.heldout)
     trainer = Trainer(config, device, start_from)
-    console = Console()
-    if trainer.restore():
-        console.print(f"going on in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
-    trainer.output.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        (trainer.output / "metrics.jsonl").open("a", encoding="utf-8") as log,
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-    ):
+    with _display(say) as display:
+        if trainer.restore():
+            display.say(f"going on in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
         while trainer.stage_index < len(config.stages):
-            _run_stage(trainer, photos, heldout, log, progress)
-    trainer.save()
-    console.print(f"checkpoint: {trainer.output / CHECKPOINT}")
-    return trainer.output / CHECKPOINT
+            _run_stage(trainer, photos, heldout, display)
+        trainer.save()
+        checkpoint = trainer.folder.path(CHECKPOINT)
+        display.say(f"checkpoint: {checkpoint}")
+    return checkpoint
 
 
-def _run_stage(trainer: Trainer, photos: list[str], heldout: list[str], log: TextIO, progress: Progress) -> None:
+def _batches(trainer: Trainer, photos: list[str]) -> Iterator[Tensor]:
     config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
     # A resumed stage sees other crops than it already has, not the same again.
     seed = config.seed + 7919 * trainer.stage_index + 104_729 * trainer.step
-    crops = RandomCrops(photos, stage.image_size, seed, smallest_crop=stage.smallest_crop)
-    loader = DataLoader(crops, batch_size=stage.batch_size, num_workers=config.num_loader_workers)
-    batches = iter(loader)
+    crops = RandomCrops(photos, stage.image_size, seed, smallest_crop=stage.smallest_crop, rank=rank())
+    # Bucket clients do not survive a fork; without one, forking is much the quicker start.
+    use_spawn = config.num_loader_workers and (is_url(config.output) or any(is_url(path) for path in photos))
+    loader = DataLoader(
+        crops,
+        batch_size=stage.batch_size // num_ranks(),
+        num_workers=config.num_loader_workers,
+        multiprocessing_context="spawn" if use_spawn else None,
+    )
+    return iter(loader)
+
+
+def _run_stage(trainer: Trainer, photos: list[str], heldout: list[str], display: _Display) -> None:
+    config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
+    batches = _batches(trainer, photos)
     if not trainer.is_initialised:
-        progress.console.print(f"starting bases and codebooks from {config.num_start_crops} crops")
+        display.say(f"starting bases and codebooks from {config.num_start_crops} crops")
         trainer.initialise(batches)
     validation = None
-    if heldout:
+    if heldout and not rank():
         validation = torch.stack(list(centre_crops(heldout, stage.image_size, config.num_heldout)))
-    task = progress.add_task(stage.name, total=stage.steps, completed=trainer.step)
+    advance = display.start(stage.name, stage.steps, trainer.step)
     sums: dict[str, float] = defaultdict(float)
     started = time.monotonic()
     since_log = 0
@@ -86,20 +135,20 @@ def _run_stage(trainer: Trainer, photos: list[str], heldout: list[str], log: Tex
         nonlocal started, since_log
         seconds = time.monotonic() - started
         trainer.seconds += seconds
+        totals = sum_over_ranks(torch.tensor(list(sums.values()), device=trainer.device)) / (since_log * num_ranks())
         record: dict[str, float | str] = {"stage": stage.name, "step": trainer.step}
-        record |= {name: total / since_log for name, total in sums.items()}
+        record |= dict(zip(sums, totals.tolist(), strict=True))
         record |= {"images_per_s": since_log * stage.batch_size / seconds, "hours": trainer.seconds / 3600}
         record |= _codebook_use(trainer)
         is_round = trainer.step % config.save_every_steps == 0 or trainer.step == stage.steps
         if is_round and validation is not None:
             figures, pictures = trainer.validate(validation)
             record |= figures
-            name = f"{trainer.stage_index}-{stage.name}-{trainer.step:06d}.png"
-            _save_pictures(trainer.output / "samples" / name, pictures, min(8, len(validation)))
-        log.write(json.dumps(record) + "\n")
-        log.flush()
-        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
-        progress.console.print(text, soft_wrap=True, highlight=False)
+            name = f"samples/{trainer.stage_index}-{stage.name}-{trainer.step:06d}.png"
+            trainer.folder.write(name, _png(pictures, min(8, len(validation))))
+        if not rank():
+            trainer.folder.add_record(record)
+        display.say(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
         if is_round:
             trainer.save()
         sums.clear()
@@ -109,7 +158,7 @@ def _run_stage(trainer: Trainer, photos: list[str], heldout: list[str], log: Tex
         for name, value in trainer.train_step(next(batches)).items():
             sums[name] += value
         since_log += 1
-        progress.advance(task)
+        advance()
         if trainer.step % config.log_every_steps == 0 or trainer.step == stage.steps:
             look()
     trainer.stage_index += 1

@@ -7,11 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from schemas.errors import ConfigError
 from schemas.settings import Section, read_yaml, validated
 from tatok.dtf import DTFSettings
 from tatok.model import TaTokConfig
 
-__all__ = ["KeptMixture", "Stage", "TrainingConfig", "load_training_config"]
+__all__ = ["KeptMixture", "Stage", "TrainingConfig", "check_batch_sizes", "load_training_config"]
 
 Part = Literal["tokenizer", "decoder", "prior"]
 
@@ -36,7 +37,7 @@ class Stage(Section):
     name: str
     train: tuple[Part, ...] = Field(min_length=1, description="Parts that learn; the others stay as they are.")
     steps: int = Field(ge=1)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="Images a step, over all workers together.")
     image_size: int = Field(256, ge=16)
     smallest_crop: float = Field(0.7, gt=0, le=1, description="Smallest crop's side over the photo's shorter side.")
     learning_rate: float = Field(4e-4, gt=0)
@@ -52,7 +53,7 @@ class Stage(Section):
 class TrainingConfig(Section):
     """`tatok train`'s file."""
 
-    output: str
+    output: str = Field(description="Folder or fsspec URL of the run: state, checkpoint, figures, sample pictures.")
     photos: tuple[str, ...] = Field(description="Paths, globs or brace patterns of WebDataset tars or Parquet files.")
     heldout: tuple[str, ...] = Field((), description="Photos for validation, never trained on.")
     num_heldout: int = Field(64, ge=1)
@@ -66,6 +67,16 @@ class TrainingConfig(Section):
     model: TaTokConfig = TaTokConfig()
     dtf: DTFSettings = DTFSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+
+def check_batch_sizes(config: TrainingConfig, num_workers: int) -> None:
+    """Raises ConfigError unless every stage's batch can be shared equally by `num_workers`."""
+    for stage in config.stages:
+        if stage.batch_size % num_workers:
+            raise ConfigError(
+                f"stage {stage.name}: a batch_size of {stage.batch_size} images a step cannot be shared equally by "
+                f"{num_workers} workers; make it a multiple of {num_workers}, or use another number of workers"
+            )
 
 
 def load_training_config(path: str | Path) -> TrainingConfig:

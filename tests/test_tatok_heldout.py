@@ -9,8 +9,9 @@ import torch
 
 from tatok import Tokenizer
 from tatok.calibration import EncodedPhotos
-from tatok.evaluation import PolicyScore, evaluate, grid_positions, standard_policies
+from tatok.evaluation import PolicyScore, evaluate
 from tatok.photos import centre_crops
+from tatok.policies import standard_policies
 
 NUM_PHOTOS = 24
 MEAN_TOKENS = 56
@@ -20,7 +21,8 @@ MEAN_TOKENS = 56
 def scores(corpus: Path) -> dict[str, PolicyScore]:
     tokenizer = Tokenizer.load(device="cpu")
     photos = EncodedPhotos(tokenizer, centre_crops([str(corpus / "photos-heldout-0000.tar")], 256, NUM_PHOTOS))
-    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, MEAN_TOKENS)
+    patterns = ["full rate", "DTF as shipped*", "random", "uniform grid", "globals only"]
+    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, MEAN_TOKENS, patterns=patterns)
     return {score.name: score for score in evaluate(photos, policies)}
 
 
@@ -38,15 +40,6 @@ def test_dtf_beats_random_and_grid(scores: dict[str, PolicyScore]) -> None:
 def test_more_tokens_are_better(scores: dict[str, PolicyScore]) -> None:
     (shipped,) = (score for name, score in scores.items() if name.startswith("DTF as shipped"))
     assert scores["globals only"].psnr_db < shipped.psnr_db < scores["full rate"].psnr_db
-
-
-@pytest.mark.parametrize("num_kept", [0, 1, 7, 40, 64, 256])
-def test_grid_positions_are_spread_and_counted(num_kept: int) -> None:
-    kept = grid_positions(16, 16, num_kept)
-    assert abs(int(kept.sum()) - num_kept) <= 1
-    if num_kept >= 40:  # every quarter of the image gets its share
-        quarters = kept.view(2, 8, 2, 8).sum((1, 3))
-        assert int(quarters.max() - quarters.min()) <= num_kept // 8
 
 
 @pytest.mark.corpus

@@ -14,14 +14,14 @@ from conftest import jpeg
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from schemas.errors import ConfigError, SourceError
+from schemas.errors import ConfigError, SourceError, TatokError
 from tatok.model import TaTokConfig, anchor_grid
 from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
 from tatok.quantizer import VectorQuantizer
 from tatok.tokenizer import Tokenizer
 from tatok.trainer import Trainer, choose_kept
 from tatok.training import train
-from tatok.training_config import KeptMixture, Stage, TrainingConfig, load_training_config
+from tatok.training_config import KeptMixture, Stage, TrainingConfig, check_batch_sizes, load_training_config
 
 TINY = {"patch_size": 8, "num_global": 4, "codebook_size": 32, "code_dim": 6, "width": 32, "num_heads": 2,
         "num_trunk_layers": 1, "num_base_layers": 1, "num_refiner_layers": 1, "num_decoder_layers": 1,
@@ -110,6 +110,62 @@ def test_training_goes_on_where_it_stopped(config: TrainingConfig) -> None:
     assert stages == ["tokenizer"] + ["prior"] * 2 + ["decoder"] * 2 + ["joint"] * 2
 
 
+def test_a_run_that_was_cut_off_leaves_each_step_once(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    often = config.model_copy(update={"stages": config.stages[1:3], "log_every_steps": 1})
+    step = Trainer.train_step
+
+    def cut_off(trainer: Trainer, pixels: torch.Tensor) -> dict[str, float]:
+        if trainer.stage_index == 1 and trainer.step == 5:
+            raise KeyboardInterrupt
+        return step(trainer, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            train(often, torch.device("cpu"))
+    metrics = Path(config.output) / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == 11  # two more than the last state knows of
+    with metrics.open("a") as file:
+        file.write('{"stage": "cut o')
+    assert "stage decoder step 5" in capsys.readouterr().out
+    lines: list[str] = []
+    train(often, torch.device("cpu"), say=lines.append)
+    assert lines[0] == f"going on in {config.output}: stage 2, step 3"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in records] == [(s, n) for s in ("prior", "decoder") for n in range(1, 7)]
+    assert capsys.readouterr().out == ""  # `say` speaks instead
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "losses", lambda self, images, stage: {"pixel": images.new_tensor(torch.nan) * next(
+        self.model.decoder.parameters()).sum()})  # fmt: skip
+    with pytest.raises(TatokError, match=r"the loss is nan at step 0 of stage tokenizer; lower its learning_rate"):
+        train(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [{"num_global": 0}, {"anchored": False}, {"cell_size": 4}], ids=str)
+def test_the_fixed_rate_kinds_train_too(config: TrainingConfig, kind: dict[str, int]) -> None:
+    model = TaTokConfig(**{**TINY, **kind})
+    lines: list[str] = []
+    train(
+        config.model_copy(update={"model": model, "stages": config.stages[3:]}), torch.device("cpu"), say=lines.append
+    )
+    record = json.loads((Path(config.output) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert ("base" in record) == (kind == {"cell_size": 4})
+    assert ("perplexity_global" in record) == (model.num_global > 0)
+    if model.num_global:
+        assert record["perplexity_global"] > 3  # of 32: the codebook was started from what there is
+    assert record["psnr_full_db"] > 10
+
+
+def test_batches_must_be_shared_equally(config: TrainingConfig) -> None:
+    check_batch_sizes(config, 2)
+    with pytest.raises(ConfigError, match=r"stage tokenizer: a batch_size of 4 .* by 3 workers; make it a multiple"):
+        check_batch_sizes(config, 3)
+
+
 def test_training_learns(config: TrainingConfig) -> None:
     torch.manual_seed(0)
     stage = Stage(name="s", train=("tokenizer",), steps=60, batch_size=4, image_size=32, warmup_steps=5,
@@ -144,9 +200,9 @@ def test_calibrate_and_eval_from_the_command_line(config: TrainingConfig) -> Non
         pixels = torch.stack(list(centre_crops(expand_sources(photos), 32)))
         counts = [s.num_tokens for s in tokenizer.encode(pixels)]
         assert sum(counts) / len(counts) == pytest.approx(10, abs=0.2)
-    result = runner.invoke(app, ["eval", *photos, "--tokens", "10", "--json", *options])
+    result = runner.invoke(app, ["eval", *photos, "--tokens", "10", "--json", "--no-distances", *options])
     assert result.exit_code == 0, result.output
-    scores = {s["name"]: s for s in json.loads(result.output[result.output.index("[\n") :])}
+    scores = {s["name"]: s for s in json.loads(result.stdout)["scores"]}
     assert scores["full rate"]["mean_tokens"] == 20
     assert scores["globals only"]["mean_tokens"] == 4
     compared = [s for name, s in scores.items() if name not in ("full rate", "globals only", "uniform grid")]
@@ -238,12 +294,13 @@ def test_photos_come_from_parquet_as_from_tars(tmp_path: Path) -> None:
 def test_the_crop_stream_repeats_for_a_seed(config: TrainingConfig) -> None:
     paths = expand_sources(config.photos)
 
-    def first(seed: int) -> torch.Tensor:
-        stream = iter(RandomCrops(paths, 32, seed, shuffle_buffer=8))
+    def first(seed: int, rank: int = 0) -> torch.Tensor:
+        stream = iter(RandomCrops(paths, 32, seed, shuffle_buffer=8, rank=rank))
         return torch.stack([next(stream) for _ in range(20)])
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+    assert not torch.equal(first(1), first(1, rank=1))  # each rank sees other crops
 
 
 def test_missing_photos_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""Policies: ways to choose the kept patches, at one mean count, to be compared on the same weights (evaluation.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schemas.errors import ConfigError
+from tatok.calibration import EncodedPhotos, calibrated_sets
+from tatok.dtf import Criterion, DTFSettings, keep_most
+from tatok.prior import CodeStatistics
+
+__all__ = ["FULL_RATE", "GLOBALS_ONLY", "SHIPPED", "Policy", "grid_positions", "select_policies", "standard_policies"]
+
+FULL_RATE = "full rate"
+GLOBALS_ONLY = "globals only"
+SHIPPED = "DTF as shipped"
+NUM_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A named way to choose kept sets: one bool [B, N] a batch, in the photos' order.
+
+    `needs_positions` tells whether a decoder must be told the positions, or can work them out from the globals.
+    """
+
+    name: str
+    choose: Callable[[EncodedPhotos], list[Tensor]]
+    needs_positions: bool
+
+
+def grid_positions(height: int, width: int, num_kept: int) -> Tensor:
+    """An even kept set, bool [N]: a lattice of r x c points, r * c nearest to `num_kept`, r / c to the grid's."""
+    if num_kept <= 0:
+        return torch.zeros(height * width, dtype=torch.bool)
+    rows, columns = min(
+        ((r, max(1, round(num_kept / r))) for r in range(1, height + 1)),
+        key=lambda rc: (abs(rc[0] * rc[1] - num_kept), abs(math.log(rc[0] * width / (rc[1] * height)))),
+    )
+    ys = ((torch.arange(rows) + 0.5) * height / rows).long()
+    xs = ((torch.arange(min(columns, width)) + 0.5) * width / min(columns, width)).long()
+    kept = torch.zeros(height, width, dtype=torch.bool)
+    kept[ys[:, None], xs[None, :]] = True
+    return kept.flatten()
+
+
+def standard_policies(
+    settings: DTFSettings, num_global: int, mean_tokens: float, *, seed: int = 0, patterns: Sequence[str] | None = None
+) -> list[Policy]:
+    """DTF under `settings` and under every criterion, and the policies that it has to beat, at one mean count.
+
+    DTF's thresholds, and the error router's, are calibrated on the very photos that are evaluated, so that the mean
+    counts are equal; a fixed count is rounded. `patterns` select by name (see `select_policies`).
+    Raises ConfigError where `mean_tokens` is less than every image's globals.
+    """
+    num_kept = round(mean_tokens) - num_global
+    if mean_tokens < num_global:
+        raise ConfigError(f"{mean_tokens:g} tokens cannot be the mean: every image has {num_global} global tokens")
+    entropy, surprisal = _one_round("entropy"), _one_round("surprisal")
+    content, distance = _one_round("content"), _one_round("distance")
+    fraction = DTFSettings(criterion="entropy", threshold_kind="fraction")
+    shipped = f"{SHIPPED}: {settings.criterion}, {settings.threshold_kind}, R={settings.rounds}"
+    policies = [
+        Policy(name=FULL_RATE, choose=_each_batch(lambda b, n, g, f: f.entropy >= 0), needs_positions=False),
+        _dtf(shipped, settings, mean_tokens),
+        _dtf("DTF distance", distance, mean_tokens),
+        _dtf("DTF content", content, mean_tokens),
+        _dtf("DTF entropy (the paper's reading)", entropy, mean_tokens),
+        _dtf("DTF entropy, fraction tau", fraction, mean_tokens),
+        _dtf("DTF surprisal", surprisal, mean_tokens),
+        _dtf(f"DTF distance, {NUM_ROUNDS} rounds", replace(distance, rounds=NUM_ROUNDS), mean_tokens),
+        _dtf(f"DTF content, {NUM_ROUNDS} rounds", replace(content, rounds=NUM_ROUNDS), mean_tokens),
+        _dtf(f"DTF entropy, {NUM_ROUNDS} rounds", replace(entropy, rounds=NUM_ROUNDS), mean_tokens),
+        Policy(
+            name="error router (a full decode)",
+            choose=lambda photos: _route_by_error(photos, mean_tokens),
+            needs_positions=True,
+        ),
+        Policy(name="fixed k by distance", choose=_fixed(num_kept, lambda f: f.distance), needs_positions=True),
+        Policy(name="fixed k by content", choose=_fixed(num_kept, lambda f: f.variance), needs_positions=False),
+        Policy(name="fixed k by entropy", choose=_fixed(num_kept, lambda f: f.entropy), needs_positions=False),
+        Policy(
+            name="uniform grid",
+            choose=_each_batch(lambda b, n, g, f: grid_positions(*g, num_kept).expand(b, n).to(f.entropy.device)),
+            needs_positions=False,
+        ),
+        Policy(name="random", choose=lambda photos: _random(photos, num_kept, seed), needs_positions=True),
+        Policy(name=GLOBALS_ONLY, choose=_each_batch(lambda b, n, g, f: f.entropy < 0), needs_positions=False),
+    ]
+    return policies if patterns is None else select_policies(policies, patterns)
+
+
+def select_policies(policies: Sequence[Policy], patterns: Sequence[str]) -> list[Policy]:
+    """The policies whose names match any of the patterns ("random", "DTF*", "fixed k*"), in their own order.
+
+    Raises ConfigError where a pattern matches no name.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(policy.name, pattern) for policy in policies):
+            raise ConfigError(f"no policy is named {pattern!r}; there are: {'; '.join(p.name for p in policies)}")
+    return [policy for policy in policies if any(fnmatchcase(policy.name, pattern) for pattern in patterns)]
+
+
+def _one_round(criterion: Criterion) -> DTFSettings:
+    return DTFSettings(criterion="entropy").with_criterion(criterion)
+
+
+def _dtf(name: str, settings: DTFSettings, mean_tokens: float) -> Policy:
+    return Policy(
+        name=name,
+        choose=lambda photos: calibrated_sets(photos, mean_tokens, settings)[1],
+        needs_positions=settings.needs_positions,
+    )
+
+
+def _each_batch(
+    choose: Callable[[int, int, tuple[int, int], CodeStatistics], Tensor],
+) -> Callable[[EncodedPhotos], list[Tensor]]:
+    def choose_all(photos: EncodedPhotos) -> list[Tensor]:
+        return [
+            choose(full.codes.patch_BN.shape[0], full.codes.patch_BN.shape[1], full.grid, first)
+            for full, first in zip(photos.full, photos.first, strict=True)
+        ]
+
+    return choose_all
+
+
+def _fixed(num_kept: int, values: Callable[[CodeStatistics], Tensor]) -> Callable[[EncodedPhotos], list[Tensor]]:
+    def choose(b: int, n: int, grid: tuple[int, int], first: CodeStatistics) -> Tensor:
+        units_BN = (values(first).double() * 1024).round().long()
+        return keep_most(units_BN, torch.full((b,), num_kept, device=units_BN.device))
+
+    return _each_batch(choose)
+
+
+def _random(photos: EncodedPhotos, num_kept: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(b: int, n: int, grid: tuple[int, int], first: CodeStatistics) -> Tensor:
+        ranks = torch.stack([torch.randperm(n, generator=generator) for _ in range(b)])
+        return (ranks < num_kept).to(first.entropy.device)
+
+    return _each_batch(choose)(photos)
+
+
+def _route_by_error(photos: EncodedPhotos, mean_tokens: float) -> list[Tensor]:
+    """Keep the patches, over all photos, that are wrong by most when the globals alone are decoded.
+
+    A router by distortion, as InfoTok has one (its reference is the mean image of a data set, ours what the globals
+    tell): the encoder must decode each image once to choose. One threshold on the squared error serves all photos.
+    """
+    tokenizer = photos.tokenizer
+    errors = []
+    for pixels, full in zip(photos.pixels, photos.full, strict=True):
+        rebuilt = tokenizer.rebuild(full, torch.zeros_like(full.codes.patch_BN, dtype=torch.bool))
+        squares = (rebuilt.cpu().long() - pixels.cpu().long()).square()  # integers: ties and order are exact
+        errors.append(F.pixel_unshuffle(squares, tokenizer.patch_size).sum(1).flatten(1))
+    units = torch.cat([error_BN.flatten() for error_BN in errors])
+    total = round((mean_tokens - tokenizer.num_global) * len(photos))
+    kept = keep_most(units[None], torch.tensor([total]))[0]
+    parts = kept.split([error_BN.numel() for error_BN in errors])
+    return [
+        part.view_as(error_BN).to(full.codes.patch_BN.device)
+        for part, error_BN, full in zip(parts, errors, photos.full, strict=True)
+    ]

@@ -1,0 +1,62 @@
+"""A checkpoint of tiny size for 32x32 images, untrained but for its pixel bases and codebooks, and images to suit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tatok.checkpoint import save_checkpoint
+from tatok.dtf import DTFSettings
+from tatok.model import TaTok, TaTokConfig
+from tatok.prior import Prior
+from tatok.tokenizer import Tokenizer, to_float
+
+SIDE, PATCH, NUM_POSITIONS, VOCABULARY = 32, 4, 64, 64
+
+
+def tiny_images(num_images: int, seed: int = 0, side: int = SIDE) -> Tensor:
+    """uint8 [B, 3, side, side]: smooth colours under noise that grows from left to right, and from image to image."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(num_images, 3, 4, 4, generator=generator) * 255
+    smooth = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=False)
+    strength = torch.linspace(0, 60, num_images)[:, None, None, None] * torch.linspace(0, 1, side)
+    return (smooth + strength * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).byte()
+
+
+def tiny_checkpoint(folder: Path, num_global: int = 4, dtf: DTFSettings | None = None) -> Path:
+    """Write the checkpoint; returns `folder`."""
+    torch.manual_seed(0)
+    config = TaTokConfig(
+        patch_size=PATCH,
+        num_global=num_global,
+        codebook_size=VOCABULARY,
+        code_dim=6,
+        width=32,
+        num_heads=2,
+        num_trunk_layers=1,
+        num_base_layers=1,
+        num_refiner_layers=1,
+        num_decoder_layers=1,
+        num_prior_layers=1,
+    )
+    model, prior = TaTok(config), Prior(config)
+    images = to_float(tiny_images(32, seed=9))
+    patches = model.patches(images).flatten(0, 1)
+    torch.nn.init.normal_(prior.head.weight, std=0.5)  # opinions that differ from place to place
+    with torch.no_grad():
+        if num_global:
+            model.cell_basis.initialise(model.cells(images).flatten(0, 1))
+            cells = model.cell_basis.encode(model.cells(images).flatten(0, 1))
+            model.global_quantizer.codebook_KC.copy_(cells[torch.arange(VOCABULARY) * len(cells) // VOCABULARY])
+        model.residual_basis.initialise(patches - patches.mean(1, keepdim=True))
+        vectors = model.residual_basis.encode(patches)
+        model.patch_quantizer.codebook_KC.copy_(vectors[torch.arange(VOCABULARY) * len(vectors) // VOCABULARY])
+    save_checkpoint(folder, model, prior, dtf or DTFSettings(criterion="distance", threshold_kind="distortion"))
+    return folder
+
+
+def tiny_tokenizer(folder: Path, num_global: int = 4) -> Tokenizer:
+    return Tokenizer.load(tiny_checkpoint(folder, num_global), device="cpu")
