@@ -17,6 +17,7 @@ KEPT_NONE = KeptMixture(none=1, full=0, random=0, energy=0)
 KEPT_ALL = KeptMixture(none=0, full=1, random=0, energy=0)
 KEPT_ANY = KeptMixture()
 KEPT_BY_DTF = KeptMixture(none=0.05, full=0.1, random=0.05, energy=0, dtf=0.8)
+RATE_WEIGHT = 0.02  # squared error, in [-1, 1], that a bit a pixel value is worth in joint training
 DTF = DTFSettings(criterion="distance", threshold_kind="distortion", threshold=1.0)  # calibrated at each mean count
 
 
@@ -240,7 +241,14 @@ def training_config(
     """The recipe of one model; fixed-rate models, which ask no prior, have the other stages alike."""
     recipe = setting.recipe
 
-    def stage(name: str, train: tuple[str, ...], steps: int, kept: KeptMixture, learning_rate: float) -> Stage:
+    def stage(
+        name: str,
+        train: tuple[str, ...],
+        steps: int,
+        kept: KeptMixture,
+        learning_rate: float,
+        rate_weight: float = 0.0,
+    ) -> Stage:
         return Stage(
             name=name,
             train=train,  # type: ignore[arg-type]
@@ -249,6 +257,7 @@ def training_config(
             image_size=setting.image_size,
             smallest_crop=1.0,  # images as they are, and their mirror images
             learning_rate=learning_rate,
+            rate_weight=rate_weight,
             warmup_steps=min(50, steps // 4),
             kept=kept,
         )
@@ -258,7 +267,7 @@ def training_config(
         stages = [
             stage("tokenizer", ("tokenizer",), steps - steps // 2, kept, 1e-3),
             stage("prior", ("prior",), recipe.prior_steps // 2, kept, 1e-3),
-            stage("joint", ("tokenizer", "prior"), steps // 2, KEPT_BY_DTF, 5e-4),
+            stage("joint", ("tokenizer", "prior"), steps // 2, KEPT_BY_DTF, 5e-4, RATE_WEIGHT),
             stage("prior-again", ("prior",), recipe.prior_steps - recipe.prior_steps // 2, kept, 1e-3),
         ]
     else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tatok.layers import Transformer
 from tatok.model import TaTokConfig
 
-__all__ = ["CodeStatistics", "Prior", "code_statistics"]
+__all__ = ["CodeStatistics", "Prior", "code_statistics", "soft_surprisal"]
 
 
 class Prior(nn.Module):
@@ -42,6 +42,20 @@ class Prior(nn.Module):
         tokens = torch.cat([self.embed_global(globals_BMC), self.embed_base(base_BNP) + token], dim=1)
         states = self.transformer(tokens, coordinates_L2)
         return self.head(states[:, globals_BMC.shape[1] :]).float()
+
+
+def soft_surprisal(logits_BNK: Tensor, vectors_BNC: Tensor, codebook_KC: Tensor, temperature: Tensor) -> Tensor:
+    """Surprisal in bits, float32 [B, N], of codes that are assigned softly, so that vectors get a gradient.
+
+    The share of code k is proportional to exp(-|v - e_k|^2 / (2 temperature)); with a temperature far below the squared
+    distances of neighbouring codes this is the surprisal of the nearest code. Not given by the paper: it is how the
+    rate of a rate-distortion objective reaches the encoder.
+    """
+    with torch.autocast(vectors_BNC.device.type, enabled=False):
+        # |v - e|^2 without |v|^2, which changes no share.
+        distances_BNK = codebook_KC.square().sum(1) - 2 * vectors_BNC.float() @ codebook_KC.T
+        shares_BNK = (-distances_BNK / (2 * temperature)).softmax(-1)
+        return -(shares_BNK * F.log_softmax(logits_BNK.float(), dim=-1)).sum(-1) / math.log(2)
 
 
 class CodeStatistics(NamedTuple):

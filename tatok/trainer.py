@@ -20,7 +20,7 @@ from schemas.errors import ConfigError, TatokError
 from tatok.dtf import position_bits
 from tatok.features import EfficientNetLiteFeatures, perceptual_distance
 from tatok.model import Encoded, TaTok
-from tatok.prior import Prior, code_statistics
+from tatok.prior import Prior, code_statistics, soft_surprisal
 from tatok.ranks import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree, sum_over_ranks
 from tatok.run_folder import RunFolder, load_checkpoint_from
 from tatok.tokenizer import to_float
@@ -261,6 +261,8 @@ class Trainer:
             base = encoded.base_BNP if "tokenizer" in stage.train else self.model.base(globals_BMC, grid)
             rebuilt = self.model.decode(globals_BMC, vectors, kept, base, grid)
             terms["pixel"] = F.mse_loss(rebuilt, images)
+            if stage.rate_weight:
+                terms["rate"] = stage.rate_weight * self._rate(encoded, kept, grid)
             if self.model.has_cells:
                 terms["base"] = stage.base_weight * F.mse_loss(base, self.model.patches(images))
             if stage.perceptual_weight:
@@ -280,6 +282,17 @@ class Trainer:
             commitment = commitment + encoded.patches_BNC.commitment * (config.code_dim / config.patch_pixels)
             terms["commitment"] = stage.commitment_weight * commitment
         return terms
+
+    def _rate(self, encoded: Encoded, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Bits a pixel value that the kept codes cost given the globals, with a gradient for codes and globals."""
+        globals_BMC, patches, base = encoded.globals_BMC.vectors, encoded.patches_BNC, encoded.base_BNP
+        logits = self.prior(
+            globals_BMC, base, patches.vectors.detach(), torch.zeros_like(kept_BN), self.model.coordinates(grid)
+        )
+        # As wide as quantization errors are: neighbours of a code share in it.
+        temperature = patches.commitment.detach().clamp_min(1e-6)
+        bits_BN = soft_surprisal(logits, patches.vectors, self.model.patch_quantizer.codebook_KC, temperature)
+        return (bits_BN * kept_BN).sum() / base.numel()
 
     def train_step(self, pixels: Tensor) -> dict[str, float]:
         """One optimizer step on uint8 images [B, 3, H, W], this rank's share of the batch; its own loss terms.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.errors import ConfigError
 from schemas.settings import Section, read_yaml, validated
@@ -47,7 +47,19 @@ class Stage(Section):
     perceptual_size: int = Field(128, ge=32, description="Side of the crop that the perceptual loss looks at.")
     base_weight: float = Field(0.3, ge=0, description="Weight of the base image's own pixel loss.")
     commitment_weight: float = Field(0.25, ge=0, description="Weight of the quantization error, in pixel units.")
+    rate_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the kept codes' surprisal, in bits a pixel value, let through to the encoder: joint "
+        "training of tokenizer and prior by rate and distortion.",
+    )
     kept: KeptMixture = KeptMixture()
+
+    @model_validator(mode="after")
+    def _a_rate_needs_both(self) -> Stage:
+        if self.rate_weight and not {"tokenizer", "prior"} <= set(self.train):
+            raise ValueError(f"rate_weight is for stages that train tokenizer and prior; this one: {self.train}")
+        return self
 
 
 class TrainingConfig(Section):

@@ -310,3 +310,27 @@ def test_missing_photos_are_named(tmp_path: Path) -> None:
         expand_sources([str(tmp_path / "absent-{1..2}.tar")])
     with pytest.raises(SourceError, match=r"absent.tar"):
         list(encoded_photos(str(tmp_path / "absent.tar")))
+
+
+def test_the_rate_reaches_the_encoder_and_the_prior(config: TrainingConfig) -> None:
+    joint = Stage(name="joint", train=("tokenizer", "prior"), steps=2, batch_size=4, image_size=32, rate_weight=1.0)
+    trainer = Trainer(config.model_copy(update={"stages": (joint,)}), torch.device("cpu"))
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    trainer.initialise(iter([pixels] * 8))
+    trainer.train_step(pixels)  # sets up what learns
+    trainer.optimizer.zero_grad()
+    terms = trainer.losses(pixels.float() / 127.5 - 1, joint)
+    assert 0 < float(terms["rate"].detach()) < 20 / 192  # bits over the 192 values of a patch
+    terms["rate"].backward()
+    for weight in (
+        trainer.model.encoder.patch_head.weight,
+        trainer.model.encoder.queries_MD,
+        trainer.prior.head.weight,
+    ):
+        assert weight.grad is not None
+        assert weight.grad.abs().max() > 0
+
+
+def test_a_rate_without_both_parts_is_refused() -> None:
+    with pytest.raises(ValueError, match="tokenizer and prior"):
+        Stage(name="x", train=("tokenizer",), steps=1, rate_weight=0.1)
