@@ -19,8 +19,9 @@ from tatok.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
 from tatok.tokenizer import Tokenizer
 from tatok.training import train
 
-__all__ = ["CodeFigures", "Point", "Reconstruction", "encoded", "reconstruct", "run_folder"]
+__all__ = ["IN_ABLATIONS", "CodeFigures", "Point", "Reconstruction", "encoded", "reconstruct", "run_folder"]
 
+IN_ABLATIONS = ("DTF distance", "DTF content", "DTF entropy (the paper's reading)", "random", GLOBALS_ONLY)
 # Every policy is scored at the headline's count; these trace the curve, without distances between sets.
 ON_THE_CURVE = ("DTF distance", "DTF content", "DTF entropy (the paper's reading)", "fixed k by distance", "random")
 
@@ -101,6 +102,8 @@ def reconstruct(
         for count in sorted({setting.headline, *setting.curve}):
             policies = standard_policies(tokenizer.dtf, num_global, count, seed=seed)
             policies = [policy for policy in policies if not policy.name.startswith(SHIPPED)]
+            if variant.group == "ablation":
+                policies = [policy for policy in policies if policy.name in IN_ABLATIONS]
             if count == setting.headline:
                 scores = evaluate(images, policies, features=features)
             else:

@@ -10,12 +10,11 @@ from typing import Annotated
 import typer
 from claims_figure import draw_curve
 from claims_models import Variant, variants
-from claims_reconstruction import Reconstruction
+from claims_reconstruction import IN_ABLATIONS, Reconstruction
 from claims_results import Results, read_results, read_speed
 from claims_speed import Speed
 
 from tatok.evaluation import PolicyScore
-from tatok.policies import GLOBALS_ONLY
 
 __all__ = ["BEGIN", "END", "headline_scores", "put_between", "tables", "write_report"]
 
@@ -196,7 +195,7 @@ def _ablations(results: Results) -> list[str]:
     for variant in _named(results):
         if variant.group == "fixed":
             continue
-        for policy in (*DTF_POLICIES, "DTF entropy (the paper's reading)", "random", GLOBALS_ONLY):
+        for policy in IN_ABLATIONS:
             scores = headline_scores(results, variant.name, policy)[:1]  # ablations have the first seed alone
             rows.append([variant.title, policy, *_score_cells(scores)])
     return ["### Ablations (first seed)", "", *_table(("model", "policy", *SCORE_HEAD), rows)]
@@ -289,6 +288,7 @@ def _generation(results: Results) -> list[str]:
                     f"{each.spent.images / 1e3:.0f}",
                     f"{each.spent.seconds:.0f}",
                     f"{each.heldout.bits:.0f}",
+                    f"{each.heldout.place_bits:.0f}",
                     f"{samples.guidance:g}",
                     f"{1000 * samples.kernel:.1f} +- {1000 * samples.kernel_std:.1f}",
                     "-" if samples.frechet is None else f"{samples.frechet:.1f}",
@@ -303,6 +303,7 @@ def _generation(results: Results) -> list[str]:
         "k images",
         "seconds",
         "held-out bits an image",
+        "of them, places",
         "guidance",
         "KID x1000 of samples",
         "Fréchet distance",
