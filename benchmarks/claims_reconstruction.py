@@ -19,8 +19,19 @@ from tatok.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
 from tatok.tokenizer import Tokenizer
 from tatok.training import train
 
-__all__ = ["IN_ABLATIONS", "CodeFigures", "Point", "Reconstruction", "encoded", "reconstruct", "run_folder"]
+__all__ = [
+    "IN_ABLATIONS",
+    "SAME_WEIGHTS_RIVALS",
+    "CodeFigures",
+    "Point",
+    "Reconstruction",
+    "encoded",
+    "reconstruct",
+    "run_folder",
+]
 
+SAME_WEIGHTS_RIVALS = ("random", "uniform grid", "fixed k by distance", "fixed k by content", "fixed k by entropy")
+IN_MARGINS = ("DTF distance", "DTF content", *SAME_WEIGHTS_RIVALS)
 IN_ABLATIONS = ("DTF distance", "DTF content", "DTF entropy (the paper's reading)", "random", GLOBALS_ONLY)
 # Every policy is scored at the headline's count; these trace the curve, without distances between sets.
 ON_THE_CURVE = ("DTF distance", "DTF content", "DTF entropy (the paper's reading)", "fixed k by distance", "random")
@@ -104,6 +115,8 @@ def reconstruct(
             policies = [policy for policy in policies if not policy.name.startswith(SHIPPED)]
             if variant.group == "ablation":
                 policies = [policy for policy in policies if policy.name in IN_ABLATIONS]
+            elif seed != setting.seeds[0]:
+                policies = [policy for policy in policies if policy.name in (*IN_MARGINS, *ON_THE_CURVE)]
             if count == setting.headline:
                 scores = evaluate(images, policies, features=features)
             else:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from claims_figure import draw_curve
 from claims_models import Variant, variants
-from claims_reconstruction import IN_ABLATIONS, Reconstruction
+from claims_reconstruction import IN_ABLATIONS, SAME_WEIGHTS_RIVALS, Reconstruction
 from claims_results import Results, read_results, read_speed
 from claims_speed import Speed
 
@@ -21,7 +21,6 @@ __all__ = ["BEGIN", "END", "headline_scores", "put_between", "tables", "write_re
 BEGIN, END = "<!-- results of benchmarks/claims.py -->", "<!-- end of results -->"
 OURS = "tatok"
 DTF_POLICIES = ("DTF distance", "DTF content")
-SAME_WEIGHTS_RIVALS = ("random", "uniform grid", "fixed k by distance", "fixed k by content", "fixed k by entropy")
 
 
 def write_report(

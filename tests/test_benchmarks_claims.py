@@ -24,6 +24,8 @@ from PIL import Image
 
 from schemas.errors import ConfigError
 
+pytestmark = pytest.mark.timeout(900)  # the fixture runs the bench: a minute on two free cores
+
 
 def folder_of_images(folder: Path, num: int, first: int = 0) -> str:
     """PNGs of 32x32 in a subfolder a class: smooth ones, and ones with a patch of noise, so that counts can differ."""

@@ -208,7 +208,7 @@ def test_fixed_rate_sequences_are_learned_without_places(fixed_rate: Path, tmp_p
 
 
 def test_a_data_set_in_a_bucket_is_as_good_as_one_on_a_disk(data: Path, s3_bucket: str, tmp_path: Path) -> None:
-    url = f"s3://{s3_bucket}/tokens"
+    url = f"s3://{s3_bucket}/generator-tokens"
     write_synthetic(url, 200)
     recipe = replace(TINY, steps=2)
     spent, look = train_generator(url, tmp_path / "bucket", recipe, CPU, heldout=url)
