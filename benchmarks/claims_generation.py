@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,6 @@ from typing import Literal
 import torch
 from claims_models import Setting, Variant
 from claims_reconstruction import encoded
-from torch import Tensor
 
 from pipeline.run import run_job
 from schemas.errors import TatokError
@@ -28,7 +26,7 @@ from tatok.distances import ImageFeatures, load_features
 from tatok.generator_checkpoint import load_generator
 from tatok.generator_training import CHECKPOINT, GeneratorRecipe, HeldOutLoss, Spent, train_generator
 from tatok.parts import TokenizedData
-from tatok.photos import centre_crops
+from tatok.photos import centre_crops, in_batches
 from tatok.tokenizer import Tokenizer
 
 __all__ = ["Budget", "Generation", "Samples", "Tokenization", "generate", "tokenize"]
@@ -161,7 +159,8 @@ def generate(
     assert look is not None
     loaded = load_generator(output / CHECKPOINT)
     generator, tokenizer = loaded.generator.to(chosen), Tokenizer.load(tokenization.checkpoint, device)
-    references = ImageFeatures(load_features("mobilenet"), _batches(heldout, setting), device)
+    real = in_batches(centre_crops(heldout, setting.image_size, setting.num_samples), SAMPLING_BATCH)
+    references = ImageFeatures(load_features("mobilenet"), real, device)
     samples = []
     for guidance in GUIDANCES:
         torch.manual_seed(seed)
@@ -197,14 +196,3 @@ def generate(
         heldout=look,
         samples=tuple(samples),
     )
-
-
-def _batches(photos: list[str], setting: Setting) -> Iterator[Tensor]:
-    batch: list[Tensor] = []
-    for image in centre_crops(photos, setting.image_size, setting.num_samples):
-        batch.append(image)
-        if len(batch) == SAMPLING_BATCH:
-            yield torch.stack(batch)
-            batch = []
-    if batch:
-        yield torch.stack(batch)

@@ -101,7 +101,7 @@ def reconstruct(
     checkpoint = Path(train(config, torch.device(device)))
     seconds = time.monotonic() - started
     images = encoded(checkpoint, heldout, setting, device)
-    features = ImageFeatures(load_features("mobilenet"), images.pixels)
+    features = ImageFeatures(load_features("mobilenet"), images.pixels, device)
     tokenizer, num_global = images.tokenizer, images.tokenizer.num_global
     if variant.fixed_tokens is not None:
         only = FULL_RATE if num_global == 0 else GLOBALS_ONLY

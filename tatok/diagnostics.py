@@ -7,7 +7,6 @@ average, as the prior says they should be.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from tatok.calibration import EncodedPhotos
 from tatok.prior import CodeStatistics
-from tatok.statistics import CodebookUse
+from tatok.statistics import CodebookUse, codebook_use
+from tatok.tokenizer import Tokenizer
 
-__all__ = ["EntropyBand", "PriorCalibration", "TokenizerReport", "codebook_use", "tokenizer_report"]
+__all__ = ["EntropyBand", "PriorCalibration", "TokenizerReport", "tokenizer_report"]
 
 NUM_BANDS = 10
 
@@ -49,6 +49,8 @@ class PriorCalibration:
 class TokenizerReport:
     """`global_codes` is None where the tokenizer has no global tokens; patch codes are those of the full rate.
 
+    Few photos cannot use a large codebook: the number of tokens bounds the codes used and the perplexity.
+
     `given_globals` is the prior with all patches hidden, `given_half` with a random half of each photo's visible.
     """
 
@@ -56,23 +58,6 @@ class TokenizerReport:
     patch_codes: CodebookUse
     given_globals: PriorCalibration
     given_half: PriorCalibration
-
-
-def codebook_use(kind: Literal["global", "patch"], codes: Tensor, vocab_size: int) -> CodebookUse:
-    """Count codes, int64 of any shape, at least one, in 0 .. vocab_size - 1.
-
-    Few photos cannot use a large codebook: the number of tokens bounds the codes used and the perplexity.
-    """
-    counts = np.bincount(codes.flatten().cpu().numpy(), minlength=vocab_size)
-    shares = counts[counts > 0] / counts.sum()
-    return CodebookUse(
-        kind=kind,
-        vocab_size=vocab_size,
-        num_tokens=int(counts.sum()),
-        num_codes_used=len(shares),
-        perplexity=float(2 ** -(shares * np.log2(shares)).sum()),
-        counts=counts,
-    )
 
 
 def tokenizer_report(photos: EncodedPhotos, seed: int = 0) -> TokenizerReport:
@@ -87,11 +72,15 @@ def tokenizer_report(photos: EncodedPhotos, seed: int = 0) -> TokenizerReport:
     global_codes = torch.cat([full.codes.global_BM.flatten() for full in photos.full])
     patch_codes = torch.cat([full.codes.patch_BN.flatten() for full in photos.full])
     return TokenizerReport(
-        global_codes=codebook_use("global", global_codes, tokenizer.vocab_size) if len(global_codes) else None,
-        patch_codes=codebook_use("patch", patch_codes, tokenizer.vocab_size),
+        global_codes=codebook_use("global", _counts(global_codes, tokenizer)) if len(global_codes) else None,
+        patch_codes=codebook_use("patch", _counts(patch_codes, tokenizer)),
         given_globals=_calibration(given_globals),
         given_half=_calibration(given_half),
     )
+
+
+def _counts(codes: Tensor, tokenizer: Tokenizer) -> np.ndarray:
+    return np.bincount(codes.cpu().numpy(), minlength=tokenizer.vocab_size)
 
 
 def _random_half(codes_BN: Tensor, generator: torch.Generator) -> Tensor:

@@ -49,6 +49,7 @@ __all__ = [
     "RowBasis",
     "SizeOnDisk",
     "Throughput",
+    "codebook_use",
     "group_by",
     "open_query",
     "query",
@@ -220,7 +221,7 @@ def summarize(
         row_basis=row_basis(data, for_rows),
         token_basis=row_basis(data, for_tokens),
         distributions=distributions,
-        codebooks=(_codebook("global", counts.global_counts), _codebook("patch", counts.patch_counts)),
+        codebooks=(codebook_use("global", counts.global_counts), codebook_use("patch", counts.patch_counts)),
         grids=grids,
         kept_share=_kept_share(grid, counts) if grid is not None and counts.num_grid_rows else None,
         rejects=dict(rejects.most_common()),
@@ -247,7 +248,8 @@ def _count_grids(table: pa.Table) -> tuple[GridCount, ...]:
     return tuple(sorted(grids, key=lambda count: (-count.num_rows, count.grid)))
 
 
-def _codebook(kind: Literal["global", "patch"], counts: np.ndarray) -> CodebookUse:
+def codebook_use(kind: Literal["global", "patch"], counts: np.ndarray) -> CodebookUse:
+    """How one kind's codes are spread, from how often each occurs: int64 [vocab_size]."""
     total = int(counts.sum())
     shares = counts[counts > 0] / max(total, 1)
     return CodebookUse(
