@@ -84,8 +84,9 @@ class _Bench:
         self.heldout = as_tars(heldout, work / "images" / "heldout", max(setting.num_heldout, setting.num_samples))
 
     def run(self) -> None:
-        """Everything that has no result yet."""
-        self._steps(self._reconstructions(), self.processes)
+        """Everything that has no result yet; one seed of it all first: an interrupted bench has the whole picture."""
+        first, *others = self.setting.seeds
+        self._steps(self._reconstructions((first,)), self.processes)
         alone = min(1, self.processes)
         self._steps([self._entropy()], alone)
         self._steps([self._tokenization(self._variant(name)) for name in GENERATED], alone)
@@ -95,6 +96,7 @@ class _Bench:
         seconds = self._generated(GENERATED[0], "tokens").spent.seconds
         self._steps([self._generation(name, "time", seconds) for name in GENERATED[1:]], alone)
         self._steps([self._speed()], alone)
+        self._steps(self._reconstructions(tuple(others)), self.processes)
 
     def results(self) -> Results:
         """The figures of all steps."""
@@ -103,7 +105,9 @@ class _Bench:
             images=self.sources[0],
             heldout=self.sources[1],
             machine=machine(self.device, self.processes, self.threads),
-            reconstructions=tuple(self._read(step.name, Reconstruction) for step in self._reconstructions()),
+            reconstructions=tuple(
+                self._read(step.name, Reconstruction) for step in self._reconstructions(self.setting.seeds)
+            ),
             entropies=self._read("entropy", tuple[ConditionalEntropy, ...]),
             tokenizations=tuple(self._read(f"tokens-{name}", Tokenization) for name in GENERATED),
             generations=(
@@ -126,14 +130,13 @@ class _Bench:
     def _variant(self, name: str) -> Variant:
         return next(variant for variant in self.variants if variant.name == name)
 
-    def _reconstructions(self) -> list[Step]:
-        """All models' first seeds before anybody's second: an interrupted bench has the whole picture once."""
-        seeds = self.setting.seeds
+    def _reconstructions(self, seeds: tuple[int, ...]) -> list[Step]:
+        """The models of these seeds: all of the setting's first one, and those with a spread of the others."""
         chosen = [
             (variant, seed)
-            for number, seed in enumerate(seeds)
+            for seed in seeds
             for variant in self.variants
-            if not number or variant.has_spread
+            if seed == self.setting.seeds[0] or variant.has_spread
         ]
         return [
             Step(

@@ -1,8 +1,8 @@
 """The claims bench's generation: tokenize with the pipeline, train generators alike, sample, measure the samples.
 
-Three tokenizations of the same images: TaTok's, the full rate's, and the coarse grid's. The full rate's generator has a
-budget of training tokens, and how long it takes is measured; the others are trained once with as many tokens and once
-with as much time. Steps run one after another with all threads, since time is a budget here.
+Tokenizations of the same images, the full rate's first. Its generator has a budget of training tokens, and how long it
+takes is measured; the others are trained once with as many tokens and once with as much time. Steps run one after
+another with all threads, since time is a budget here.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from tatok.dtf import DTFSettings
 from tatok.model import TaTokConfig
 from tatok.training_config import KeptMixture, Stage, TrainingConfig
 
-__all__ = ["SETTINGS", "Recipe", "Setting", "Variant", "training_config", "variants"]
+__all__ = ["MORE_CELLS", "SETTINGS", "Recipe", "Setting", "Variant", "training_config", "variants"]
 
 Group = Literal["tatok", "fixed", "ablation"]
 
@@ -18,6 +18,7 @@ KEPT_ALL = KeptMixture(none=0, full=1, random=0, energy=0)
 KEPT_ANY = KeptMixture()
 KEPT_BY_DTF = KeptMixture(none=0.05, full=0.1, random=0.05, energy=0, dtf=0.8)
 RATE_WEIGHT = 0.02  # squared error, in [-1, 1], that a bit a pixel value is worth in joint training
+MORE_CELLS = 6  # of a coarse grid that has more bits than TaTok with its positions
 DTF = DTFSettings(criterion="distance", threshold_kind="distortion", threshold=1.0)  # calibrated at each mean count
 
 
@@ -198,8 +199,7 @@ def variants(setting: Setting) -> list[Variant]:
             has_spread=True,
         ),
         grid(count, has_spread=True),
-        # TaTok's positions cost about as much as so many more tokens of the grid.
-        grid(count + 6, has_spread=True),
+        grid(count + MORE_CELLS, has_spread=True),
         Variant(
             name="full-rate",
             title=f"2-D patch tokens at full rate, {num_patches}",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Annotated
 
 import typer
 from claims_figure import draw_curve
-from claims_models import Variant, variants
+from claims_models import MORE_CELLS, Variant, variants
 from claims_reconstruction import IN_ABLATIONS, SAME_WEIGHTS_RIVALS, Reconstruction
+from claims_report_generation import generation, generation_ratios, sampling_speed
 from claims_results import Results, read_results, read_speed
 from claims_speed import Speed
+from claims_tables import spread, table
 
 from tatok.evaluation import PolicyScore
 
@@ -60,8 +62,9 @@ def tables(results: Results, larger: Speed | None = None) -> str:
         _entropies(results),
         _codes(results),
         _quartiles(results),
-        _generation(results),
-        _speed([results.speed, *([] if larger is None else [larger])]),
+        generation(results),
+        generation_ratios(results),
+        sampling_speed([results.speed, *([] if larger is None else [larger])]),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
@@ -84,20 +87,6 @@ def _named(results: Results) -> list[Variant]:
     return variants(results.setting)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
-    """Mean (least to most) over seeds; one value alone stands without."""
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "-"
-    show: Callable[[float], str] = form.format
-    text = show(mean(numbers))
-    return text if len(numbers) == 1 else f"{text} ({show(min(numbers))} to {show(max(numbers))})"
-
-
 def _setting(results: Results) -> list[str]:
     setting, machine, recipe = results.setting, results.machine, results.setting.recipe
     backbone = setting.backbone
@@ -112,7 +101,7 @@ def _setting(results: Results) -> list[str]:
         f"{recipe.batch_size} images: tokenizer {recipe.tokenizer_steps}, prior {recipe.prior_steps}, decoder "
         f"{recipe.decoder_steps}. "
         f"Seeds {', '.join(map(str, setting.seeds))}; figures of several are mean (least to most). "
-        f"A TaTok model took {_spread([each.seconds / 60 for each in trained], '{:.0f}')} minutes.",
+        f"A TaTok model took {spread([each.seconds / 60 for each in trained], '{:.0f}')} minutes.",
         "",
         f"{machine.processor}, {machine.num_cores} cores, {machine.device}, {machine.num_processes} models at "
         f"a time with {machine.num_threads} threads each; {versions}.",
@@ -121,13 +110,13 @@ def _setting(results: Results) -> list[str]:
 
 def _score_cells(scores: Sequence[PolicyScore]) -> list[str]:
     return [
-        _spread([s.mean_tokens for s in scores], "{:.1f}"),
-        _spread([s.bits_with_positions for s in scores], "{:.0f}"),
-        _spread([s.psnr_db for s in scores]),
-        _spread([s.psnr_of_mean_db for s in scores]),
-        _spread([s.ssim for s in scores], "{:.3f}"),
-        _spread([s.perceptual_milli for s in scores], "{:.1f}"),
-        _spread([None if s.kernel is None else 1000 * s.kernel for s in scores], "{:.2f}"),
+        spread([s.mean_tokens for s in scores], "{:.1f}"),
+        spread([s.bits_with_positions for s in scores], "{:.0f}"),
+        spread([s.psnr_db for s in scores]),
+        spread([s.psnr_of_mean_db for s in scores]),
+        spread([s.ssim for s in scores], "{:.3f}"),
+        spread([s.perceptual_milli for s in scores], "{:.1f}"),
+        spread([None if s.kernel is None else 1000 * s.kernel for s in scores], "{:.2f}"),
     ]
 
 
@@ -139,7 +128,7 @@ def _headline(results: Results) -> list[str]:
     for variant in _named(results):
         if variant.group == "fixed":
             rows.append([variant.title, *_score_cells(headline_scores(results, variant.name))])
-    return ["### Against fixed-rate tokens", "", *_table(("tokens of", *SCORE_HEAD), rows)]
+    return ["### Against fixed-rate tokens", "", *table(("tokens of", *SCORE_HEAD), rows)]
 
 
 def _margins(results: Results) -> list[str]:
@@ -150,6 +139,10 @@ def _margins(results: Results) -> list[str]:
         rivals = [
             (v.title, headline_scores(results, v.name)) for v in _named(results) if v.has_spread and v.name != OURS
         ]
+        count = results.setting.headline
+        grids = (headline_scores(results, f"grid-{num}") for num in (count, count + MORE_CELLS))
+        between = [_at_equal_bits(*each) for each in zip(ours, *grids, strict=True)]
+        rivals.append((f"coarse grid of equal bits, a line from {count} to {count + MORE_CELLS} tokens", between))
         rivals += [(f"{name}, same weights", headline_scores(results, OURS, name)) for name in SAME_WEIGHTS_RIVALS]
         for title, theirs in rivals:
             pairs = list(zip(ours, theirs, strict=True))
@@ -157,22 +150,42 @@ def _margins(results: Results) -> list[str]:
                 [
                     policy,
                     title,
-                    _spread([a.mean_tokens - b.mean_tokens for a, b in pairs], "{:+.1f}"),
-                    _spread([a.bits_with_positions - b.bits_with_positions for a, b in pairs], "{:+.0f}"),
-                    _spread([a.psnr_db - b.psnr_db for a, b in pairs], "{:+.2f}"),
-                    _spread([a.psnr_of_mean_db - b.psnr_of_mean_db for a, b in pairs], "{:+.2f}"),
-                    _spread([a.kernel / b.kernel if a.kernel and b.kernel else None for a, b in pairs]),
+                    spread([a.mean_tokens - b.mean_tokens for a, b in pairs], "{:+.1f}"),
+                    spread([a.bits_with_positions - b.bits_with_positions for a, b in pairs], "{:+.0f}"),
+                    spread([a.psnr_db - b.psnr_db for a, b in pairs], "{:+.2f}"),
+                    spread([a.psnr_of_mean_db - b.psnr_of_mean_db for a, b in pairs], "{:+.2f}"),
+                    spread([a.kernel / b.kernel if a.kernel and b.kernel else None for a, b in pairs]),
                 ]
             )
     head = ("policy", "against", "tokens", "bits with positions", "PSNR, dB", "pooled PSNR, dB", "KID, ratio")
-    return ["### Margins (TaTok minus the rival, seed by seed; of KID the ratio)", "", *_table(head, rows)]
+    return ["### Margins (TaTok minus the rival, seed by seed; of KID the ratio)", "", *table(head, rows)]
+
+
+def _at_equal_bits(ours: PolicyScore, fewer: PolicyScore, more: PolicyScore) -> PolicyScore:
+    """What a grid of as many bits as ours would have: on the line through two grids."""
+    step = more.bits_with_positions - fewer.bits_with_positions
+    share = (ours.bits_with_positions - fewer.bits_with_positions) / step
+
+    def at(low: float, high: float) -> float:
+        return low + share * (high - low)
+
+    assert fewer.kernel is not None
+    assert more.kernel is not None
+    return replace(
+        fewer,
+        mean_tokens=at(fewer.mean_tokens, more.mean_tokens),
+        bits_with_positions=ours.bits_with_positions,
+        psnr_db=at(fewer.psnr_db, more.psnr_db),
+        psnr_of_mean_db=at(fewer.psnr_of_mean_db, more.psnr_of_mean_db),
+        kernel=at(fewer.kernel, more.kernel),
+    )
 
 
 def _policies(results: Results) -> list[str]:
     names = list(dict.fromkeys(score.name for score in headline_scores(results, OURS)))
     rows = [[name, *_score_cells(headline_scores(results, OURS, name))] for name in names]
     title = f"### Every way to choose the kept patches, same weights, {results.setting.headline} tokens on average"
-    return [title, "", *_table(("policy", *SCORE_HEAD), rows)]
+    return [title, "", *table(("policy", *SCORE_HEAD), rows)]
 
 
 def _curve(results: Results) -> list[str]:
@@ -186,7 +199,7 @@ def _curve(results: Results) -> list[str]:
     for variant in sorted(grids, key=lambda variant: variant.fixed_tokens or 0):
         rows.append([variant.title, *_score_cells(headline_scores(results, variant.name))])
     lines = ["### Rate and distortion", "", "![Pooled PSNR against tokens and against bits](rate-distortion.svg)", ""]
-    return [*lines, *_table(("tokens of", *SCORE_HEAD), rows)]
+    return [*lines, *table(("tokens of", *SCORE_HEAD), rows)]
 
 
 def _ablations(results: Results) -> list[str]:
@@ -197,7 +210,7 @@ def _ablations(results: Results) -> list[str]:
         for policy in IN_ABLATIONS:
             scores = headline_scores(results, variant.name, policy)[:1]  # ablations have the first seed alone
             rows.append([variant.title, policy, *_score_cells(scores)])
-    return ["### Ablations (first seed)", "", *_table(("model", "policy", *SCORE_HEAD), rows)]
+    return ["### Ablations (first seed)", "", *table(("model", "policy", *SCORE_HEAD), rows)]
 
 
 def _entropies(results: Results) -> list[str]:
@@ -220,7 +233,7 @@ def _entropies(results: Results) -> list[str]:
         "entropy, no globals",
         "entropy, globals given",
     )
-    return ["### Bits a patch code, with and without the globals", "", *_table(head, rows)]
+    return ["### Bits a patch code, with and without the globals", "", *table(head, rows)]
 
 
 def _codes(results: Results) -> list[str]:
@@ -232,12 +245,12 @@ def _codes(results: Results) -> list[str]:
         rows.append(
             [
                 variant.title,
-                _spread([c.global_perplexity for c in codes], "{:.0f}"),
-                _spread([c.patch_perplexity for c in codes], "{:.0f}"),
-                _spread([c.given_globals.entropy_bits for c in codes]),
-                _spread([c.given_globals.surprisal_bits for c in codes]),
-                _spread([c.given_half.entropy_bits for c in codes]),
-                _spread([c.given_half.surprisal_bits for c in codes]),
+                spread([c.global_perplexity for c in codes], "{:.0f}"),
+                spread([c.patch_perplexity for c in codes], "{:.0f}"),
+                spread([c.given_globals.entropy_bits for c in codes]),
+                spread([c.given_globals.surprisal_bits for c in codes]),
+                spread([c.given_half.entropy_bits for c in codes]),
+                spread([c.given_half.surprisal_bits for c in codes]),
             ]
         )
     head = (
@@ -249,7 +262,7 @@ def _codes(results: Results) -> list[str]:
         "entropy given half the patches, too",
         "surprisal",
     )
-    return ["### Codebook use, and the prior's calibration, on held-out images", "", *_table(head, rows)]
+    return ["### Codebook use, and the prior's calibration, on held-out images", "", *table(head, rows)]
 
 
 def _quartiles(results: Results) -> list[str]:
@@ -262,94 +275,14 @@ def _quartiles(results: Results) -> list[str]:
                     policy,
                     f"{number + 1}",
                     f"{quarter.mean_png_bytes:,.0f}",
-                    _spread([s.quartiles[number].mean_tokens for s in scores], "{:.1f}"),
-                    _spread([s.quartiles[number].mean_psnr_db for s in scores]),
+                    spread([s.quartiles[number].mean_tokens for s in scores], "{:.1f}"),
+                    spread([s.quartiles[number].mean_psnr_db for s in scores]),
                 ]
             )
-        correlation = _spread([s.count_correlation for s in scores])
+        correlation = spread([s.count_correlation for s in scores])
         rows.append([policy, "rank correlation of count and PNG size", "", correlation, ""])
     head = ("policy", "quarter by PNG size", "PNG bytes", "tokens", "PSNR")
-    return ["### Where the tokens go", "", *_table(head, rows)]
-
-
-def _generation(results: Results) -> list[str]:
-    counts = {each.variant: each.mean_tokens for each in results.tokenizations}
-    titles = {variant.name: variant.title for variant in _named(results)}
-    rows = []
-    for each in results.generations:
-        for samples in each.samples:
-            rows.append(
-                [
-                    titles[each.variant],
-                    "training tokens" if each.budget == "tokens" else "training time",
-                    f"{counts[each.variant]:.1f}",
-                    f"{each.spent.tokens / 1e6:.2f}",
-                    f"{each.spent.images / 1e3:.0f}",
-                    f"{each.spent.seconds:.0f}",
-                    f"{each.heldout.bits:.0f}",
-                    f"{each.heldout.place_bits:.0f}",
-                    f"{samples.guidance:g}",
-                    f"{1000 * samples.kernel:.1f} +- {1000 * samples.kernel_std:.1f}",
-                    "-" if samples.frechet is None else f"{samples.frechet:.1f}",
-                    f"{samples.mean_tokens:.1f}",
-                ]
-            )
-    head = (
-        "tokens of",
-        "equal",
-        "tokens an image",
-        "M tokens trained on",
-        "k images",
-        "seconds",
-        "held-out bits an image",
-        "of them, places",
-        "guidance",
-        "KID x1000 of samples",
-        "Fréchet distance",
-        "tokens a sample",
-    )
-    num = results.setting.num_samples
-    return [f"### Generation, {num:,} samples a generator of one size", "", *_table(head, rows)]
-
-
-def _speed(speeds: Sequence[Speed]) -> list[str]:
-    lines = ["### Sampling speed, images a second over those of the full rate's generator"]
-    for speed in speeds:
-        percentiles = ", ".join(f"{name} {value:.0f}" for name, value in speed.token_percentiles.items())
-        lines += [
-            "",
-            f"{speed.baseline_tokens} tokens against those of {speed.num_rows:,} rows: {percentiles}. Generators of "
-            f"width {speed.generator['width']} and {speed.generator['num_layers']} layers on {speed.device}, "
-            f"{speed.num_threads} threads; median (least to most) of the rounds.",
-            "",
-        ]
-        rows = [
-            [
-                each.setting,
-                each.contender,
-                f"{each.baseline_batch} : {each.contender_batch}",
-                f"{each.median_ratio:.2f} ({each.min_ratio:.2f} to {each.max_ratio:.2f})",
-                f"{each.median_cpu_ratio:.2f}",
-                f"{each.median_end_to_end_ratio:.2f}",
-                f"{each.token_ratio:.2f}",
-                f"{each.row_pass_ratio:.2f}",
-                f"{each.row_pass_speedup:.2f}",
-            ]
-            for each in speed.comparisons
-        ]
-        head = (
-            "setting",
-            "generator",
-            "batch, full rate : tatok",
-            "times as fast",
-            "by CPU time",
-            "end to end, with the decoder",
-            "tokens, times fewer",
-            "row passes, times fewer",
-            "a row pass, times as fast",
-        )
-        lines += _table(head, rows)
-    return lines
+    return ["### Where the tokens go", "", *table(head, rows)]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoint import TINY
 from torch import Tensor
 
 from schemas.errors import ConfigError
@@ -16,19 +17,7 @@ from tatok.model import Codes, TaTok, TaTokConfig, patch_coordinates
 from tatok.prior import Prior
 from tatok.tokenizer import Tokenizer
 
-TATOK = TaTokConfig(
-    patch_size=4,
-    num_global=4,
-    codebook_size=32,
-    code_dim=6,
-    width=32,
-    num_heads=2,
-    num_trunk_layers=1,
-    num_base_layers=1,
-    num_refiner_layers=1,
-    num_decoder_layers=1,
-    num_prior_layers=1,
-)
+TATOK = replace(TINY, codebook_size=32)
 KINDS = {
     "tatok": TATOK,
     "large cells": replace(TATOK, cell_size=7),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,19 @@ from tatok.prior import Prior
 from tatok.tokenizer import Tokenizer, to_float
 
 SIDE, PATCH, NUM_POSITIONS, VOCABULARY = 32, 4, 64, 64
+TINY = TaTokConfig(
+    patch_size=PATCH,
+    num_global=4,
+    codebook_size=VOCABULARY,
+    code_dim=6,
+    width=32,
+    num_heads=2,
+    num_trunk_layers=1,
+    num_base_layers=1,
+    num_refiner_layers=1,
+    num_decoder_layers=1,
+    num_prior_layers=1,
+)
 
 
 def tiny_images(num_images: int, seed: int = 0, side: int = SIDE) -> Tensor:
@@ -26,22 +40,10 @@ def tiny_images(num_images: int, seed: int = 0, side: int = SIDE) -> Tensor:
     return (smooth + strength * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).byte()
 
 
-def tiny_checkpoint(folder: Path, num_global: int = 4, dtf: DTFSettings | None = None) -> Path:
+def tiny_checkpoint(folder: Path, num_global: int = TINY.num_global, dtf: DTFSettings | None = None) -> Path:
     """Write the checkpoint; returns `folder`."""
     torch.manual_seed(0)
-    config = TaTokConfig(
-        patch_size=PATCH,
-        num_global=num_global,
-        codebook_size=VOCABULARY,
-        code_dim=6,
-        width=32,
-        num_heads=2,
-        num_trunk_layers=1,
-        num_base_layers=1,
-        num_refiner_layers=1,
-        num_decoder_layers=1,
-        num_prior_layers=1,
-    )
+    config = replace(TINY, num_global=num_global)
     model, prior = TaTok(config), Prior(config)
     images = to_float(tiny_images(32, seed=9))
     patches = model.patches(images).flatten(0, 1)
@@ -58,5 +60,5 @@ def tiny_checkpoint(folder: Path, num_global: int = 4, dtf: DTFSettings | None =
     return folder
 
 
-def tiny_tokenizer(folder: Path, num_global: int = 4) -> Tokenizer:
+def tiny_tokenizer(folder: Path, num_global: int = TINY.num_global) -> Tokenizer:
     return Tokenizer.load(tiny_checkpoint(folder, num_global), device="cpu")

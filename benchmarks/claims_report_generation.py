@@ -1,0 +1,116 @@
+"""The report's part on generators: their samples beside those of the full rate's, and how fast they sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from claims_generation import Generation, Samples
+from claims_models import variants
+from claims_results import Results
+from claims_speed import Speed
+from claims_tables import table
+
+__all__ = ["generation", "generation_ratios", "sampling_speed"]
+
+
+def generation(results: Results) -> list[str]:
+    counts = {each.variant: each.mean_tokens for each in results.tokenizations}
+    titles = {variant.name: variant.title for variant in variants(results.setting)}
+    rows = []
+    for each in results.generations:
+        for samples in each.samples:
+            rows.append(
+                [
+                    titles[each.variant],
+                    "training tokens" if each.budget == "tokens" else "training time",
+                    f"{counts[each.variant]:.1f}",
+                    f"{each.spent.tokens / 1e6:.2f}",
+                    f"{each.spent.images / 1e3:.0f}",
+                    f"{each.spent.seconds:.0f}",
+                    f"{each.heldout.bits:.0f}",
+                    f"{each.heldout.place_bits:.0f}",
+                    f"{samples.guidance:g}",
+                    f"{1000 * samples.kernel:.1f} +- {1000 * samples.kernel_std:.1f}",
+                    "-" if samples.frechet is None else f"{samples.frechet:.1f}",
+                    f"{samples.mean_tokens:.1f}",
+                ]
+            )
+    head = (
+        "tokens of",
+        "equal",
+        "tokens an image",
+        "M tokens trained on",
+        "k images",
+        "seconds",
+        "held-out bits an image",
+        "of them, places",
+        "guidance",
+        "KID x1000 of samples",
+        "Fréchet distance",
+        "tokens a sample",
+    )
+    num = results.setting.num_samples
+    return [f"### Generation, {num:,} samples a generator of one size", "", *table(head, rows)]
+
+
+def generation_ratios(results: Results) -> list[str]:
+    """The full rate's distances over another's: above 1 the other is better."""
+    full, *others = results.generations
+    titles = {variant.name: variant.title for variant in variants(results.setting)}
+
+    def ratios(of: Callable[[Samples], float | None], other: Generation) -> list[str]:
+        theirs, ours = ([value for value in map(of, each.samples) if value is not None] for each in (full, other))
+        if not len(theirs) == len(ours) == len(full.samples):
+            return ["-"] * (len(full.samples) + 1)
+        at_each = (a / b for a, b in zip(theirs, ours, strict=True))
+        return [f"{ratio:.2f}" for ratio in (*at_each, min(theirs) / min(ours))]
+
+    rows = []
+    for other in others:
+        start = [titles[other.variant], "training tokens" if other.budget == "tokens" else "training time"]
+        rows.append([*start, "KID", *ratios(lambda samples: samples.kernel, other)])
+        rows.append([*start, "Fréchet distance", *ratios(lambda samples: samples.frechet, other)])
+    guidances = [f"guidance {samples.guidance:g}" for samples in full.samples]
+    head = ("tokens of", "equal", "ratio of", *guidances, "each at its best")
+    title = f"### Generation: {titles[full.variant]}, over the others; above 1 the other is better"
+    return [title, "", *table(head, rows)]
+
+
+def sampling_speed(speeds: Sequence[Speed]) -> list[str]:
+    lines = ["### Sampling speed, images a second over those of the full rate's generator"]
+    for speed in speeds:
+        percentiles = ", ".join(f"{name} {value:.0f}" for name, value in speed.token_percentiles.items())
+        lines += [
+            "",
+            f"{speed.baseline_tokens} tokens against those of {speed.num_rows:,} rows: {percentiles}. Generators of "
+            f"width {speed.generator['width']} and {speed.generator['num_layers']} layers on {speed.device}, "
+            f"{speed.num_threads} threads; median (least to most) of the rounds.",
+            "",
+        ]
+        rows = [
+            [
+                each.setting,
+                each.contender,
+                f"{each.baseline_batch} : {each.contender_batch}",
+                f"{each.median_ratio:.2f} ({each.min_ratio:.2f} to {each.max_ratio:.2f})",
+                f"{each.median_cpu_ratio:.2f}",
+                f"{each.median_end_to_end_ratio:.2f}",
+                f"{each.token_ratio:.2f}",
+                f"{each.row_pass_ratio:.2f}",
+                f"{each.row_pass_speedup:.2f}",
+            ]
+            for each in speed.comparisons
+        ]
+        head = (
+            "setting",
+            "generator",
+            "batch, full rate : tatok",
+            "times as fast",
+            "by CPU time",
+            "end to end, with the decoder",
+            "tokens, times fewer",
+            "row passes, times fewer",
+            "a row pass, times as fast",
+        )
+        lines += table(head, rows)
+    return lines
