@@ -22,7 +22,9 @@ Device = Annotated[str | None, typer.Option(help="torch device; default: cuda wh
 @generator.command()
 def train(
     data: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL of a tokenized data set.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint, the state and figures.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder or URL for the checkpoint, the state and figures.")
+    ],
     steps: Annotated[int | None, typer.Option(help="Budget: so many optimizer steps.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget: so many training tokens, padding not counted.")] = None,
     seconds: Annotated[
@@ -73,7 +75,9 @@ def train(
 
 @generator.command()
 def sample(
-    checkpoint: Annotated[Path, typer.Argument(help="The generator's checkpoint folder.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="The generator's checkpoint, a folder or URL.")
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A .png for one picture with a row a class, or a folder of images.")
     ],
@@ -96,9 +100,10 @@ def sample(
 
     from schemas.errors import ConfigError
     from tatok.generator_checkpoint import load_generator
+    from tatok.run_folder import load_from
     from tatok.tokenizer import Tokenizer
 
-    loaded = load_generator(checkpoint)
+    loaded = load_from(checkpoint, load_generator)
     wanted = [label.strip() for label in classes.split(",")] if classes else list(loaded.classes)
     if not loaded.classes and (classes or guidance != 1.0):
         raise ConfigError(f"{checkpoint} was trained without labels; leave out --classes and --guidance")
@@ -132,7 +137,7 @@ def sample(
     )
 
 
-def _check_tokenizer(loaded: GeneratorCheckpoint, tokenizer: Tokenizer, checkpoint: Path) -> None:
+def _check_tokenizer(loaded: GeneratorCheckpoint, tokenizer: Tokenizer, checkpoint: str) -> None:
     from schemas.errors import ConfigError
 
     found = tokenizer.identity["weights_sha256"]

@@ -9,7 +9,7 @@ their batches included; held-out losses, saving and logging are not counted.
 from __future__ import annotations
 
 import copy
-import json
+import io
 import math
 import os
 import time
@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
-from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -32,6 +31,7 @@ from tatok.generator import Generator, GeneratorConfig
 from tatok.generator_checkpoint import GeneratorCheckpoint, save_generator
 from tatok.generator_data import GeneratorData
 from tatok.packing import Batch, Bucketing
+from tatok.run_folder import RunFolder
 
 __all__ = [
     "CHECKPOINT",
@@ -43,7 +43,7 @@ __all__ = [
     "train_generator",
 ]
 
-STATE, CHECKPOINT, METRICS = "state.pt", "checkpoint", "metrics.jsonl"
+STATE, CHECKPOINT = "state.pt", "checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +210,7 @@ class GeneratorTrainer:
         for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
 
-    def save(self, path: Path, stream_state: dict[str, int | str]) -> None:
+    def save(self, folder: RunFolder, stream_state: dict[str, int | str]) -> None:
         """Write everything that `restore` needs, atomically."""
         state = {
             "recipe": asdict(self.recipe),
@@ -221,19 +221,22 @@ class GeneratorTrainer:
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "stream": stream_state,
+            "num_records": folder.num_records,
         }
-        scratch = path.with_name(path.name + ".tmp")
-        torch.save(state, scratch)
-        os.replace(scratch, path)
+        folder.sync_records()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        folder.write(STATE, buffer.getvalue())
 
-    def restore(self, path: Path) -> dict[str, int | str] | None:
+    def restore(self, folder: RunFolder) -> dict[str, int | str] | None:
         """Go on from a saved state, if there is one; what the stream of batches shall load.
 
         Raises ConfigError where it was saved under another recipe or for another model.
         """
-        if not path.exists():
+        data, path = folder.read(STATE), folder.path(STATE)
+        if data is None:
             return None
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location=self.device)
         given = asdict(self.recipe)
         different = [f"{name} {was} -> {given[name]}" for name, was in state["recipe"].items() if given[name] != was]
         if different:
@@ -248,6 +251,7 @@ class GeneratorTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"].cpu())
         self.spent, self._was_cut = Spent(**state["spent"]), state["was_cut"]
+        folder.keep_records(state["num_records"])
         stream_state: dict[str, int | str] = state["stream"]
         return stream_state
 
@@ -291,11 +295,12 @@ def train_generator(
 ) -> tuple[Spent, HeldOutLoss | None]:
     """Train on the tokenized data set at `data` until the budget is spent, or go on where the output folder left off.
 
-    Returns what was spent and, with `heldout`, the loss on that data set at the end. Figures go to
-    OUTPUT/metrics.jsonl, the averaged weights and the figures at the end to OUTPUT/checkpoint. Seeds torch's global
-    generator. Raises ConfigError where the data set is not fit, or the output is of another recipe.
+    Returns what was spent and, with `heldout`, the loss on that data set at the end. `output` is a folder or any URL
+    that fsspec can write. Figures go to OUTPUT/metrics.jsonl, the averaged weights and the figures at the end to
+    OUTPUT/checkpoint. Seeds torch's global generator. Raises ConfigError where the data set is not fit, or the output
+    is of another recipe.
     """
-    folder = Path(output)
+    folder = RunFolder(os.fspath(output))
     seen = GeneratorData.of(data, unconditional=recipe.unconditional)
     config = GeneratorConfig(
         vocab_size=seen.vocab_size,
@@ -314,41 +319,39 @@ def train_generator(
         Bucketing(tokens=_enough_tokens(trainer)), epochs=None
     )
     heldout_data = None if heldout is None else TokenDataset(heldout, columns=columns)
-    folder.mkdir(parents=True, exist_ok=True)
     console = Console()
-    stream_state = trainer.restore(folder / STATE)
+    stream_state = trainer.restore(folder)
     if stream_state is not None:
         stream.load_state_dict(stream_state)
-        console.print(f"going on in {folder}: step {trainer.spent.steps}, {trainer.spent.tokens:,} tokens")
+        console.print(f"going on in {folder.location}: step {trainer.spent.steps}, {trainer.spent.tokens:,} tokens")
     look: HeldOutLoss | None = None
     bar = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with (
-        (folder / METRICS).open("a", encoding="utf-8") as log,
         Progress(*bar, console=console, disable=not console.is_terminal) as progress,
         closing(iter(stream)) as batches,  # type: ignore[type-var]
     ):
-        _run(trainer, batches, folder, log, progress, log_every_steps, save_every_steps)
+        _run(trainer, batches, folder, progress, log_every_steps, save_every_steps)
         spent = asdict(trainer.spent)
         if heldout_data is not None:
             look = heldout_loss(trainer, heldout_data)
         figures = {} if look is None else asdict(look) | {"bits": look.bits}
-        log.write(json.dumps({"end": spent, "heldout": figures}) + "\n")
+        folder.add_record({"end": spent, "heldout": figures})
+        folder.sync_records()
     checkpoint = GeneratorCheckpoint(
         generator=trainer.average,
         classes=seen.classes,
         tokenizer_weights_sha256=seen.tokenizer_weights_sha256,
         training={"recipe": asdict(recipe), "spent": spent, "heldout": figures},
     )
-    save_generator(folder / CHECKPOINT, checkpoint)
-    console.print(f"checkpoint: {folder / CHECKPOINT}")
+    folder.write_checkpoint(CHECKPOINT, lambda path: save_generator(path, checkpoint))
+    console.print(f"checkpoint: {folder.path(CHECKPOINT)}")
     return trainer.spent, look
 
 
 def _run(
     trainer: GeneratorTrainer,
     batches: Iterator[Batch],
-    folder: Path,
-    log: TextIO,
+    folder: RunFolder,
     progress: Progress,
     log_every_steps: int,
     save_every_steps: int,
@@ -372,12 +375,11 @@ def _run(
             images = (spent.images - before.images) * math.log(2)
             record = asdict(spent) | {"code_bits": codes / images, "place_bits": places / images}
             record |= {"tokens_per_s": (spent.tokens - before.tokens) / (spent.seconds - before.seconds)}
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+            folder.add_record(record)
             text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in record.items())
             progress.console.print(text, soft_wrap=True, highlight=False)
             before, codes, places = spent, 0.0, 0.0
         if spent.steps % save_every_steps == 0:
-            trainer.save(folder / STATE, state)
+            trainer.save(folder, state)
     if state is not None:
-        trainer.save(folder / STATE, state)
+        trainer.save(folder, state)

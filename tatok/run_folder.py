@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
 from schemas.errors import CommitError, ConfigError
-from tatok.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tatok.dtf import DTFSettings
-from tatok.model import TaTok
-from tatok.prior import Prior
 
-__all__ = ["RunFolder", "is_url", "load_checkpoint_from"]
+__all__ = ["RunFolder", "is_url", "load_from"]
 
 METRICS = "metrics.jsonl"
+Loaded = TypeVar("Loaded")
 
 
 def is_url(path: str) -> bool:
@@ -80,13 +78,13 @@ class RunFolder:
         except OSError as error:
             raise CommitError(f"cannot write {path}: {error}; free space or fix permissions, then run again") from error
 
-    def write_checkpoint(self, name: str, model: TaTok, prior: Prior, dtf: DTFSettings) -> None:
-        """Write or replace a checkpoint folder, the weights first."""
+    def write_checkpoint(self, name: str, save: Callable[[str], None]) -> None:
+        """Write or replace a checkpoint folder with what `save` writes into the folder it is given, weights first."""
         if not is_url(self.location):
-            save_checkpoint(self.path(name), model, prior, dtf)
+            save(self.path(name))
             return
         with tempfile.TemporaryDirectory(prefix="tatok-checkpoint-") as folder:
-            save_checkpoint(folder, model, prior, dtf)
+            save(folder)
             files = sorted(Path(folder).iterdir(), key=lambda path: path.suffix != ".safetensors")
             for path in files:
                 self.write(f"{name}/{path.name}", path.read_bytes())
@@ -106,7 +104,7 @@ class RunFolder:
         if len(self._lines) < len(lines):
             self.write(METRICS, "".join(self._lines).encode())
 
-    def add_record(self, record: Mapping[str, float | str]) -> None:
+    def add_record(self, record: Mapping[str, object]) -> None:
         """Add one record to the figures."""
         line = json.dumps(record) + "\n"
         self._lines.append(line)
@@ -122,10 +120,10 @@ class RunFolder:
             self.write(METRICS, "".join(self._lines).encode())
 
 
-def load_checkpoint_from(location: str) -> Checkpoint:
-    """As `load_checkpoint`, from a folder or a URL; raises ConfigError likewise."""
+def load_from(location: str, load: Callable[[str], Loaded]) -> Loaded:
+    """What `load` makes of a checkpoint folder, here or under a URL; raises ConfigError as `load` does."""
     if not is_url(location):
-        return load_checkpoint(location)
+        return load(location)
     try:
         fs, path = fsspec.core.url_to_fs(location)
         fs.invalidate_cache()
@@ -134,7 +132,7 @@ def load_checkpoint_from(location: str) -> Checkpoint:
             for name in names:
                 fs.get_file(name, str(Path(folder) / name.rpartition("/")[2]))
             try:
-                return load_checkpoint(folder)
+                return load(folder)
             except ConfigError as error:
                 raise ConfigError(str(error).replace(folder, location)) from error
     except (ImportError, ValueError) as error:

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.errors import ConfigError, TatokError
+from tatok.checkpoint import load_checkpoint, save_checkpoint
 from tatok.dtf import position_bits
 from tatok.features import EfficientNetLiteFeatures, perceptual_distance
 from tatok.model import Encoded, TaTok
 from tatok.prior import Prior, code_statistics, soft_surprisal
 from tatok.ranks import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree, sum_over_ranks
-from tatok.run_folder import RunFolder, load_checkpoint_from
+from tatok.run_folder import RunFolder, load_from
 from tatok.tokenizer import to_float
 from tatok.training_config import KeptMixture, Stage, TrainingConfig
 
@@ -76,7 +77,7 @@ class Trainer:
         if start_from is None:
             self.model, self.prior = TaTok(config.model), Prior(config.model)
         else:
-            checkpoint = load_checkpoint_from(start_from)
+            checkpoint = load_from(start_from, load_checkpoint)
             if checkpoint.model.config != config.model:
                 raise ConfigError(f"{start_from} has {checkpoint.model.config}, but the training file {config.model}")
             self.model, self.prior = checkpoint.model, checkpoint.prior
@@ -115,7 +116,7 @@ class Trainer:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.folder.write(STATE, buffer.getvalue())
-        self.folder.write_checkpoint(CHECKPOINT, *self.averaged(), self.config.dtf)
+        self.folder.write_checkpoint(CHECKPOINT, lambda path: save_checkpoint(path, *self.averaged(), self.config.dtf))
 
     def averaged(self) -> tuple[TaTok, Prior]:
         """The models under their moving averages: what checkpoints and validation use."""

@@ -20,6 +20,7 @@ from tatok.generator import GeneratorConfig
 from tatok.generator_checkpoint import load_generator, save_generator
 from tatok.generator_data import GeneratorData
 from tatok.generator_training import GeneratorRecipe, GeneratorTrainer, heldout_loss, train_generator
+from tatok.run_folder import load_from
 
 CPU = torch.device("cpu")
 TINY = GeneratorRecipe(steps=6, width=32, num_layers=1, num_heads=2, batch_tokens=2048)
@@ -181,9 +182,11 @@ def test_interrupted_training_ends_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(GeneratorTrainer, "step", interrupted)
         with pytest.raises(Interrupted):
-            train_generator(data, tmp_path / "halves", recipe, CPU, save_every_steps=5)
+            train_generator(data, tmp_path / "halves", recipe, CPU, log_every_steps=1, save_every_steps=5)
     torch.manual_seed(99)
-    halves, _ = train_generator(data, tmp_path / "halves", recipe, CPU)
+    halves, _ = train_generator(data, tmp_path / "halves", recipe, CPU, log_every_steps=1)
+    lines = (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("steps") for line in lines] == [*range(1, 13), None]  # once each, then the end
     assert replace(halves, seconds=0) == replace(whole, seconds=0)
     expected = load_generator(tmp_path / "whole" / "checkpoint").generator.state_dict()
     found = load_generator(tmp_path / "halves" / "checkpoint").generator.state_dict()
@@ -207,11 +210,13 @@ def test_fixed_rate_sequences_are_learned_without_places(fixed_rate: Path, tmp_p
         assert sequence.num_global == 0
 
 
-def test_a_data_set_in_a_bucket_is_as_good_as_one_on_a_disk(data: Path, s3_bucket: str, tmp_path: Path) -> None:
-    url = f"s3://{s3_bucket}/generator-tokens"
+def test_data_and_output_in_a_bucket_are_as_good_as_on_a_disk(data: Path, s3_bucket: str, tmp_path: Path) -> None:
+    url, run = f"s3://{s3_bucket}/generator-tokens", f"s3://{s3_bucket}/generator-run"
     write_synthetic(url, 200)
     recipe = replace(TINY, steps=2)
-    spent, look = train_generator(url, tmp_path / "bucket", recipe, CPU, heldout=url)
+    spent, look = train_generator(url, run, recipe, CPU, heldout=url)
+    assert train_generator(url, run, recipe, CPU, heldout=url) == (spent, look)  # done is done, there as well
+    assert load_from(f"{run}/checkpoint", load_generator).training["spent"]["tokens"] == spent.tokens
     local, expected = train_generator(data, tmp_path / "disk", recipe, CPU, heldout=data)
     assert spent.tokens == local.tokens
     assert look is not None
