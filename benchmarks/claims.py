@@ -15,11 +15,12 @@ from typing import Annotated
 import torch
 import typer
 from claims_entropy import ConditionalEntropy, conditional_entropies
-from claims_generation import Generation, Tokenization, generate, tokenize
+from claims_generation import Budget, Generation, Tokenization, generate, tokenize
 from claims_images import as_tars
 from claims_models import SETTINGS, Setting, Variant, variants
 from claims_reconstruction import Reconstruction, encoded, reconstruct, run_folder
 from claims_results import Results, machine, write_results
+from claims_samples import Sampling, sample
 from claims_speed import Speed, measure_speed
 from claims_steps import Step, read_result, run_steps, same_settings
 
@@ -28,8 +29,6 @@ from tatok.checkpoint import load_checkpoint
 from tatok.training import CHECKPOINT
 
 __all__ = ["claims"]
-
-GENERATED = ("full-rate", "tatok")  # the first sets the budget of time
 
 
 def claims(
@@ -79,6 +78,13 @@ class _Bench:
         self.processes = (cores if device == "cpu" else 1) if processes is None else processes
         self.threads = max(1, cores // max(1, self.processes))
         self.variants = variants(setting)
+        # The full rate's first, whose time is a budget; the coarse grid's samples as fast as TaTok's.
+        self.generators: tuple[tuple[str, Budget], ...] = (
+            ("full-rate", "tokens"),
+            ("tatok", "tokens"),
+            ("tatok", "time"),
+            (f"grid-{setting.headline}", "tokens"),
+        )
         same_settings(self.folder, {"setting": asdict(setting), "images": self.sources})
         self.train = as_tars(images, work / "images" / "train", setting.num_train)
         self.heldout = as_tars(heldout, work / "images" / "heldout", max(setting.num_heldout, setting.num_samples))
@@ -89,12 +95,10 @@ class _Bench:
         self._steps(self._reconstructions((first,)), self.processes)
         alone = min(1, self.processes)
         self._steps([self._entropy()], alone)
-        self._steps([self._tokenization(self._variant(name)) for name in GENERATED], alone)
-        # One after another: the first tells how much time the others may take.
-        for name in GENERATED:
-            self._steps([self._generation(name, "tokens", None)], alone)
-        seconds = self._generated(GENERATED[0], "tokens").spent.seconds
-        self._steps([self._generation(name, "time", seconds) for name in GENERATED[1:]], alone)
+        self._steps([self._tokenization(self._variant(name)) for name in self._tokenized], alone)
+        for each in self.generators:  # one after another: the first tells how much time TaTok's may take
+            self._steps([self._generation(*each)], alone)
+        self._steps([self._sampling(*each) for each in self.generators], self.processes)
         self._steps([self._speed()], alone)
         self._steps(self._reconstructions(tuple(others)), self.processes)
 
@@ -109,11 +113,9 @@ class _Bench:
                 self._read(step.name, Reconstruction) for step in self._reconstructions(self.setting.seeds)
             ),
             entropies=self._read("entropy", tuple[ConditionalEntropy, ...]),
-            tokenizations=tuple(self._read(f"tokens-{name}", Tokenization) for name in GENERATED),
-            generations=(
-                *(self._generated(name, "tokens") for name in GENERATED),
-                *(self._generated(name, "time") for name in GENERATED[1:]),
-            ),
+            tokenizations=tuple(self._read(f"tokens-{name}", Tokenization) for name in self._tokenized),
+            generations=tuple(self._generated(*each) for each in self.generators),
+            samplings=tuple(self._read(f"samples-{name}-{budget}", Sampling) for name, budget in self.generators),
             speed=self._read("speed", Speed),
         )
 
@@ -177,26 +179,43 @@ class _Bench:
         )
         return Step(name=f"tokens-{variant.name}", call=call)
 
-    def _generation(self, name: str, budget: str, seconds: float | None) -> Step:
+    @property
+    def _tokenized(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _ in self.generators))
+
+    def _generation(self, name: str, budget: Budget) -> Step:
+        of_time = self._generated(*self.generators[0]).spent.seconds if budget == "time" else None
         call = partial(
             generate,
             self._read(f"tokens-{name}", Tokenization),
             self.setting,
             budget,
             self.setting.seeds[0],
-            seconds=seconds,
+            seconds=of_time,
+            work=self.work,
+            device=self.device,
+        )
+        return Step(name=f"generator-{name}-{budget}", call=call)
+
+    def _sampling(self, name: str, budget: Budget) -> Step:
+        call = partial(
+            sample,
+            self._read(f"tokens-{name}", Tokenization),
+            self.setting,
+            budget,
+            self.setting.seeds[0],
             work=self.work,
             heldout=self.heldout,
             device=self.device,
         )
-        return Step(name=f"generator-{name}-{budget}", call=call)
+        return Step(name=f"samples-{name}-{budget}", call=call)
 
     def _speed(self) -> Step:
         tokens = self._read("tokens-tatok", Tokenization)
         assert isinstance(tokens, Tokenization)
         return Step(name="speed", call=partial(_measure_speed, tokens, self.setting, self.device))
 
-    def _generated(self, name: str, budget: str) -> Generation:
+    def _generated(self, name: str, budget: Budget) -> Generation:
         found = self._read(f"generator-{name}-{budget}", Generation)
         assert isinstance(found, Generation)
         return found

@@ -1,4 +1,4 @@
-"""The claims bench's generation: tokenize with the pipeline, train generators alike, sample, measure the samples.
+"""The claims bench's generators: tokenize with the pipeline, train generators alike on what it wrote.
 
 Tokenizations of the same images, the full rate's first. Its generator has a budget of training tokens, and how long it
 takes is measured; the others are trained once with as many tokens and once with as much time. Steps run one after
@@ -8,7 +8,6 @@ another with all threads, since time is a budget here.
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,19 +21,14 @@ from schemas.errors import TatokError
 from schemas.job import JobConfig
 from tatok.calibration import calibrate
 from tatok.checkpoint import load_checkpoint, write_dtf
-from tatok.distances import ImageFeatures, load_features
 from tatok.generator_checkpoint import load_generator
 from tatok.generator_training import CHECKPOINT, GeneratorRecipe, HeldOutLoss, Spent, train_generator
 from tatok.parts import TokenizedData
-from tatok.photos import centre_crops, in_batches
-from tatok.tokenizer import Tokenizer
 
-__all__ = ["Budget", "Generation", "Samples", "Tokenization", "generate", "tokenize"]
+__all__ = ["Budget", "Generation", "Tokenization", "generate", "generator_folder", "tokenize"]
 
 Budget = Literal["tokens", "time"]
 
-SAMPLING_BATCH = 500
-GUIDANCES = (1.0, 1.5)
 KEEPS_ALL, KEEPS_NONE = 0.0, 1e9  # distortions
 
 
@@ -51,19 +45,6 @@ class Tokenization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """Distances of sampled images to the held-out ones, and what sampling took; `seconds` include the decoder."""
-
-    guidance: float
-    num_images: int
-    kernel: float
-    kernel_std: float
-    frechet: float | None
-    mean_tokens: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """One generator; `variant` names the model whose tokens it speaks."""
 
@@ -73,7 +54,6 @@ class Generation:
     num_parameters: int
     spent: Spent
     heldout: HeldOutLoss
-    samples: tuple[Samples, ...]
 
 
 def tokenize(
@@ -137,6 +117,11 @@ def _recipe(setting: Setting, seed: int, tokens: int | None, seconds: float | No
     )
 
 
+def generator_folder(work: Path, variant: str, budget: Budget, seed: int) -> Path:
+    """Where a generator is trained."""
+    return work / "generators" / f"{variant}-{budget}-{seed}"
+
+
 def generate(
     tokenization: Tokenization,
     setting: Setting,
@@ -145,54 +130,21 @@ def generate(
     *,
     seconds: float | None,
     work: Path,
-    heldout: list[str],
     device: str,
 ) -> Generation:
-    """Train a generator (or go on training it), sample and measure; `seconds` are the budget of time."""
-    name = f"{tokenization.variant}-{budget}-{seed}"
+    """Train a generator, or go on training it; `seconds` are the budget of time."""
     recipe = _recipe(setting, seed, setting.generator_tokens if budget == "tokens" else None, seconds)
-    output = work / "generators" / name
-    chosen = torch.device(device)
+    output = generator_folder(work, tokenization.variant, budget, seed)
     spent, look = train_generator(
-        tokenization.train, output, recipe, chosen, heldout=tokenization.heldout, log_every_steps=100
+        tokenization.train, output, recipe, torch.device(device), heldout=tokenization.heldout, log_every_steps=100
     )
     assert look is not None
     loaded = load_generator(output / CHECKPOINT)
-    generator, tokenizer = loaded.generator.to(chosen), Tokenizer.load(tokenization.checkpoint, device)
-    real = in_batches(centre_crops(heldout, setting.image_size, setting.num_samples), SAMPLING_BATCH)
-    references = ImageFeatures(load_features("mobilenet"), real, device)
-    samples = []
-    for guidance in GUIDANCES:
-        torch.manual_seed(seed)
-        random = torch.Generator(chosen).manual_seed(seed)
-        features, num_tokens, took_s = [], 0, 0.0
-        num_classes = max(len(loaded.classes), 1)
-        classes_N = torch.arange(setting.num_samples) % num_classes  # as many of each, whatever the budget
-        for classes in classes_N.split(SAMPLING_BATCH):
-            started = time.perf_counter()
-            sequences = generator.sample(classes.to(chosen), guidance=guidance, generator=random)
-            images = tokenizer.decode(sequences).cpu()
-            took_s += time.perf_counter() - started
-            num_tokens += sum(sequence.num_tokens for sequence in sequences)
-            features.append(references.extract(images))
-        distances = references.distances(torch.cat(features))
-        samples.append(
-            Samples(
-                guidance=guidance,
-                num_images=setting.num_samples,
-                kernel=distances.kernel,
-                kernel_std=distances.kernel_std,
-                frechet=distances.frechet,
-                mean_tokens=num_tokens / setting.num_samples,
-                seconds=took_s,
-            )
-        )
     return Generation(
         variant=tokenization.variant,
         budget=budget,
         seed=seed,
-        num_parameters=sum(p.numel() for p in generator.parameters()),
+        num_parameters=sum(p.numel() for p in loaded.generator.parameters()),
         spent=spent,
         heldout=look,
-        samples=tuple(samples),
     )

@@ -11,7 +11,7 @@ import typer
 from claims_figure import draw_curve
 from claims_models import MORE_CELLS, Variant, variants
 from claims_reconstruction import IN_ABLATIONS, SAME_WEIGHTS_RIVALS, Reconstruction
-from claims_report_generation import generation, generation_ratios, sampling_speed
+from claims_report_generation import generation, sample_ratios, samples, sampling_speed
 from claims_results import Results, read_results, read_speed
 from claims_speed import Speed
 from claims_tables import spread, table
@@ -63,7 +63,8 @@ def tables(results: Results, larger: Speed | None = None) -> str:
         _codes(results),
         _quartiles(results),
         generation(results),
-        generation_ratios(results),
+        samples(results),
+        sample_ratios(results),
         sampling_speed([results.speed, *([] if larger is None else [larger])]),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)

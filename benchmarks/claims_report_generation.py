@@ -4,61 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from claims_generation import Generation, Samples
 from claims_models import variants
 from claims_results import Results
+from claims_samples import Guided, Sampling
 from claims_speed import Speed
 from claims_tables import table
 
-__all__ = ["generation", "generation_ratios", "sampling_speed"]
+from tatok.distances import ImageDistances
+
+__all__ = ["generation", "sample_ratios", "samples", "sampling_speed"]
+
+EQUAL = {"tokens": "training tokens", "time": "training time"}
 
 
 def generation(results: Results) -> list[str]:
+    """What each generator was given, and what it learned."""
     counts = {each.variant: each.mean_tokens for each in results.tokenizations}
     titles = {variant.name: variant.title for variant in variants(results.setting)}
+    rows = [
+        [
+            titles[each.variant],
+            EQUAL[each.budget],
+            f"{counts[each.variant]:.1f}",
+            f"{each.num_parameters / 1e6:.2f}",
+            f"{each.spent.tokens / 1e6:.2f}",
+            f"{each.spent.images / 1e3:.0f}",
+            f"{each.spent.seconds:.0f}",
+            f"{each.heldout.bits:.0f}",
+            f"{each.heldout.place_bits:.0f}",
+        ]
+        for each in results.generations
+    ]
+    head = (
+        "tokens of",
+        "equal",
+        "tokens an image",
+        "M parameters",
+        "M tokens trained on",
+        "k images",
+        "seconds",
+        "held-out bits an image",
+        "of them, places and end",
+    )
+    return ["### Generators", "", *table(head, rows)]
+
+
+def samples(results: Results) -> list[str]:
+    """Distances of the samples, and whose share of them is whose."""
+    titles = {variant.name: variant.title for variant in variants(results.setting)}
     rows = []
-    for each in results.generations:
-        for samples in each.samples:
+    for each in results.samplings:
+        for guided in each.samples:
             rows.append(
                 [
                     titles[each.variant],
-                    "training tokens" if each.budget == "tokens" else "training time",
-                    f"{counts[each.variant]:.1f}",
-                    f"{each.spent.tokens / 1e6:.2f}",
-                    f"{each.spent.images / 1e3:.0f}",
-                    f"{each.spent.seconds:.0f}",
-                    f"{each.heldout.bits:.0f}",
-                    f"{each.heldout.place_bits:.0f}",
-                    f"{samples.guidance:g}",
-                    f"{1000 * samples.kernel:.1f} +- {1000 * samples.kernel_std:.1f}",
-                    "-" if samples.frechet is None else f"{samples.frechet:.1f}",
-                    f"{samples.mean_tokens:.1f}",
+                    EQUAL[each.budget],
+                    f"{guided.guidance:g}",
+                    f"{guided.mean_tokens:.1f}",
+                    _kernel(guided.to_real),
+                    _frechet(guided.to_real),
+                    _kernel(each.rebuilt_to_real),
+                    _frechet(each.rebuilt_to_real),
+                    _kernel(guided.to_rebuilt),
+                    _frechet(guided.to_rebuilt),
                 ]
             )
     head = (
         "tokens of",
         "equal",
-        "tokens an image",
-        "M tokens trained on",
-        "k images",
-        "seconds",
-        "held-out bits an image",
-        "of them, places",
         "guidance",
-        "KID x1000 of samples",
-        "Fréchet distance",
         "tokens a sample",
+        "**KID x1000 of samples**",
+        "Fréchet",
+        "tokenizer alone: KID of rebuilt images",
+        "Fréchet",
+        "generator alone: KID of samples to rebuilt images",
+        "Fréchet",
     )
     num = results.setting.num_samples
-    return [f"### Generation, {num:,} samples a generator of one size", "", *table(head, rows)]
+    return [f"### {num:,} samples of each generator beside as many held-out images", "", *table(head, rows)]
 
 
-def generation_ratios(results: Results) -> list[str]:
+def _kernel(distances: ImageDistances) -> str:
+    return f"{1000 * distances.kernel:.1f} +- {1000 * distances.kernel_std:.1f}"
+
+
+def _frechet(distances: ImageDistances) -> str:
+    return "-" if distances.frechet is None else f"{distances.frechet:.2f}"
+
+
+def sample_ratios(results: Results) -> list[str]:
     """The full rate's distances over another's: above 1 the other is better."""
-    full, *others = results.generations
+    full, *others = results.samplings
     titles = {variant.name: variant.title for variant in variants(results.setting)}
 
-    def ratios(of: Callable[[Samples], float | None], other: Generation) -> list[str]:
+    def ratios(of: Callable[[Guided], float | None], other: Sampling) -> list[str]:
         theirs, ours = ([value for value in map(of, each.samples) if value is not None] for each in (full, other))
         if not len(theirs) == len(ours) == len(full.samples):
             return ["-"] * (len(full.samples) + 1)
@@ -67,12 +107,13 @@ def generation_ratios(results: Results) -> list[str]:
 
     rows = []
     for other in others:
-        start = [titles[other.variant], "training tokens" if other.budget == "tokens" else "training time"]
-        rows.append([*start, "KID", *ratios(lambda samples: samples.kernel, other)])
-        rows.append([*start, "Fréchet distance", *ratios(lambda samples: samples.frechet, other)])
-    guidances = [f"guidance {samples.guidance:g}" for samples in full.samples]
+        start = [titles[other.variant], EQUAL[other.budget]]
+        rows.append([*start, "KID", *ratios(lambda guided: guided.to_real.kernel, other)])
+        rows.append([*start, "Fréchet distance", *ratios(lambda guided: guided.to_real.frechet, other)])
+        rows.append([*start, "KID of the generator alone", *ratios(lambda guided: guided.to_rebuilt.kernel, other)])
+    guidances = [f"guidance {guided.guidance:g}" for guided in full.samples]
     head = ("tokens of", "equal", "ratio of", *guidances, "each at its best")
-    title = f"### Generation: {titles[full.variant]}, over the others; above 1 the other is better"
+    title = f"### Samples: distances of {titles[full.variant]}, over the others'; above 1 the other is better"
     return [title, "", *table(head, rows)]
 
 

@@ -14,6 +14,7 @@ from claims_entropy import ConditionalEntropy
 from claims_generation import Generation, Tokenization
 from claims_models import Setting
 from claims_reconstruction import Reconstruction
+from claims_samples import Sampling
 from claims_speed import Speed
 from pydantic import TypeAdapter
 
@@ -46,6 +47,7 @@ class Results:
     entropies: tuple[ConditionalEntropy, ...]
     tokenizations: tuple[Tokenization, ...]
     generations: tuple[Generation, ...]
+    samplings: tuple[Sampling, ...]
     speed: Speed
 
 

@@ -95,24 +95,34 @@ def test_models_differ_in_nothing_but_what_they_are_compared_for() -> None:
 def test_generators_have_equal_tokens_and_then_equal_time(results: tuple[Results, Path]) -> None:
     measured, _ = results
     by_name = {(each.variant, each.budget): each for each in measured.generations}
-    assert set(by_name) == {("full-rate", "tokens"), ("tatok", "tokens"), ("tatok", "time")}
-    full, equal_tokens, equal_time = (
-        by_name[k] for k in (("full-rate", "tokens"), ("tatok", "tokens"), ("tatok", "time"))
-    )
+    keys = [("full-rate", "tokens"), ("tatok", "tokens"), ("tatok", "time"), ("grid-30", "tokens")]
+    assert list(by_name) == keys
+    full, equal_tokens, equal_time, grid = (by_name[key] for key in keys)
     budget = measured.setting.generator_tokens
-    for each in (full, equal_tokens):
+    for each in (full, equal_tokens, grid):
         assert budget - 64 <= each.spent.tokens <= budget
     assert equal_time.spent.seconds >= full.spent.seconds
     assert equal_tokens.spent.images > full.spent.images
-    for each in measured.generations:
-        for samples in each.samples:
-            assert samples.num_images == measured.setting.num_samples
-            assert math.isfinite(samples.kernel)
-            assert samples.seconds > 0
-    assert all(samples.mean_tokens == 64 for samples in full.samples)
     counts = {each.variant: each.mean_tokens for each in measured.tokenizations}
-    assert counts["full-rate"] == 64
+    assert (counts["full-rate"], counts["grid-30"]) == (64, 30)
     assert 16 <= counts["tatok"] < 64
+
+
+def test_samples_are_measured_beside_real_and_beside_rebuilt_images(results: tuple[Results, Path]) -> None:
+    measured, _ = results
+    generators = [(each.variant, each.budget) for each in measured.generations]
+    assert [(each.variant, each.budget) for each in measured.samplings] == generators
+    for each in measured.samplings:
+        assert [guided.guidance for guided in each.samples] == [1, 1.5]
+        for guided in each.samples:
+            for distances in (guided.to_real, guided.to_rebuilt, each.rebuilt_to_real):
+                assert distances.num_images == distances.num_references == measured.setting.num_samples
+                assert math.isfinite(distances.kernel)
+            assert guided.to_real.kernel != guided.to_rebuilt.kernel
+    fixed = {each.variant: each.samples[0].mean_tokens for each in measured.samplings}
+    assert (fixed["full-rate"], fixed["grid-30"]) == (64, 30)
+    of_tokens, of_time = (each for each in measured.samplings if each.variant == "tatok")
+    assert of_tokens.rebuilt_to_real == of_time.rebuilt_to_real
 
 
 def test_speed_is_measured_with_the_lengths_of_the_tokens(results: tuple[Results, Path]) -> None:
