@@ -102,7 +102,7 @@ def _setting(results: Results) -> list[str]:
         f"{recipe.batch_size} images: tokenizer {recipe.tokenizer_steps}, prior {recipe.prior_steps}, decoder "
         f"{recipe.decoder_steps}. "
         f"Seeds {', '.join(map(str, setting.seeds))}; figures of several are mean (least to most). "
-        f"A TaTok model took {spread([each.seconds / 60 for each in trained], '{:.0f}')} minutes.",
+        f"A TaTok model took up to {max(each.seconds for each in trained) / 60:.0f} minutes.",  # one resumed took less
         "",
         f"{machine.processor}, {machine.num_cores} cores, {machine.device}, {machine.num_processes} models at "
         f"a time with {machine.num_threads} threads each; {versions}.",

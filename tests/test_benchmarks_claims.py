@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from claims_images import as_tars
 from claims_models import SETTINGS, training_config, variants
 from claims_report import BEGIN, END, headline_scores, put_between, tables
@@ -42,7 +44,16 @@ def folder_of_images(folder: Path, num: int, first: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Results, Path]:
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing by a second thread, and lose much where other programs want the cores."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, local_ray: None, one_thread: None) -> tuple[Results, Path]:
     """What `make claims` writes, at the tiny setting."""
     from claims import claims
 
