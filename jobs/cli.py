@@ -17,6 +17,7 @@ from jobs.generator_commands import generator
 from jobs.model_commands import calibrate, distance, evaluate, train
 from jobs.picture_commands import decode, report, show
 from jobs.statistics_commands import query, stats
+from jobs.verify_command import verify
 from schemas.errors import ConfigError, TatokError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ app.command()(query)
 app.command()(report)
 app.command()(show)
 app.command()(decode)
+app.command()(verify)
 app.command()(compact)
 app.add_typer(exports, name="export")
 app.add_typer(generator, name="generator")

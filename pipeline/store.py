@@ -112,6 +112,18 @@ class OutputStore:
         """A file of the data set, to be read in binary mode."""
         return self._fs.open(self._full(name), "rb")
 
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """The file on a disk of this machine: itself, or a copy for the time being. Raises OSError where that fails."""
+        if self.is_local:
+            path = self._local(name)
+            path.stat()
+            yield path
+            return
+        with self.scratch_file() as path:
+            self._fs.get_file(self._full(name), str(path))
+            yield path
+
     def etag(self, name: str) -> str | None:
         """The store's own checksum of a file, where it keeps one."""
         info = self._fs.info(self._full(name))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conftest import TESTS, jpeg, tar_bytes
+from fake_tokenizer import FakeTokenizer
 
 from pipeline.commit import commit_shard
 from pipeline.decode import decode_image
@@ -40,11 +41,13 @@ def hostile_tar(folder: Path) -> str:
     return str(path)
 
 
-def write_real_data(url: str, sources: tuple[str, ...], *, image_size: int = 256) -> None:
-    """Tokenize tars into `url` on the CPU, in this process."""
+def write_real_data(
+    url: str, sources: tuple[str, ...], *, image_size: int = 256, tokenizer: Tokenizer | FakeTokenizer | None = None
+) -> None:
+    """Tokenize tars into `url` on the CPU, in this process; with the shipped checkpoint unless another one is given."""
     config = JobConfig(source=sources, output=url, preprocessing={"image_size": image_size})  # type: ignore[arg-type]
-    tokenizer = Tokenizer.load(device="cpu")
-    spec = TokenizerSpec.of(tokenizer)
+    tokenizer = tokenizer or Tokenizer.load(device="cpu")
+    spec = TokenizerSpec.of(tokenizer)  # type: ignore[arg-type]
     fingerprint = run_fingerprint(config, spec)
     store = OutputStore.open(url)
     claim_output(store, config, fingerprint)
