@@ -110,6 +110,7 @@ def tokenize(
     shards_in_flight: Annotated[int | None, typer.Option(help="Shards that one tokenizer works on at a time.")] = None,
     decode_timeout: Annotated[float | None, typer.Option(help="Seconds after which a batch is given up.")] = None,
     max_reject_fraction: Annotated[float | None, typer.Option(help="Share of rejects above which to stop.")] = None,
+    max_failed_shards: Annotated[int | None, typer.Option(help="Failed shards after which to stop.")] = None,
     patch_entropy: Annotated[
         bool | None, typer.Option("--patch-entropy/--no-patch-entropy", help="Store every position's entropy.")
     ] = None,
@@ -142,6 +143,7 @@ def tokenize(
         "resources.shards_in_flight": shards_in_flight,
         "resources.decode_timeout_s": decode_timeout,
         "limits.max_reject_fraction": max_reject_fraction,
+        "limits.max_failed_shards": max_failed_shards,
         "write.patch_entropy": patch_entropy,
     }
     _override(document, overrides)
@@ -203,6 +205,12 @@ def _print_summary(summary: RunSummary) -> None:
         print(f"failed: {shard.uri}: {failure.message}", file=sys.stderr)
     if summary.failed:
         print(f"{len(summary.failed)} shards failed; run the same command again to retry them", file=sys.stderr)
+    if summary.status == "too_many_failed_shards":
+        print(
+            "stopped: limits.max_failed_shards was reached, so the fault is hardly in single files; mend it, or raise "
+            "--max-failed-shards",
+            file=sys.stderr,
+        )
     if summary.status == "too_many_rejects":
         print(
             "stopped: more rejects than limits.max_reject_fraction allows; look at the reasons in rejects/, "

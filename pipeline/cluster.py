@@ -1,23 +1,20 @@
-"""Shards -> committed parts on Ray: actors, leases, retries. With training_cluster.py, all that imports ray.
+"""Shards -> committed parts on Ray, the driver's side: starts actors, leases shards to them, settles what comes back.
 
-    driver --lease(shard, decoder)--> TokenizerWorker --decode(shard)--> DecodeWorker
-                                      TokenizerWorker <--clips, streamed-- DecodeWorker
+    driver --lease(shard, decoder)--> TokenizerWorker <--clips-- DecodeWorker
     driver <-------- report --------- TokenizerWorker --> one committed part
 
-A tokenizer holds the model and works on several shards at a time, each with a decoder of its own; a decoder reads
-and decodes one shard, in a process that may crash, leak or hang. Pixels cross the object store once, at most
-`resources.max_bytes_in_flight` a shard. Any failure of an attempt costs its decoder process and the attempt, never the
-model: commits are idempotent, so whatever is in doubt is done again. All state is in the output.
+A tokenizer works on several shards at a time, each with a decoder of its own; a decoder reads and decodes one shard.
+Any failure of an attempt costs its decoder process and the attempt, never the model: commits are idempotent, so
+whatever is in doubt is done again. All state is in the output.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 # Both must be set before Ray is imported: no calls home, and no warning about GPUs that are hidden from CPU actors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,19 +23,17 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from pipeline.cluster_actors import DecodeWorker, TokenizerWorker, first_line
 from pipeline.fingerprint import TokenizerSpec, decoder_identity, describe_difference
-from pipeline.leases import Failure, FailureKind, ShardLedger
+from pipeline.leases import Attempt, Failure, ShardLedger
 from pipeline.progress import Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
 from pipeline.sizes import Sizes, plan_sizes
 from pipeline.store import OutputStore
-from schemas.errors import CommitError, ConfigError, SourceError, TatokError
+from schemas.errors import ConfigError, TatokError
 from schemas.job import JobConfig
-from schemas.records import Clip, Reject, Shard, ShardReport
+from schemas.records import Shard, ShardReport
 
 if TYPE_CHECKING:
-    import torch
-
-    from schemas.records import TokenSequence
     from tatok.tokenizer import Tokenizer
 
 __all__ = ["Outcome", "run_shards"]
@@ -50,13 +45,16 @@ _MIN_SAMPLES_FOR_LIMIT = 100
 _MAX_CHUNKS_AHEAD = 16
 
 
+StoppedBy = Literal["too_many_rejects", "too_many_failed_shards"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of the shards; those in neither field were not tried, because the run was stopped."""
 
     reports: tuple[ShardReport, ...]
     failed: Mapping[Shard, Failure]
-    too_many_rejects: bool
+    stopped_by: StoppedBy | None
 
 
 def run_shards(
@@ -103,144 +101,6 @@ def _start_ray(config: JobConfig, num_shards: int) -> None:
         raise TatokError(f"cannot start {where}: {error}") from error
 
 
-class _DecoderLost(Exception):
-    """Within a TokenizerWorker: this attempt's decoder hangs or is dead."""
-
-    def __init__(self, kind: FailureKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-@ray.remote
-class DecodeWorker:
-    """Reads and decodes one shard at a time, in a process of its own."""
-
-    def __init__(self, config: JobConfig) -> None:
-        # A worker imports this module for its class alone; each kind then imports what it runs.
-        from pipeline import decode, read
-
-        self._decode, self._read = decode.decode_image, read.read_samples
-        self._config = config
-
-    def ready(self) -> dict[str, str]:
-        """What the pixels of this process depend on, once it can work."""
-        return decoder_identity()
-
-    def decode(self, shard: Shard, chunk_size: int) -> Iterator[list[Clip | Reject]]:
-        """Stream the shard as chunks of `chunk_size` results, in source order; Ray's backpressure paces it."""
-        config, chunk = self._config, list[Clip | Reject]()
-        samples = self._read(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
-        for sample in samples:
-            if isinstance(sample, Reject):
-                chunk.append(sample)
-            else:
-                chunk.append(self._decode(sample, config.preprocessing, config.limits))
-            if len(chunk) >= chunk_size:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
-
-
-@ray.remote
-class TokenizerWorker:
-    """Holds the model; tokenizes and commits the shards that it is given, several at a time."""
-
-    def __init__(
-        self, load_tokenizer: Callable[[], Tokenizer], config: JobConfig, store: OutputStore, torch_threads: int
-    ) -> None:
-        import torch
-
-        from pipeline import commit, tokenize
-
-        torch.set_num_threads(torch_threads)  # Ray would leave it at one
-        self._commit_shard, self._tokenize_clips = commit.commit_shard, tokenize.tokenize_clips
-        self._config = config
-        self._store = store
-        self._tokenizer = load_tokenizer()
-        self._model_lock = threading.Lock()
-        self._counts: dict[str, Throughput] = {}  # shard id -> so far; one writer a key, and dict stores are atomic
-
-    def ready(self) -> TokenizerSpec:
-        """The tokenizer's spec, once it is loaded."""
-        return TokenizerSpec.of(self._tokenizer)
-
-    def counts(self) -> dict[str, Throughput]:
-        """Shard id -> counts, of the shards at work here."""
-        return dict(self._counts)
-
-    def run_shard(self, shard: Shard, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
-        """Tokenize and commit one shard with the help of `decoder`; after a Failure the decoder is to be replaced."""
-        config = self._config
-        self._counts[shard.shard_id] = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
-
-        def count(batch: Any) -> None:
-            before = self._counts[shard.shard_id]
-            self._counts[shard.shard_id] = Throughput(
-                num_rows=before.num_rows + len(batch.rows),
-                num_tokens=before.num_tokens + batch.num_tokens,
-                num_rejects=before.num_rejects + len(batch.rejects),
-            )
-
-        try:
-            batches = self._tokenize_clips(
-                self._decoded(shard, decoder),
-                self._encode,
-                batch_size=config.resources.batch_size,
-                vocab_size=self._tokenizer.vocab_size,
-                patch_entropy=config.write.patch_entropy,
-            )
-            return self._commit_shard(
-                self._store,
-                shard,
-                batches,
-                fingerprint=fingerprint,
-                vocab_size=self._tokenizer.vocab_size,
-                patch_entropy=config.write.patch_entropy,
-                row_group_rows=config.write.row_group_rows,
-                on_batch=count,
-            )
-        except _DecoderLost as error:
-            return Failure(kind=error.kind, message=str(error))
-        except SourceError as error:
-            return Failure(kind="source", message=str(error))
-        except CommitError as error:
-            return Failure(kind="commit", message=str(error))
-        finally:
-            del self._counts[shard.shard_id]
-
-    def _encode(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
-        with self._model_lock:  # decoding and committing of the other shards go on meanwhile
-            return self._tokenizer.encode(pixels_BCHW)
-
-    def _decoded(self, shard: Shard, decoder: Any) -> Iterator[Clip | Reject]:
-        resources = self._config.resources
-        clip_bytes = 3 * self._config.preprocessing.image_size**2
-        chunk_size = max(1, min(resources.batch_size, resources.max_bytes_in_flight // (2 * clip_bytes)))
-        chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // (chunk_size * clip_bytes)))
-        stream = decoder.decode.options(
-            num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
-        ).remote(shard, chunk_size)
-        while True:
-            arrived, _ = ray.wait([stream], timeout=resources.decode_timeout_s)
-            if not arrived:
-                raise _DecoderLost(
-                    "decode_timeout",
-                    f"no batch was decoded within {resources.decode_timeout_s:g} s (resources.decode_timeout_s)",
-                )
-            try:
-                chunk = ray.get(next(stream))
-            except StopIteration:
-                return
-            except RayTaskError as error:
-                if isinstance(error.cause, SourceError):
-                    raise error.cause from None
-                raise
-            except RayError as error:
-                raise _DecoderLost("decoder_died", f"the decoder process died: {_first_line(error)}") from error
-            yield from chunk
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class _TokenizerSlot:
     """One tokenizer actor, or the successor of one that died."""
@@ -253,7 +113,7 @@ class _TokenizerSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lease:
-    shard: Shard
+    attempt: Attempt
     slot: _TokenizerSlot
     decoder: Any
 
@@ -302,8 +162,9 @@ class _Scheduler:
             settled, _ = ray.wait(references, num_returns=1, timeout=_POLL_S)
             for reference in settled:
                 self._settle(reference)
-            if self._too_many_rejects():
-                return self._outcome(too_many_rejects=True)
+            stopped_by = self._gone_wrong()
+            if stopped_by is not None:
+                return self._outcome(stopped_by)
             now = time.monotonic()
             if now - polled_at >= _POLL_S and not self._polls:
                 polled_at = now
@@ -313,14 +174,10 @@ class _Scheduler:
                 told_placement = True
                 self._on_event(Notice(message="still waiting for the tokenizer to load or for Ray to find room for it"))
         self._on_event(self._throughput())
-        return self._outcome(too_many_rejects=False)
+        return self._outcome(None)
 
-    def _outcome(self, *, too_many_rejects: bool) -> Outcome:
-        return Outcome(
-            reports=tuple(self._ledger.reports),
-            failed=dict(self._ledger.failed),
-            too_many_rejects=too_many_rejects,
-        )
+    def _outcome(self, stopped_by: StoppedBy | None) -> Outcome:
+        return Outcome(reports=tuple(self._ledger.reports), failed=dict(self._ledger.failed), stopped_by=stopped_by)
 
     def _start_tokenizer(self) -> None:
         sizes = self._sizes
@@ -351,9 +208,9 @@ class _Scheduler:
             slot = min((slot for slot in self._slots if slot.is_ready), key=lambda slot: slot.num_leases, default=None)
             if slot is None or slot.num_leases >= self._sizes.shards_per_tokenizer:
                 return
-            lease = _Lease(shard=self._ledger.lease(), slot=slot, decoder=self._idle_decoders.pop(0))
+            lease = _Lease(attempt=self._ledger.lease(), slot=slot, decoder=self._idle_decoders.pop(0))
             slot.num_leases += 1
-            reference = slot.actor.run_shard.remote(lease.shard, lease.decoder, self._fingerprint)
+            reference = slot.actor.run_shard.remote(lease.attempt, lease.decoder, self._fingerprint)
             self._running[reference] = lease
 
     def _settle(self, reference: Any) -> None:
@@ -372,7 +229,7 @@ class _Scheduler:
             # An exception of the constructor is the same on every attempt; a killed process may be chance.
             if not _was_killed(error):
                 raise _start_error("tokenizer" if is_tokenizer else "decoder", error) from error
-            self._count_death(f"a process died while it started: {_first_line(error)}")
+            self._count_death(f"a process died while it started: {first_line(error)}")
             if is_tokenizer:
                 self._slots.remove(started)
                 self._discard(started.actor)
@@ -401,9 +258,9 @@ class _Scheduler:
         except RayTaskError as error:
             if isinstance(error.cause, ConfigError):
                 raise error.cause from None
-            result = Failure(kind="error", message=_first_line(error.cause))
+            result = Failure(kind="error", message=first_line(error.cause))
         except RayActorError as error:
-            result = Failure(kind="tokenizer_died", message=f"the tokenizer process died: {_first_line(error)}")
+            result = Failure(kind="tokenizer_died", message=f"the tokenizer process died: {first_line(error)}")
             if lease.slot in self._slots:
                 self._slots.remove(lease.slot)
                 self._discard(lease.slot.actor)
@@ -417,10 +274,10 @@ class _Scheduler:
             return
         # Whatever went wrong, the decoder may still be busy with the lost attempt.
         self._discard(lease.decoder)
-        if self._ledger.fail(lease.shard, result):
-            self._on_event(ShardRetried(shard=lease.shard, reason=result.message))
+        if self._ledger.fail(lease.attempt, result):
+            self._on_event(ShardRetried(shard=lease.attempt.shard, reason=result.message))
         else:
-            self._on_event(ShardFailed(shard=lease.shard, reason=result.message))
+            self._on_event(ShardFailed(shard=lease.attempt.shard, reason=result.message))
         if not self._ledger.is_finished:
             if result.kind == "tokenizer_died":
                 self._count_death(result.message)
@@ -455,13 +312,14 @@ class _Scheduler:
             num_rejects=sum(report.num_rejects for report in reports) + sum(counts.num_rejects for counts in at_work),
         )
 
-    def _too_many_rejects(self) -> bool:
-        counts = self._throughput()
+    def _gone_wrong(self) -> StoppedBy | None:
+        limits, counts = self._config.limits, self._throughput()
         num_samples = counts.num_rows + counts.num_rejects
-        return (
-            num_samples >= _MIN_SAMPLES_FOR_LIMIT
-            and counts.num_rejects / num_samples > self._config.limits.max_reject_fraction
-        )
+        if num_samples >= _MIN_SAMPLES_FOR_LIMIT and counts.num_rejects / num_samples > limits.max_reject_fraction:
+            return "too_many_rejects"
+        if len(self._ledger.failed) >= limits.max_failed_shards and not self._ledger.is_finished:
+            return "too_many_failed_shards"
+        return None
 
 
 def _check_equal(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -486,7 +344,3 @@ def _start_error(what: str, error: RayError) -> TatokError:
     known = text.rpartition("schemas.errors.")[2].partition(": ")[2]
     message = known if "schemas.errors." in text else text.splitlines()[-1]
     return ConfigError(f"the {what} cannot start: {message.strip()}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,6 +17,7 @@ import fsspec
 from PIL import Image
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
+from pipeline.permanent import is_permanent
 from schemas.errors import SourceError
 from schemas.records import Reject, Sample, Shard
 
@@ -58,14 +59,17 @@ def read_samples(shard: Shard, *, max_sample_bytes: int, image_field: str | None
     yields every complete sample before the damage, then one reject for the rest: under the key of the sample that is
     cut, or under the archive's own name where the damage lies between samples.
 
-    Raises SourceError where the store fails (missing file, lost connection): that is no fault of the data.
+    Raises SourceError where the store fails (missing file, lost connection, fewer bytes than planned): that is no
+    fault of the data.
     """
     try:
         opened = fsspec.open(shard.uri, "rb").open()
     except Exception as error:  # every fsspec backend has exceptions of its own
-        raise SourceError(f"cannot open {shard.uri}: {str(error) or type(error).__name__}") from error
+        raise SourceError(
+            f"cannot open {shard.uri}: {str(error) or type(error).__name__}", is_permanent=is_permanent(error)
+        ) from error
     with opened as file:
-        members = _Members(_Source(file, shard.uri), max_sample_bytes=max_sample_bytes, image_field=image_field)
+        members = _Members(_Source(file, shard), max_sample_bytes=max_sample_bytes, image_field=image_field)
         index = -1
         for index, group in enumerate(group_by_keys(iter(members), keys=_split)):
             if index < shard.start:
@@ -236,19 +240,31 @@ class _CheckedTarInfo(tarfile.TarInfo):
 
 
 class _Source:
-    """The stored file as tarfile reads it: counts bytes, and tells the store's failures from the archive's."""
+    """The stored file as tarfile reads it: counts bytes, and tells the store's failures from the archive's.
 
-    def __init__(self, file: IO[bytes], uri: str) -> None:
+    A file that ends before the size that it was planned with was cut by the store or on its way: the archive may be
+    whole, so that is no damage of the data.
+    """
+
+    def __init__(self, file: IO[bytes], shard: Shard) -> None:
         self.num_bytes = 0
         self._file = file
-        self._uri = uri
+        self._uri = shard.uri
+        self._expected_bytes = shard.num_bytes
 
     def read(self, size: int = -1) -> bytes:
         try:
             data = self._file.read(size)
         except Exception as error:  # every fsspec backend has exceptions of its own
-            raise SourceError(f"cannot read {self._uri} at byte {self.num_bytes}: {error!r}") from error
+            raise SourceError(
+                f"cannot read {self._uri} at byte {self.num_bytes}: {error!r}", is_permanent=is_permanent(error)
+            ) from error
         self.num_bytes += len(data)
+        if not data and size and self.num_bytes < self._expected_bytes:
+            raise SourceError(
+                f"{self._uri} ended after {self.num_bytes} of {self._expected_bytes} bytes: the connection was cut, or "
+                "the file was replaced after it was listed; run the job again"
+            )
         return data
 
     def close(self) -> None:

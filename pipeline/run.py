@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunSummary", "load_configured_tokenizer", "run_job"]
 
-Status = Literal["complete", "shards_failed", "too_many_rejects"]
+Status = Literal["complete", "shards_failed", "too_many_rejects", "too_many_failed_shards"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def run_job(
 
     reports: tuple[ShardReport, ...] = ()
     failed: Mapping[Shard, Failure] = {}
-    stopped = False
+    stopped_by: Status | None = None
     if pending:
         store = store.probe()
         if not store.create_only:
@@ -115,7 +115,7 @@ def run_job(
             outcome = run_shards(config, store, pending, load_tokenizer=load_tokenizer, claim=claim, on_event=on_event)
         finally:
             store.sweep_scratch()
-        reports, failed, stopped = outcome.reports, outcome.failed, outcome.too_many_rejects
+        reports, failed, stopped_by = outcome.reports, outcome.failed, outcome.stopped_by
     else:
         claim(TokenizerSpec.of(load_tokenizer()))
 
@@ -123,7 +123,9 @@ def run_job(
     status: Status = "complete"
     if failed:
         status = "shards_failed"
-    if stopped or manifest.reject_fraction > config.limits.max_reject_fraction:
+    if stopped_by is not None:
+        status = stopped_by
+    elif manifest.reject_fraction > config.limits.max_reject_fraction:
         status = "too_many_rejects"
     if status == "complete":
         mark_success(store)

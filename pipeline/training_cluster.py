@@ -1,4 +1,4 @@
-"""A training run on many processes, by Ray Train. Only cluster.py, for the tokenization job, imports ray besides.
+"""A training run on many processes, by Ray Train.
 
     driver --Ray Train--> worker 0 .. N-1, a GPU each where there are GPUs: tatok.training.train in one process group
     driver <----lines---- worker 0

@@ -23,7 +23,22 @@ class ConfigError(TatokError):
 
 
 class SourceError(TatokError):
-    """A source cannot be listed, or a shard cannot be opened or read to its end."""
+    """A source cannot be listed, or a shard cannot be opened or read to its end.
+
+    `is_permanent`: trying again would end the same way (no such file, no permission).
+    """
+
+    def __init__(self, message: str, *, is_permanent: bool = False) -> None:
+        super().__init__(message)
+        self.is_permanent = is_permanent
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle by their args, which leave the keyword out.
+        return (_source_error, (str(self), self.is_permanent))
+
+
+def _source_error(message: str, is_permanent: bool) -> SourceError:
+    return SourceError(message, is_permanent=is_permanent)
 
 
 class DecodeError(TatokError):

@@ -76,9 +76,15 @@ class Limits(Section):
     )
     min_side: int = Field(default=16, ge=1, description="Images with a shorter side below this are rejected.")
     max_sample_bytes: int = Field(default=256 << 20, ge=1, description="Larger samples are rejected unread.")
+    max_decode_bytes: int = Field(
+        default=4 << 30,
+        ge=64 << 20,
+        description="Memory that one sample's decoding may take once its shard has cost a decoder process.",
+    )
     max_reject_fraction: float = Field(
         default=0.5, ge=0, le=1, description="Above this share of rejects the run stops."
     )
+    max_failed_shards: int = Field(default=100, ge=1, description="After so many failed shards the run stops.")
 
 
 class Output(Section):

@@ -22,7 +22,7 @@ from fake_tokenizer import FakeTokenizer, load_fake, load_other_fake
 from test_pipeline_decode import png_bomb
 
 from pipeline.fingerprint import TokenizerSpec
-from pipeline.progress import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, Throughput
+from pipeline.progress import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
 from pipeline.run import RunSummary, _check_image_size, run_job
 from schemas.errors import CommitError, ConfigError
 from schemas.job import JobConfig
@@ -291,6 +291,66 @@ def test_hanging_source_is_given_up_and_named(photo_shards: Callable[..., str], 
     assert sum(isinstance(event, ShardRetried) for event in events) == 1
     (failed,) = [event for event in events if isinstance(event, ShardFailed)]
     assert "decode_timeout_s" in failed.reason
+
+
+def test_a_shard_that_cannot_be_read_is_reported_once_and_too_many_stop_the_run(
+    photo_shards: Callable[..., str], tmp_path: Path
+) -> None:
+    source = photo_shards(num_shards=6, photos_per_shard=3)
+    config = job(source, tmp_path / "out")
+
+    def without_shards(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, ShardsPlanned):  # they vanish between planning and reading
+            for number in range(5):
+                (tmp_path / "source" / f"photos-{number:04}.tar").unlink()
+
+    events: list[Event] = []
+    summary = run(config, on_event=without_shards)
+    assert (summary.status, len(summary.failed), summary.num_rows) == ("shards_failed", 5, 3)
+    assert not any(isinstance(event, ShardRetried) for event in events), "there is no use in looking again"
+    assert all("No such file" in failure.message for failure in summary.failed.values())
+
+    shutil.rmtree(tmp_path / "out")
+    photo_shards(num_shards=6, photos_per_shard=3)
+    events.clear()
+    config = config.model_copy(update={"limits": config.limits.model_copy(update={"max_failed_shards": 2})})
+    summary = run(config, on_event=without_shards)
+    assert (summary.status, summary.num_parts) == ("too_many_failed_shards", 0)
+    assert len(summary.failed) == 2
+
+
+def test_a_file_cut_on_its_way_is_tried_again(photo_shards: Callable[..., str], tmp_path: Path) -> None:
+    source = photo_shards(num_shards=1, photos_per_shard=6)
+    path = tmp_path / "source" / "photos-0000.tar"
+    whole = path.read_bytes()
+    events: list[Event] = []
+
+    def cut_once(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, ShardsPlanned):
+            path.write_bytes(whole[:10_000])
+        if isinstance(event, ShardRetried):
+            path.write_bytes(whole)
+
+    summary = run(job(source, tmp_path / "out"), on_event=cut_once)
+    assert (summary.status, summary.num_rows, summary.rejects) == ("complete", 6, {})
+    (retried,) = [event for event in events if isinstance(event, ShardRetried)]
+    assert "ended after 10000 of" in retried.reason
+
+
+def test_a_sample_that_hangs_its_decoder_is_found(photo_shards: Callable[..., str], tmp_path: Path) -> None:
+    photo_shards(num_shards=2, photos_per_shard=5)
+    slow = ("slow.png", encoded(0, 13_000, 13_000, "PNG"))
+    members = [*photo_members(20, 3), slow, *photo_members(23, 3)]
+    (tmp_path / "source" / "poison.tar").write_bytes(tar_bytes(members))
+    events: list[Event] = []
+    config = job(str(tmp_path / "source"), tmp_path / "out", resources={"decode_timeout_s": 1.5})
+    summary = run(config, events)
+    assert (summary.status, summary.num_rows, summary.rejects) == ("complete", 16, {"decoder_hang": 1})
+    (reject,) = rejects(tmp_path / "out")
+    assert (reject["key"], reject["source_index"], reject["stage"]) == ("slow", 3, "decode")
+    assert sum(isinstance(event, ShardRetried) for event in events) == 1
 
 
 def test_too_many_rejects_stop_the_run(tmp_path: Path) -> None:

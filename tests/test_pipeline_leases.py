@@ -1,17 +1,30 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline_commit import shard
 
-from pipeline.leases import MAX_ATTEMPTS, MAX_TIMEOUTS, Failure, ShardLedger
-from schemas.records import Shard, ShardReport
+from pipeline.leases import BACKOFF_S, MAX_ATTEMPTS, Attempt, Failure, ShardLedger
+from schemas.records import ShardReport
+
+LOST = Failure(kind="source", message="lost")
 
 
-def report(leased: Shard) -> ShardReport:
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def report(attempt: Attempt) -> ShardReport:
     return ShardReport(
-        shard=leased,
+        shard=attempt.shard,
         num_rows=1,
         num_tokens=1,
         rejects={"corrupt": 2},
@@ -22,41 +35,87 @@ def report(leased: Shard) -> ShardReport:
     )
 
 
-def test_failed_shard_goes_to_the_end() -> None:
-    ledger = ShardLedger([shard("a"), shard("b")])
+def test_a_failed_shard_waits_and_goes_behind_the_others() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a"), shard("b")], clock=clock)
     first = ledger.lease()
-    assert ledger.fail(first, Failure(kind="source", message="lost"))
-    assert ledger.lease() == shard("b")
-    assert ledger.lease() == first
+    assert ledger.fail(first, LOST)
+    clock.now = BACKOFF_S
+    assert ledger.lease().shard == shard("b")
+    assert ledger.lease() == Attempt(shard=first.shard, number=2, guarded=False)
 
 
-@pytest.mark.parametrize(("kind", "attempts"), [("decoder_died", MAX_ATTEMPTS), ("decode_timeout", MAX_TIMEOUTS)])
-def test_attempts_are_bounded(kind: str, attempts: int) -> None:
+def test_back_off_doubles() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a")], clock=clock)
+    for number in range(1, MAX_ATTEMPTS):
+        assert ledger.fail(ledger.lease(), LOST)
+        assert not ledger.has_waiting
+        assert not ledger.is_finished
+        clock.now += BACKOFF_S * 2 ** (number - 1) - 0.01
+        assert not ledger.has_waiting
+        clock.now += 0.01
+        assert ledger.has_waiting
+    assert not ledger.fail(ledger.lease(), LOST)
+    assert ledger.is_finished
+    assert ledger.failed == {shard("a"): LOST}
+
+
+def test_a_permanent_failure_is_not_repeated() -> None:
     ledger = ShardLedger([shard("a")])
-    failure = Failure(kind=kind, message="again")  # type: ignore[arg-type]
-    for _ in range(attempts - 1):
-        assert ledger.fail(ledger.lease(), failure)
+    failure = Failure(kind="source", message="no such file", is_permanent=True)
     assert not ledger.fail(ledger.lease(), failure)
     assert ledger.is_finished
     assert ledger.failed == {shard("a"): failure}
 
 
+@pytest.mark.parametrize(
+    ("kinds", "guarded"),
+    [
+        (["source"], False),
+        (["tokenizer_died", "commit"], False),
+        (["decoder_died"], True),
+        (["decode_timeout"], True),
+        (["decoder_died", "source"], True),
+    ],
+)
+def test_after_a_lost_decoder_samples_are_decoded_one_by_one(kinds: list[str], guarded: bool) -> None:
+    ledger = ShardLedger([shard("a")], backoff_s=0)
+    for kind in kinds:
+        assert not ledger.at_work or ledger.at_work["a"].guarded is False
+        ledger.fail(ledger.lease(), Failure(kind=kind, message=""))  # type: ignore[arg-type]
+    assert ledger.lease().guarded is guarded
+
+
+def test_what_hangs_though_samples_have_deadlines_is_given_up() -> None:
+    ledger = ShardLedger([shard("a")], backoff_s=0)
+    hang = Failure(kind="decode_timeout", message="")
+    assert ledger.fail(ledger.lease(), hang)
+    assert not ledger.fail(ledger.lease(), hang)
+
+
 @given(
     st.integers(0, 6),
-    st.lists(st.tuples(st.booleans(), st.sampled_from(["decoder_died", "decode_timeout", "source"])), max_size=60),
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["decoder_died", "source"]), st.booleans()), max_size=60),
+    st.data(),
 )
-def test_every_shard_ends_up_committed_or_failed_once(num_shards: int, outcomes: list[tuple[bool, str]]) -> None:
+def test_every_shard_ends_up_committed_or_failed_once(
+    num_shards: int, outcomes: list[tuple[bool, str, bool]], data: st.DataObject
+) -> None:
     shards = [shard(f"s{i}") for i in range(num_shards)]
-    ledger = ShardLedger(shards)
-    script = iter(outcomes)
-    while ledger.has_waiting:
-        leased = ledger.lease()
-        is_good, kind = next(script, (True, ""))
+    clock = Clock()
+    ledger = ShardLedger(shards, clock=clock)
+    script: Iterator[tuple[bool, str, bool]] = iter(outcomes)
+    while not ledger.is_finished:
+        clock.now += data.draw(st.sampled_from([0.0, 1.0, 10.0])) if ledger.has_waiting else 10.0
+        while ledger.has_waiting and len(ledger.at_work) < 3:
+            ledger.lease()
+        attempt = data.draw(st.sampled_from(list(ledger.at_work.values())))
+        is_good, kind, is_permanent = next(script, (True, "", False))
         if is_good:
-            ledger.commit(report(leased))
+            ledger.commit(report(attempt))
         else:
-            ledger.fail(leased, Failure(kind=kind, message="x"))  # type: ignore[arg-type]
-    assert ledger.is_finished
+            ledger.fail(attempt, Failure(kind=kind, message="x", is_permanent=is_permanent))  # type: ignore[arg-type]
     settled = [item.shard for item in ledger.reports] + list(ledger.failed)
     assert sorted(settled, key=lambda item: item.shard_id) == shards
     assert ledger.rejects()["corrupt"] == 2 * len(ledger.reports)

@@ -1,0 +1,197 @@
+"""The job's processes on Ray: decoders, which may crash, leak or hang, and tokenizers, which hold the model.
+
+    TokenizerWorker --decode(shard)--> DecodeWorker
+    TokenizerWorker <--clips, streamed-- DecodeWorker
+    TokenizerWorker --> one committed part
+
+Pixels cross the object store once, at most `resources.max_bytes_in_flight` a shard.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.fingerprint import TokenizerSpec, decoder_identity
+from pipeline.leases import Attempt, Failure, FailureKind
+from pipeline.progress import Throughput
+from pipeline.store import OutputStore
+from schemas.errors import CommitError, SourceError
+from schemas.job import JobConfig
+from schemas.records import Clip, Reject, Sample, Shard, ShardReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from schemas.records import TokenSequence
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["DecodeWorker", "TokenizerWorker", "first_line"]
+
+_MAX_CHUNKS_AHEAD = 16
+_GUARD_START_S = 20.0
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _DecoderLost(Exception):
+    """Within a TokenizerWorker: this attempt's decoder hangs or is dead."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@ray.remote
+class DecodeWorker:
+    """Reads and decodes one shard at a time, in a process of its own."""
+
+    def __init__(self, config: JobConfig) -> None:
+        # A worker imports this module for its class alone; each kind then imports what it runs.
+        from pipeline import decode, guarded, read
+
+        self._decode, self._read, self._guarded = decode.decode_image, read.read_samples, guarded.GuardedDecoder
+        self._config = config
+
+    def ready(self) -> dict[str, str]:
+        """What the pixels of this process depend on, once it can work."""
+        return decoder_identity()
+
+    def decode(self, shard: Shard, chunk_size: int, *, guarded: bool) -> Iterator[list[Clip | Reject]]:
+        """Stream the shard as chunks of `chunk_size` results, in source order; Ray's backpressure paces it.
+
+        `guarded`: each sample in a child process, so that one that crashes, hangs or exhausts memory is a reject.
+        """
+        config, chunk = self._config, list[Clip | Reject]()
+        samples = self._read(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
+        with ExitStack() as stack:
+            decode: Callable[[Sample], Clip | Reject] = partial(
+                self._decode, preprocessing=config.preprocessing, limits=config.limits
+            )
+            if guarded:
+                guard = self._guarded(
+                    config.preprocessing,
+                    config.limits,
+                    deadline_s=config.resources.decode_timeout_s,
+                    decode=self._decode,
+                )
+                decode = stack.enter_context(guard).decode
+            for sample in samples:
+                chunk.append(sample if isinstance(sample, Reject) else decode(sample))
+                if len(chunk) >= chunk_size:
+                    yield chunk
+                    chunk = []
+            if chunk:
+                yield chunk
+
+
+@ray.remote
+class TokenizerWorker:
+    """Holds the model; tokenizes and commits the shards that it is given, several at a time."""
+
+    def __init__(
+        self, load_tokenizer: Callable[[], Tokenizer], config: JobConfig, store: OutputStore, torch_threads: int
+    ) -> None:
+        import torch
+
+        from pipeline import commit, tokenize
+
+        torch.set_num_threads(torch_threads)  # Ray would leave it at one
+        self._commit_shard, self._tokenize_clips = commit.commit_shard, tokenize.tokenize_clips
+        self._config = config
+        self._store = store
+        self._tokenizer = load_tokenizer()
+        self._model_lock = threading.Lock()
+        self._counts: dict[str, Throughput] = {}  # shard id -> so far; one writer a key, and dict stores are atomic
+
+    def ready(self) -> TokenizerSpec:
+        """The tokenizer's spec, once it is loaded."""
+        return TokenizerSpec.of(self._tokenizer)
+
+    def counts(self) -> dict[str, Throughput]:
+        """Shard id -> counts, of the shards at work here."""
+        return dict(self._counts)
+
+    def run_shard(self, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
+        """Tokenize and commit one shard with the help of `decoder`; after a Failure the decoder is to be replaced."""
+        config, shard = self._config, attempt.shard
+        self._counts[shard.shard_id] = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
+
+        def count(batch: Any) -> None:
+            before = self._counts[shard.shard_id]
+            self._counts[shard.shard_id] = Throughput(
+                num_rows=before.num_rows + len(batch.rows),
+                num_tokens=before.num_tokens + batch.num_tokens,
+                num_rejects=before.num_rejects + len(batch.rejects),
+            )
+
+        try:
+            batches = self._tokenize_clips(
+                self._decoded(attempt, decoder),
+                self._encode,
+                batch_size=config.resources.batch_size,
+                vocab_size=self._tokenizer.vocab_size,
+                patch_entropy=config.write.patch_entropy,
+            )
+            return self._commit_shard(
+                self._store,
+                shard,
+                batches,
+                fingerprint=fingerprint,
+                vocab_size=self._tokenizer.vocab_size,
+                patch_entropy=config.write.patch_entropy,
+                row_group_rows=config.write.row_group_rows,
+                on_batch=count,
+            )
+        except _DecoderLost as error:
+            return Failure(kind=error.kind, message=str(error))
+        except SourceError as error:
+            return Failure(kind="source", message=str(error), is_permanent=error.is_permanent)
+        except CommitError as error:
+            return Failure(kind="commit", message=str(error))
+        finally:
+            del self._counts[shard.shard_id]
+
+    def _encode(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
+        with self._model_lock:  # decoding and committing of the other shards go on meanwhile
+            return self._tokenizer.encode(pixels_BCHW)
+
+    def _decoded(self, attempt: Attempt, decoder: Any) -> Iterator[Clip | Reject]:
+        resources = self._config.resources
+        deadline_s = resources.decode_timeout_s
+        clip_bytes = 3 * self._config.preprocessing.image_size**2
+        chunk_size = max(1, min(resources.batch_size, resources.max_bytes_in_flight // (2 * clip_bytes)))
+        chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // (chunk_size * clip_bytes)))
+        if attempt.guarded:
+            # One sample may take the whole deadline, and its successor must start a process first.
+            chunk_size, deadline_s = 1, 2 * deadline_s + _GUARD_START_S
+        stream = decoder.decode.options(
+            num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
+        ).remote(attempt.shard, chunk_size, guarded=attempt.guarded)
+        while True:
+            arrived, _ = ray.wait([stream], timeout=deadline_s)
+            if not arrived:
+                raise _DecoderLost(
+                    "decode_timeout",
+                    f"nothing was read and decoded within {deadline_s:g} s (resources.decode_timeout_s)",
+                )
+            try:
+                chunk = ray.get(next(stream))
+            except StopIteration:
+                return
+            except RayTaskError as error:
+                if isinstance(error.cause, SourceError):
+                    raise error.cause from None
+                raise
+            except RayError as error:
+                raise _DecoderLost("decoder_died", f"the decoder process died: {first_line(error)}") from error
+            yield from chunk

@@ -1,0 +1,39 @@
+"""Which failures of a store would come again: no such file, no permission. Everything else may pass."""
+
+from __future__ import annotations
+
+__all__ = ["is_permanent"]
+
+_STATUSES = frozenset({401, 403, 404, 405, 410, 411, 416, 501})  # not 400, which S3 gives for timeouts too
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether trying again is pointless, by what caused the error in the first place, as far as that can be told.
+
+    The first cause decides, not the last error: fsspec's HTTP client says "not found" of a server that does not
+    answer, too. Timeouts, dropped connections, throttling, 5xx and whatever is not known are not permanent.
+    """
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for cause in reversed(chain):
+        verdict = _verdict(cause)
+        if verdict is not None:
+            return verdict
+    return False
+
+
+def _verdict(error: BaseException) -> bool | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status", None)  # aiohttp's
+        if status is None and type(error).__module__.startswith("gcsfs"):
+            status = getattr(error, "code", None)
+    if isinstance(status, int):
+        return status in _STATUSES
+    if isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return True if isinstance(error, _PERMANENT) else None

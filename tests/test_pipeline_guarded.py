@@ -1,0 +1,179 @@
+"""A sample that takes its decoder process with it is found, and the samples after it are decoded."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TESTS, encoded, jpeg
+
+from pipeline.decode import decode_image
+from pipeline.guarded import Decode, GuardedDecoder
+from schemas.job import Limits, Preprocessing
+from schemas.records import Clip, Reject, Sample
+
+PREPROCESSING = Preprocessing(image_size=64)
+
+
+def sample(payload: bytes, index: int = 0) -> Sample:
+    return Sample(key=f"k{index}", uri="a.tar", index=index, media="image", extension="jpg", payload=payload)
+
+
+def poisoned(image: Sample, preprocessing: Preprocessing, limits: Limits) -> Clip | Reject:
+    """`decode_image`, but for a few payloads that do what broken decoders do."""
+    match image.payload:
+        case b"hang":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            time.sleep(600)
+        case b"segfault":
+            ctypes.string_at(0)
+        case b"abort":
+            os.abort()
+        case b"exit":
+            os._exit(3)
+        case b"kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case b"chatter":
+            print("x" * 100_000, flush=True)
+            return decode_image(sample(jpeg(0)), preprocessing, limits)
+    return decode_image(image, preprocessing, limits)
+
+
+def guarded(
+    decode: Decode = decode_image,
+    *,
+    deadline_s: float = 60,
+    preprocessing: Preprocessing = PREPROCESSING,
+    **limits: int,
+) -> GuardedDecoder:
+    return GuardedDecoder(PREPROCESSING, Limits(**limits), deadline_s=deadline_s, decode=decode)  # type: ignore[arg-type]
+
+
+def test_the_same_as_in_this_process() -> None:
+    with guarded() as decoder:
+        for index, payload in enumerate([jpeg(1), b"", jpeg(2)[:300], encoded(3, 90, 70, "PNG"), b"text"]):
+            here, there = (
+                decode_image(sample(payload, index), PREPROCESSING, Limits()),
+                decoder.decode(sample(payload, index)),
+            )
+            assert type(here) is type(there)
+            if isinstance(here, Clip) and isinstance(there, Clip):
+                assert np.array_equal(here.pixels, there.pixels)
+                assert here.sha256 == there.sha256
+            else:
+                assert here == there
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason", "detail"),
+    [
+        (b"segfault", "decoder_crash", "SIGSEGV"),
+        (b"abort", "decoder_crash", "SIGABRT"),
+        (b"exit", "decoder_crash", "exit code 3"),
+        (b"kill", "decoder_crash", "out of memory"),
+    ],
+)
+def test_a_crash_costs_one_sample(payload: bytes, reason: str, detail: str) -> None:
+    with guarded(poisoned) as decoder:
+        assert isinstance(decoder.decode(sample(jpeg(0), 0)), Clip)
+        reject = decoder.decode(sample(payload, 1))
+        assert isinstance(reject, Reject)
+        assert (reject.key, reject.index, reject.stage, reject.reason) == ("k1", 1, "decode", reason)
+        assert detail in reject.detail
+        assert isinstance(decoder.decode(sample(jpeg(2), 2)), Clip)
+
+
+def test_a_hang_costs_one_sample() -> None:
+    with guarded(poisoned, deadline_s=3) as decoder:
+        assert isinstance(decoder.decode(sample(jpeg(0))), Clip)
+        started = time.monotonic()
+        reject = decoder.decode(sample(b"hang"))
+        assert isinstance(reject, Reject)
+        assert reject.reason == "decoder_hang"
+        assert "within 3 s" in reject.detail
+        assert 3 <= time.monotonic() - started < 10
+        assert isinstance(decoder.decode(sample(jpeg(0))), Clip)
+
+
+def test_memory_is_bounded() -> None:
+    large = encoded(0, 9000, 9000, "PNG")  # 243 MB of pixels, and as much again for the crop
+    with guarded(max_decode_bytes=128 << 20) as decoder:
+        reject = decoder.decode(sample(large))
+        assert isinstance(reject, Reject)
+        assert reject.reason == "out_of_memory"
+        assert isinstance(decoder.decode(sample(jpeg(0))), Clip)
+    with guarded() as decoder:
+        assert isinstance(decoder.decode(sample(large)), Clip)
+
+
+def test_a_slow_image_is_a_hang() -> None:
+    with guarded(deadline_s=0.2) as decoder:
+        started = decoder.decode(sample(jpeg(0)))
+        assert isinstance(started, Clip), "starting the process is not part of the sample's time"
+        reject = decoder.decode(sample(encoded(0, 12_000, 12_000, "PNG")))
+        assert isinstance(reject, Reject)
+        assert reject.reason == "decoder_hang"
+
+
+def test_prints_of_a_decoder_do_no_harm(capfd: pytest.CaptureFixture[str]) -> None:
+    with guarded(poisoned) as decoder:
+        assert isinstance(decoder.decode(sample(b"chatter")), Clip)
+
+
+def test_a_large_sample_fits_through() -> None:
+    payload = os.urandom(20 << 20)
+    with guarded() as decoder:
+        reject = decoder.decode(sample(payload))
+        assert isinstance(reject, Reject)
+        assert reject.reason == "not_an_image"
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+from test_pipeline_guarded import guarded, jpeg, poisoned, sample
+decoder = guarded(poisoned)
+decoder.decode(sample(jpeg(0)))
+print(decoder._child.pid, flush=True)
+decoder.decode(sample(b"hang"))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5)
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while _is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(child)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_child_that_cannot_start_is_an_error() -> None:
+    class Unreadable:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (functools.partial(int, "no number"), ())
+
+        def __call__(self, *_: object) -> Reject:
+            raise AssertionError
+
+    with guarded(Unreadable()) as decoder, pytest.raises(RuntimeError, match="does not start"):
+        decoder.decode(sample(b""))
