@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.fingerprint import TokenizerSpec, decoder_identity
 from pipeline.leases import Attempt, Failure, FailureKind
+from pipeline.permanent import is_permanent
 from pipeline.progress import Throughput
 from pipeline.store import OutputStore
 from schemas.errors import CommitError, SourceError
@@ -106,7 +107,8 @@ class TokenizerWorker:
         from pipeline import commit, tokenize
 
         torch.set_num_threads(torch_threads)  # Ray would leave it at one
-        self._commit_shard, self._tokenize_clips = commit.commit_shard, tokenize.tokenize_clips
+        self._commit_shard, self._committed_report = commit.commit_shard, commit.committed_report
+        self._tokenize_clips = tokenize.tokenize_clips
         self._config = config
         self._store = store
         self._tokenizer = load_tokenizer()
@@ -135,6 +137,10 @@ class TokenizerWorker:
             )
 
         try:
+            # Another run into the same output, or an attempt that was given up too early, may have been faster.
+            committed = self._committed_report(self._store, shard)
+            if committed is not None:
+                return committed
             batches = self._tokenize_clips(
                 self._decoded(attempt, decoder),
                 self._encode,
@@ -157,7 +163,7 @@ class TokenizerWorker:
         except SourceError as error:
             return Failure(kind="source", message=str(error), is_permanent=error.is_permanent)
         except CommitError as error:
-            return Failure(kind="commit", message=str(error))
+            return Failure(kind="commit", message=str(error), is_permanent=is_permanent(error))
         finally:
             del self._counts[shard.shard_id]
 

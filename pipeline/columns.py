@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from schemas.errors import TatokError
 from schemas.records import Clip, Reject, TokenSequence
 from schemas.tokens import MAX_POSITIONS, REJECTS_SCHEMA, token_schema
 
-__all__ = ["rejects_table", "sample_id", "token_table"]
+__all__ = ["rejects_from_text", "rejects_table", "rejects_to_text", "sample_id", "token_table"]
 
 
 def sample_id(uri: str, index: int, key: str) -> str:
@@ -89,6 +90,19 @@ def rejects_table(rejects: Sequence[Reject]) -> pa.Table:
         "detail": [reject.detail for reject in rejects],
     }
     return _table(columns, REJECTS_SCHEMA)
+
+
+def rejects_to_text(table: pa.Table) -> str:
+    """A rejects table as ASCII text, compressed; the same rows give the same text."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table.combine_chunks())
+    return base64.b64encode(sink.getvalue()).decode("ascii")
+
+
+def rejects_from_text(text: str | bytes) -> pa.Table:
+    """The table in a text of `rejects_to_text`; raises ValueError (ArrowInvalid, binascii.Error) where it is none."""
+    return pa.ipc.open_stream(base64.b64decode(text, validate=True)).read_all()
 
 
 def _table(columns: dict[str, object], schema: pa.Schema) -> pa.Table:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.commit import committed_shards
+from pipeline.commit import committed_shards, restore_rejects
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.leases import Failure
 from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
@@ -119,6 +119,7 @@ def run_job(
     else:
         claim(TokenizerSpec.of(load_tokenizer()))
 
+    restore_rejects(store)
     manifest = update_manifest(store, reports)
     status: Status = "complete"
     if failed:

@@ -89,6 +89,14 @@ class OutputStore:
         self._fs.invalidate_cache()
         return bool(self._fs.exists(self._full(name)))
 
+    def size(self, name: str) -> int | None:
+        """The file's size in bytes, past every cache; None where there is no such file."""
+        self._fs.invalidate_cache()
+        try:
+            return int(self._fs.size(self._full(name)))
+        except FileNotFoundError:
+            return None
+
     def read_text(self, name: str) -> str | None:
         """The file's text, or None where there is no such file."""
         self._fs.invalidate_cache()
@@ -173,7 +181,7 @@ class OutputStore:
     def _publish_local(self, path: Path, target: Path, *, create: bool) -> bool:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         if create:
             try:
                 os.link(path, target)
@@ -185,11 +193,7 @@ class OutputStore:
                 os.replace(path, target)
         else:
             os.replace(path, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(target.parent)
         return True
 
     def _publish_remote(self, path: Path, target: str, *, create: bool) -> bool:
@@ -224,6 +228,23 @@ class OutputStore:
 
     def _local(self, name: str) -> Path:
         return Path(self._full(name))
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it so that they outlive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _is_local(fs: AbstractFileSystem) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.columns import sample_id
+from pipeline.columns import rejects_from_text, sample_id
 from pipeline.store import OutputStore
 from schemas.manifest import Part
 from schemas.records import Shard
@@ -23,6 +23,7 @@ from schemas.tokens import (
     FOOTER_FINGERPRINT,
     FOOTER_NUM_REJECTS,
     FOOTER_NUM_TOKENS,
+    FOOTER_REJECTS,
     FOOTER_SCHEMA_VERSION,
     FOOTER_SHARD,
     FOOTER_SHARDS,
@@ -108,12 +109,15 @@ def verify_part(
     part = VerifiedPart(name=name)
     schema = token_schema(int(fingerprint["vocab_size"]), patch_entropy=fingerprint.get("patch_entropy") != "false")
     footer_rejects: Mapping[str, int] = {}
+    committed_rejects: pa.Table | None = None
     with store.local_copy(f"data/{name}") as path:  # what fails from here on is the file's fault, not the store's
         if recorded is not None:
             _check_checksum(store, part, path, recorded.checksum)
         try:
             with pq.ParquetFile(path) as file:
                 footer_tokens, footer_rejects = _check_footer(part, file, fingerprint, recorded)
+                text = file.metadata.metadata.get(FOOTER_REJECTS.encode())
+                committed_rejects = None if text is None else rejects_from_text(text)
                 if _check_schema(part, file, schema, "data"):
                     num_tokens = sum(
                         _check_rows(part, table, int(fingerprint["vocab_size"])) for table in _row_groups(file)
@@ -123,13 +127,13 @@ def verify_part(
         except _DAMAGE as error:
             part.report("footer", f"cannot be read: {_damage(error)}; delete the part and tokenize again")
     if not has_rejects:
-        part.report("rejects", "is missing; delete the part under data/ and tokenize again", folder="rejects")
+        part.report("rejects", "is missing; run the same job again, which makes it from the part", folder="rejects")
         return part
     with store.local_copy(f"rejects/{name}") as path:
         try:
             with pq.ParquetFile(path) as file:
                 if _check_schema(part, file, REJECTS_SCHEMA, "rejects"):
-                    _check_rejects(part, file, footer_rejects)
+                    _check_rejects(part, file, footer_rejects, committed_rejects)
         except _DAMAGE as error:
             message = f"cannot be read: {_damage(error)}; delete both parts and tokenize again"
             part.report("rejects", message, folder="rejects")
@@ -248,9 +252,16 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
     return int(lengths.sum())
 
 
-def _check_rejects(part: VerifiedPart, file: pq.ParquetFile, footer_rejects: Mapping[str, int]) -> None:
+def _check_rejects(
+    part: VerifiedPart, file: pq.ParquetFile, footer_rejects: Mapping[str, int], committed: pa.Table | None
+) -> None:
+    """`committed` are the rejects that the token part itself holds; None where it holds none (a merged part)."""
     reasons = Counter[str]()
     for table in _row_groups(file):
+        if committed is not None and not table.equals(committed.slice(part.num_rejects, len(table)).combine_chunks()):
+            part.report(
+                "rejects", "differs from the rejects in its token part; delete it and run again", folder="rejects"
+            )
         part.num_rejects += len(table)
         reasons.update(table["reason"].to_pylist())
         foreign = _foreign_ids(part, table)

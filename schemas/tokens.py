@@ -10,6 +10,7 @@ __all__ = [
     "FOOTER_FINGERPRINT",
     "FOOTER_NUM_REJECTS",
     "FOOTER_NUM_TOKENS",
+    "FOOTER_REJECTS",
     "FOOTER_SCHEMA_VERSION",
     "FOOTER_SHARD",
     "FOOTER_SHARDS",
@@ -29,6 +30,7 @@ FOOTER_SHARD = "tatok.shard"  # JSON object: the Shard's fields
 FOOTER_SHARDS = "tatok.shards"  # in its place in a merged part: JSON list of them, in the order of their rows
 FOOTER_NUM_TOKENS = "tatok.num_tokens"  # decimal
 FOOTER_NUM_REJECTS = "tatok.num_rejects"  # JSON object: reason -> count
+FOOTER_REJECTS = "tatok.rejects"  # the rejects themselves: an Arrow stream of the table, zstd, in base64
 
 MAX_POSITIONS = 1 << 16
 

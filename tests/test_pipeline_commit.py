@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pipeline_tokenize import clip, reject
 
-from pipeline.commit import commit_shard, committed_shards, part_name
+from pipeline.commit import commit_shard, committed_report, committed_shards, part_name, restore_rejects
 from pipeline.store import OutputStore
 from pipeline.tokenize import TokenizedBatch, tokenize_clips
 from schemas.errors import CommitError, ConfigError
@@ -132,7 +133,7 @@ def test_death_before_the_link_leaves_nothing_under_data(
             commit(store)
     assert not list((tmp_path / "out" / "data").iterdir())
     assert committed_shards(store) == frozenset()
-    commit(store)  # the rejects of the attempt that died are replaced
+    commit(store)
     assert committed_shards(store) == {"s0"}
 
 
@@ -149,6 +150,53 @@ def test_loser_of_a_race_discards(store: OutputStore, tmp_path: Path) -> None:
     before = files(tmp_path / "out")
     assert commit(store, first=100).part_sha256 is None
     assert files(tmp_path / "out") == before
+
+
+def test_rejects_are_those_of_the_attempt_that_won(store: OutputStore, tmp_path: Path) -> None:
+    commit(store)
+    before = files(tmp_path / "out")
+    others = [clip(0), reject(1), reject(2)]
+    lost = commit_shard(
+        store,
+        shard(),
+        tokenize_clips(others, FAKE.encode, batch_size=3, vocab_size=1024, patch_entropy=True),
+        fingerprint={"weights": "abc"},
+        vocab_size=1024,
+        patch_entropy=True,
+        row_group_rows=4,
+    )
+    assert (lost.part_sha256, lost.rejects) == (None, {"corrupt": 2})
+    assert files(tmp_path / "out") == before
+
+
+def test_death_between_the_part_and_its_rejects_costs_nothing(
+    store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = OutputStore.publish
+
+    def dying(self: OutputStore, path: Path, name: str, *, create: bool) -> bool:
+        if name.startswith("rejects/"):
+            raise CommitError("the connection is gone")
+        return publish(self, path, name, create=create)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputStore, "publish", dying)
+        with pytest.raises(CommitError):
+            commit(store)
+    assert sorted(files(tmp_path / "out")) == ["data/part-s0.parquet"]
+    assert restore_rejects(store) == 1
+    commit(OutputStore.open(str(tmp_path / "reference")))
+    assert files(tmp_path / "out") == files(tmp_path / "reference")
+    assert restore_rejects(store) == 0
+
+
+def test_what_another_run_committed_is_known_without_doing_it_again(store: OutputStore) -> None:
+    assert committed_report(store, shard()) is None
+    report = commit(store)
+    assert committed_report(store, shard()) == replace(report, seconds=0.0, part_sha256=None)
+    Path(f"{store.url}/data/part-s1.parquet").write_bytes(b"no part")
+    with pytest.raises(CommitError, match=r"part-s1\.parquet is not a part"):
+        committed_report(store, shard("s1"))
 
 
 def test_racing_threads_publish_one_part(store: OutputStore, tmp_path: Path) -> None:
