@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed chaos clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,13 @@ bench-speed: setup
 	rm -rf runs/speed-tokens
 	$(BIN)/tatok tokenize $(HELDOUT) runs/speed-tokens
 	$(BIN)/python benchmarks/claims_speed.py runs/speed-tokens --json docs/results/speed.json
+
+# Random kills over real runs on a Ray of three nodes; each data set is verified against its source.
+RUNS := 100
+SEED := 0
+
+chaos: setup
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/chaos.py --runs $(RUNS) --seed $(SEED) --json docs/results/chaos.json
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -21,10 +21,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from pipeline.cluster_actors import DecodeWorker, TokenizerWorker, first_line
-from pipeline.fingerprint import TokenizerSpec, decoder_identity, describe_difference
+from pipeline.cluster_actors import DecodeWorker, Heartbeat, TokenizerWorker, first_line, start_error, was_killed
+from pipeline.fingerprint import TokenizerSpec, decoder_identity, require_equal
 from pipeline.leases import Attempt, Failure, ShardLedger
 from pipeline.progress import Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
 from pipeline.sizes import Sizes, plan_sizes
@@ -42,8 +42,8 @@ _POLL_S = 1.0
 _PLACEMENT_NOTICE_S = 30.0
 _MAX_DEATHS_IN_A_ROW = 6  # of processes, without a commit in between: the fault is not in one shard
 _MIN_SAMPLES_FOR_LIMIT = 100
-_MAX_CHUNKS_AHEAD = 16
-
+_RESIZE_S = 5.0  # between looks at what the cluster has now
+_ROOM_S = 15.0  # that a tokenizer waits for a place before a decoder makes room
 
 StoppedBy = Literal["too_many_rejects", "too_many_failed_shards"]
 
@@ -106,16 +106,22 @@ class _TokenizerSlot:
     """One tokenizer actor, or the successor of one that died."""
 
     actor: Any
+    most_leases: int
     is_ready: bool = False
+    is_polled: bool = False
     num_leases: int = 0
-    counts: Mapping[str, Throughput] = field(default_factory=dict)
+    heartbeats: Mapping[Attempt, Heartbeat] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Lease:
+    """An attempt at work; it is lost when no heartbeat differs from `heartbeat` for `resources.lease_timeout_s`."""
+
     attempt: Attempt
     slot: _TokenizerSlot
     decoder: Any
+    alive_at: float
+    heartbeat: Heartbeat | None = None
 
 
 class _Scheduler:
@@ -148,14 +154,17 @@ class _Scheduler:
         self._starting: dict[Any, _TokenizerSlot | Any] = {}
         self._running: dict[Any, _Lease] = {}
         self._polls: dict[Any, _TokenizerSlot] = {}
+        self._num_decoders = 0  # those that start, idle and work
         self._deaths_in_a_row = 0  # of processes; a commit clears them
+        self._polled_at = self._resized_at = self._room_wanted_at = 0.0
 
     def run(self) -> Outcome:
         for _ in range(self._sizes.num_tokenizers):
             self._start_tokenizer()
         for _ in range(self._sizes.num_decoders):
             self._start_decoder()
-        started, polled_at, told_placement = time.monotonic(), 0.0, False
+        self._resized_at = self._room_wanted_at = started = time.monotonic()
+        told_placement = False
         while not self._ledger.is_finished:
             self._lease_out()
             references = [*self._starting, *self._running, *self._polls]
@@ -166,10 +175,9 @@ class _Scheduler:
             if stopped_by is not None:
                 return self._outcome(stopped_by)
             now = time.monotonic()
-            if now - polled_at >= _POLL_S and not self._polls:
-                polled_at = now
-                self._on_event(self._throughput())
-                self._polls = {slot.actor.counts.remote(): slot for slot in self._slots if slot.is_ready}
+            self._poll(now)
+            self._expire_leases(now)
+            self._resize(now)
             if not told_placement and self._spec is None and now - started > _PLACEMENT_NOTICE_S:
                 told_placement = True
                 self._on_event(Notice(message="still waiting for the tokenizer to load or for Ray to find room for it"))
@@ -186,12 +194,13 @@ class _Scheduler:
             num_gpus=sizes.gpus_per_tokenizer,
             max_concurrency=sizes.shards_per_tokenizer + 1,  # and one thread that tells the counts
         ).remote(self._load_tokenizer, self._config, self._store, sizes.torch_threads)
-        slot = _TokenizerSlot(actor=actor)
+        slot = _TokenizerSlot(actor=actor, most_leases=sizes.shards_per_tokenizer)
         self._slots.append(slot)
         self._actors.append(actor)
         self._starting[actor.ready.remote()] = slot
 
     def _start_decoder(self) -> None:
+        self._num_decoders += 1
         actor = DecodeWorker.options(num_cpus=self._sizes.cpus_per_actor).remote(self._config)  # type: ignore[attr-defined]
         self._actors.append(actor)
         self._starting[actor.ready.remote()] = actor
@@ -200,18 +209,73 @@ class _Scheduler:
         ray.kill(actor)
         self._actors.remove(actor)
 
+    def _discard_decoder(self, actor: Any) -> None:
+        self._num_decoders -= 1
+        self._discard(actor)
+
     def _lease_out(self) -> None:
         # All specs are compared before the first shard goes out: one foreign checkpoint would spoil the data set.
         if not self._slots or (self._spec is None and not all(slot.is_ready for slot in self._slots)):
             return
-        while self._ledger.has_waiting and self._idle_decoders:
-            slot = min((slot for slot in self._slots if slot.is_ready), key=lambda slot: slot.num_leases, default=None)
-            if slot is None or slot.num_leases >= self._sizes.shards_per_tokenizer:
+        while self._idle_decoders:
+            free = [slot for slot in self._slots if slot.is_ready and slot.num_leases < slot.most_leases]
+            if not free:
                 return
-            lease = _Lease(attempt=self._ledger.lease(), slot=slot, decoder=self._idle_decoders.pop(0))
+            attempt = self._ledger.lease() if self._ledger.has_waiting else self._ledger.lease_straggler()
+            if attempt is None:
+                return
+            slot = min(free, key=lambda slot: slot.num_leases)
+            lease = _Lease(attempt=attempt, slot=slot, decoder=self._idle_decoders.pop(0), alive_at=time.monotonic())
             slot.num_leases += 1
-            reference = slot.actor.run_shard.remote(lease.attempt, lease.decoder, self._fingerprint)
+            reference = slot.actor.run_shard.remote(attempt, lease.decoder, self._fingerprint)
             self._running[reference] = lease
+
+    def _poll(self, now: float) -> None:
+        """Ask each tokenizer how far it has come, once a second unless it still owes the last answer."""
+        if now - self._polled_at < _POLL_S:
+            return
+        self._polled_at = now
+        self._on_event(self._throughput())
+        for slot in self._slots:
+            if slot.is_ready and not slot.is_polled:
+                slot.is_polled = True
+                self._polls[slot.actor.heartbeats.remote()] = slot
+
+    def _expire_leases(self, now: float) -> None:
+        """Kill the tokenizers of which an attempt comes no further; its leases then fail as those of a dead one."""
+        resources = self._config.resources
+        # A guarded sample may take two deadlines without a sign of life.
+        patience_s = max(resources.lease_timeout_s, 4 * resources.decode_timeout_s)
+        silent = {lease.slot for lease in self._running.values() if now - lease.alive_at > patience_s}
+        for slot in silent:
+            self._on_event(Notice(message=f"a tokenizer made no progress for {patience_s:g} s and is replaced"))
+            ray.kill(slot.actor)
+            for lease in self._running.values():
+                if lease.slot is slot:
+                    lease.alive_at = now  # until Ray tells of its death
+
+    def _resize(self, now: float) -> None:
+        """Start actors on what has joined the cluster; make room for a tokenizer where none is left."""
+        if now - self._resized_at < _RESIZE_S or self._spec is None:
+            return
+        self._resized_at = now
+        total = ray.cluster_resources()
+        sizes = plan_sizes(
+            self._config,
+            num_shards=self._ledger.num_unsettled,
+            num_cpus=total.get("CPU", 1.0),
+            num_gpus=total.get("GPU", 0.0),
+        )
+        for _ in range(sizes.num_tokenizers - len(self._slots)):
+            self._start_tokenizer()
+        for _ in range(sizes.num_decoders - self._num_decoders):
+            self._start_decoder()
+        if any(slot.is_ready for slot in self._slots):
+            self._room_wanted_at = now
+        elif now - self._room_wanted_at > _ROOM_S and self._idle_decoders:
+            # The node of the last tokenizer is gone, and decoders have the CPUs that its successor waits for.
+            self._room_wanted_at = now
+            self._discard_decoder(self._idle_decoders.pop())
 
     def _settle(self, reference: Any) -> None:
         if reference in self._starting:
@@ -227,29 +291,29 @@ class _Scheduler:
             told = ray.get(reference)
         except RayError as error:
             # An exception of the constructor is the same on every attempt; a killed process may be chance.
-            if not _was_killed(error):
-                raise _start_error("tokenizer" if is_tokenizer else "decoder", error) from error
+            if not was_killed(error):
+                raise start_error("tokenizer" if is_tokenizer else "decoder", error) from error
             self._count_death(f"a process died while it started: {first_line(error)}")
             if is_tokenizer:
                 self._slots.remove(started)
                 self._discard(started.actor)
                 self._start_tokenizer()
             else:
-                self._discard(started)
+                self._discard_decoder(started)
                 self._start_decoder()
             return
         if is_tokenizer:
             started.is_ready = True
             self._check_spec(told)
         else:
-            _check_equal("decoder", decoder_identity(), told)
+            require_equal("decoder", decoder_identity(), told)
             self._idle_decoders.append(started)
 
     def _check_spec(self, spec: TokenizerSpec) -> None:
         if self._spec is None:
             self._fingerprint = self._claim(spec)
             self._spec = spec
-        _check_equal("tokenizer", self._spec.identity, spec.identity)
+        require_equal("tokenizer", self._spec.identity, spec.identity)
 
     def _settle_lease(self, reference: Any, lease: _Lease) -> None:
         lease.slot.num_leases -= 1
@@ -261,33 +325,41 @@ class _Scheduler:
             result = Failure(kind="error", message=first_line(error.cause))
         except RayActorError as error:
             result = Failure(kind="tokenizer_died", message=f"the tokenizer process died: {first_line(error)}")
-            if lease.slot in self._slots:
+            if lease.slot in self._slots:  # the first of its leases that tells
                 self._slots.remove(lease.slot)
                 self._discard(lease.slot.actor)
+                self._count_death(result.message)
                 self._start_tokenizer()
         if isinstance(result, ShardReport):
             self._deaths_in_a_row = 0
-            self._ledger.commit(result)
             self._idle_decoders.append(lease.decoder)
-            self._on_event(ShardCommitted(report=result))
-            self._on_event(self._throughput())
+            if self._ledger.commit(lease.attempt, result):
+                self._on_event(ShardCommitted(report=result))
+                self._on_event(self._throughput())
             return
         # Whatever went wrong, the decoder may still be busy with the lost attempt.
-        self._discard(lease.decoder)
-        if self._ledger.fail(lease.attempt, result):
-            self._on_event(ShardRetried(shard=lease.attempt.shard, reason=result.message))
-        else:
-            self._on_event(ShardFailed(shard=lease.attempt.shard, reason=result.message))
+        self._discard_decoder(lease.decoder)
+        shard = lease.attempt.shard
+        match self._ledger.fail(lease.attempt, result):
+            case "again":
+                self._on_event(ShardRetried(shard=shard, reason=result.message))
+            case "given_up":
+                self._on_event(ShardFailed(shard=shard, reason=result.message))
+            case "elsewhere":
+                pass  # the straggler's twin has it
         if not self._ledger.is_finished:
-            if result.kind == "tokenizer_died":
-                self._count_death(result.message)
             self._start_decoder()
 
     def _settle_poll(self, reference: Any, slot: _TokenizerSlot) -> None:
+        slot.is_polled = False
         try:
-            slot.counts = ray.get(reference)
+            slot.heartbeats = ray.get(reference)
         except RayError:
-            slot.counts = {}  # the slot's leases fail too, and are settled there
+            slot.heartbeats = {}  # the slot's leases fail too, and are settled there
+        for lease in self._running.values():
+            heartbeat = slot.heartbeats.get(lease.attempt)
+            if heartbeat is not None and heartbeat != lease.heartbeat:
+                lease.heartbeat, lease.alive_at = heartbeat, time.monotonic()
 
     def _count_death(self, message: str) -> None:
         self._deaths_in_a_row += 1
@@ -299,13 +371,14 @@ class _Scheduler:
 
     def _throughput(self) -> Throughput:
         reports = self._ledger.reports
-        # The last poll may still count a shard that has since been committed.
-        at_work = [
-            counts
+        # The last poll may still count a shard that has since been committed; of twins only one counts.
+        by_shard = {
+            attempt.shard.shard_id: heartbeat.counts
             for slot in self._slots
-            for shard_id, counts in slot.counts.items()
-            if shard_id in self._ledger.at_work
-        ]
+            for attempt, heartbeat in slot.heartbeats.items()
+            if self._ledger.is_open(attempt)
+        }
+        at_work = by_shard.values()
         return Throughput(
             num_rows=sum(report.num_rows for report in reports) + sum(counts.num_rows for counts in at_work),
             num_tokens=sum(report.num_tokens for report in reports) + sum(counts.num_tokens for counts in at_work),
@@ -320,27 +393,3 @@ class _Scheduler:
         if len(self._ledger.failed) >= limits.max_failed_shards and not self._ledger.is_finished:
             return "too_many_failed_shards"
         return None
-
-
-def _check_equal(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    lines = describe_difference(expected, found)
-    if lines:
-        raise ConfigError(
-            f"the {what} processes differ, so their tokens would too:\n  "
-            + "\n  ".join(lines)
-            + "\ninstall the same packages and checkpoint on every node"
-        )
-
-
-def _was_killed(error: RayError) -> bool:
-    # Ray reports an exception in an actor's constructor as ActorDiedError too; only its text tells.
-    in_constructor = isinstance(error, ActorDiedError) and "creation task" in str(error)
-    return isinstance(error, RayActorError) and not in_constructor
-
-
-def _start_error(what: str, error: RayError) -> TatokError:
-    # The constructor's exception comes as the end of a remote traceback: "... schemas.errors.ConfigError: message".
-    text = str(error).strip() or type(error).__name__
-    known = text.rpartition("schemas.errors.")[2].partition(": ")[2]
-    message = known if "schemas.errors." in text else text.splitlines()[-1]
-    return ConfigError(f"the {what} cannot start: {message.strip()}")

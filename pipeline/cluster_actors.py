@@ -12,18 +12,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from pipeline.fingerprint import TokenizerSpec, decoder_identity
 from pipeline.leases import Attempt, Failure, FailureKind
 from pipeline.permanent import is_permanent
 from pipeline.progress import Throughput
 from pipeline.store import OutputStore
-from schemas.errors import CommitError, SourceError
+from schemas.errors import CommitError, ConfigError, SourceError, TatokError
 from schemas.job import JobConfig
 from schemas.records import Clip, Reject, Sample, Shard, ShardReport
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from schemas.records import TokenSequence
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["DecodeWorker", "TokenizerWorker", "first_line"]
+__all__ = ["DecodeWorker", "Heartbeat", "TokenizerWorker", "first_line", "start_error", "was_killed"]
 
 _MAX_CHUNKS_AHEAD = 16
 _GUARD_START_S = 20.0
@@ -42,6 +43,14 @@ _GUARD_START_S = 20.0
 def first_line(error: BaseException) -> str:
     """What an error says, without its traceback."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """How far an attempt has come; one that comes no further for too long has lost its lease."""
+
+    num_chunks: int
+    counts: Throughput
 
 
 class _DecoderLost(Exception):
@@ -113,28 +122,31 @@ class TokenizerWorker:
         self._store = store
         self._tokenizer = load_tokenizer()
         self._model_lock = threading.Lock()
-        self._counts: dict[str, Throughput] = {}  # shard id -> so far; one writer a key, and dict stores are atomic
+        self._encode = tokenize.FittingEncode(self._tokenizer.encode)
+        # One writer a key, and dict stores are atomic.
+        self._heartbeats: dict[Attempt, Heartbeat] = {}
 
     def ready(self) -> TokenizerSpec:
         """The tokenizer's spec, once it is loaded."""
         return TokenizerSpec.of(self._tokenizer)
 
-    def counts(self) -> dict[str, Throughput]:
-        """Shard id -> counts, of the shards at work here."""
-        return dict(self._counts)
+    def heartbeats(self) -> dict[Attempt, Heartbeat]:
+        """How far each attempt at work here has come."""
+        return dict(self._heartbeats)
 
     def run_shard(self, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
         """Tokenize and commit one shard with the help of `decoder`; after a Failure the decoder is to be replaced."""
         config, shard = self._config, attempt.shard
-        self._counts[shard.shard_id] = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
+        self._heartbeats[attempt] = Heartbeat(num_chunks=0, counts=Throughput(num_rows=0, num_tokens=0, num_rejects=0))
 
         def count(batch: Any) -> None:
-            before = self._counts[shard.shard_id]
-            self._counts[shard.shard_id] = Throughput(
-                num_rows=before.num_rows + len(batch.rows),
-                num_tokens=before.num_tokens + batch.num_tokens,
-                num_rejects=before.num_rejects + len(batch.rejects),
+            before = self._heartbeats[attempt]
+            counts = Throughput(
+                num_rows=before.counts.num_rows + len(batch.rows),
+                num_tokens=before.counts.num_tokens + batch.num_tokens,
+                num_rejects=before.counts.num_rejects + len(batch.rejects),
             )
+            self._heartbeats[attempt] = replace(before, counts=counts)
 
         try:
             # Another run into the same output, or an attempt that was given up too early, may have been faster.
@@ -143,7 +155,7 @@ class TokenizerWorker:
                 return committed
             batches = self._tokenize_clips(
                 self._decoded(attempt, decoder),
-                self._encode,
+                self._encode_alone,
                 batch_size=config.resources.batch_size,
                 vocab_size=self._tokenizer.vocab_size,
                 patch_entropy=config.write.patch_entropy,
@@ -165,11 +177,11 @@ class TokenizerWorker:
         except CommitError as error:
             return Failure(kind="commit", message=str(error), is_permanent=is_permanent(error))
         finally:
-            del self._counts[shard.shard_id]
+            del self._heartbeats[attempt]
 
-    def _encode(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
+    def _encode_alone(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
         with self._model_lock:  # decoding and committing of the other shards go on meanwhile
-            return self._tokenizer.encode(pixels_BCHW)
+            return self._encode(pixels_BCHW)
 
     def _decoded(self, attempt: Attempt, decoder: Any) -> Iterator[Clip | Reject]:
         resources = self._config.resources
@@ -200,4 +212,22 @@ class TokenizerWorker:
                 raise
             except RayError as error:
                 raise _DecoderLost("decoder_died", f"the decoder process died: {first_line(error)}") from error
+            before = self._heartbeats[attempt]
+            self._heartbeats[attempt] = replace(before, num_chunks=before.num_chunks + 1)
             yield from chunk
+
+
+def was_killed(error: RayError) -> bool:
+    """Whether an actor's process is gone, as opposed to an exception in it."""
+    # Ray reports an exception in an actor's constructor as ActorDiedError too; only its text tells.
+    in_constructor = isinstance(error, ActorDiedError) and "creation task" in str(error)
+    return isinstance(error, RayActorError) and not in_constructor
+
+
+def start_error(what: str, error: RayError) -> TatokError:
+    """What an actor that could not be made says."""
+    # The constructor's exception comes as the end of a remote traceback: "... schemas.errors.ConfigError: message".
+    text = str(error).strip() or type(error).__name__
+    known = text.rpartition("schemas.errors.")[2].partition(": ")[2]
+    message = known if "schemas.errors." in text else text.splitlines()[-1]
+    return ConfigError(f"the {what} cannot start: {message.strip()}")

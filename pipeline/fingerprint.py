@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import PIL
 from PIL import features
 
+from schemas.errors import ConfigError
 from schemas.job import JobConfig
 from schemas.tokens import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["TokenizerSpec", "decoder_identity", "describe_difference", "run_fingerprint"]
+__all__ = ["TokenizerSpec", "decoder_identity", "describe_difference", "require_equal", "run_fingerprint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +76,14 @@ def describe_difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
+
+
+def require_equal(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise ConfigError, which lists what differs, where two processes of a run would give other tokens."""
+    lines = describe_difference(expected, found)
+    if lines:
+        raise ConfigError(
+            f"the {what} processes differ, so their tokens would too:\n  "
+            + "\n  ".join(lines)
+            + "\ninstall the same packages and checkpoint on every node"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import math
+import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -16,6 +18,8 @@ __all__ = ["Attempt", "Failure", "ShardLedger"]
 FailureKind = Literal["decode_timeout", "decoder_died", "tokenizer_died", "source", "commit", "error"]
 MAX_ATTEMPTS = 3
 BACKOFF_S = 2.0  # before the second attempt; doubled before each further one
+STRAGGLER_S = 30.0
+STRAGGLER_RATIO = 3.0  # to the median time of committed shards
 # What may be one sample's doing: the next attempt decodes in a process that tells which.
 _SAMPLES_FAULT = ("decode_timeout", "decoder_died")
 
@@ -31,7 +35,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One lease of a shard, the `number`th from 1.
+    """One lease of a shard; `number` tells the leases of a run apart.
 
     `guarded` says that an earlier one lost its decoder, so that each sample is to be decoded in a child process.
     """
@@ -46,7 +50,8 @@ class ShardLedger:
 
     Shards go out in order. One that failed waits `backoff_s`, twice that after the next failure, and goes behind those
     that have not failed, so that a poisoned shard does not hold up the healthy ones. A permanent failure is not
-    repeated. `clock` tells seconds and never goes back.
+    repeated. At the end of a run a straggler may be handed out once more; the first commit settles both attempts.
+    `clock` tells seconds and never goes back.
     """
 
     def __init__(
@@ -54,18 +59,23 @@ class ShardLedger:
     ) -> None:
         self._fresh = deque(shards)
         self._delayed: list[tuple[float, int, Shard]] = []  # a heap: ready at, order, shard
-        self._num_delayed = 0
+        self._num_leases = 0
         self._backoff_s = backoff_s
         self._clock = clock
         self._failures: dict[str, list[Failure]] = {}
-        self.at_work: dict[str, Attempt] = {}
+        self._at_work: dict[str, dict[Attempt, float]] = {}  # shard id -> attempt -> leased at
         self.reports: list[ShardReport] = []
         self.failed: dict[Shard, Failure] = {}
 
     @property
     def is_finished(self) -> bool:
         """Every shard is committed or given up."""
-        return not self._fresh and not self._delayed and not self.at_work
+        return not self._fresh and not self._delayed and not self._at_work
+
+    @property
+    def num_unsettled(self) -> int:
+        """Shards that are neither committed nor given up."""
+        return len(self._fresh) + len(self._delayed) + len(self._at_work)
 
     @property
     def has_waiting(self) -> bool:
@@ -74,36 +84,55 @@ class ShardLedger:
 
     def lease(self) -> Attempt:
         """Take the next shard; call it only where `has_waiting`."""
-        shard = self._fresh.popleft() if self._fresh else heapq.heappop(self._delayed)[2]
-        failures = self._failures.get(shard.shard_id, [])
-        attempt = Attempt(
-            shard=shard,
-            number=len(failures) + 1,
-            guarded=any(failure.kind in _SAMPLES_FAULT for failure in failures),
-        )
-        self.at_work[shard.shard_id] = attempt
-        return attempt
+        return self._lease(self._fresh.popleft() if self._fresh else heapq.heappop(self._delayed)[2])
 
-    def commit(self, report: ShardReport) -> None:
-        """Settle a lease: the shard's part is published."""
-        del self.at_work[report.shard.shard_id]
+    def lease_straggler(self) -> Attempt | None:
+        """Take the shard that has been at work longest once more, where all are out and it takes far too long.
+
+        None where shards wait, where no shard has been at work for `STRAGGLER_S` and for several times as long as
+        committed ones took, or where the one that has is at work twice already.
+        """
+        if self._fresh or self._delayed or not self._at_work:
+            return None
+        attempts = min(self._at_work.values(), key=lambda attempts: min(attempts.values()))
+        took = [report.seconds for report in self.reports]
+        patience_s = max(STRAGGLER_S, STRAGGLER_RATIO * statistics.median(took) if took else math.inf)
+        if len(attempts) > 1 or self._clock() - min(attempts.values()) < patience_s:
+            return None
+        return self._lease(next(iter(attempts)).shard)
+
+    def is_open(self, attempt: Attempt) -> bool:
+        """Whether the attempt's shard still waits for its outcome; another one may have settled it."""
+        return attempt in self._at_work.get(attempt.shard.shard_id, {})
+
+    def commit(self, attempt: Attempt, report: ShardReport) -> bool:
+        """Settle a lease: the shard's part is published; False where a twin was settled before, which is fine."""
+        if not self.is_open(attempt):
+            return False
+        del self._at_work[attempt.shard.shard_id]
         self.reports.append(report)
+        return True
 
-    def fail(self, attempt: Attempt, failure: Failure) -> bool:
-        """Settle a lease without a commit; True where the shard will be tried again."""
+    def fail(self, attempt: Attempt, failure: Failure) -> Literal["again", "given_up", "elsewhere"]:
+        """Settle a lease without a commit: the shard is tried again, given up, or a twin has it (or had it)."""
+        if not self.is_open(attempt):
+            return "elsewhere"
         shard = attempt.shard
-        del self.at_work[shard.shard_id]
+        attempts = self._at_work[shard.shard_id]
+        del attempts[attempt]
+        if attempts:
+            return "elsewhere"
+        del self._at_work[shard.shard_id]
         failures = self._failures.setdefault(shard.shard_id, [])
         failures.append(failure)
         # Guarded, every sample has a deadline: what hangs all the same is the source.
         hangs_again = attempt.guarded and failure.kind == "decode_timeout"
         if failure.is_permanent or hangs_again or len(failures) >= MAX_ATTEMPTS:
             self.failed[shard] = failure
-            return False
+            return "given_up"
         ready_at = self._clock() + self._backoff_s * 2 ** (len(failures) - 1)
-        heapq.heappush(self._delayed, (ready_at, self._num_delayed, shard))
-        self._num_delayed += 1
-        return True
+        heapq.heappush(self._delayed, (ready_at, self._num_leases, shard))
+        return "again"
 
     def rejects(self) -> Counter[str]:
         """Reason -> count, over the shards committed so far."""
@@ -111,3 +140,14 @@ class ShardLedger:
         for report in self.reports:
             counts.update(report.rejects)
         return counts
+
+    def _lease(self, shard: Shard) -> Attempt:
+        failures = self._failures.get(shard.shard_id, [])
+        self._num_leases += 1
+        attempt = Attempt(
+            shard=shard,
+            number=self._num_leases,
+            guarded=any(failure.kind in _SAMPLES_FAULT for failure in failures),
+        )
+        self._at_work.setdefault(shard.shard_id, {})[attempt] = self._clock()
+        return attempt

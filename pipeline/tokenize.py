@@ -12,7 +12,9 @@ import torch
 from pipeline.columns import token_table
 from schemas.records import Clip, Reject, TokenSequence
 
-__all__ = ["Encode", "TokenizedBatch", "tokenize_clips"]
+__all__ = ["Encode", "FittingEncode", "TokenizedBatch", "tokenize_clips"]
+
+_FITTED_CALLS = 32
 
 Encode = Callable[[torch.Tensor], Sequence[TokenSequence]]
 """uint8 [B, 3, H, W] -> B token sequences; `Tokenizer.encode` is one."""
@@ -25,6 +27,41 @@ class TokenizedBatch:
     rows: pa.Table
     rejects: Sequence[Reject]
     num_tokens: int
+
+
+class FittingEncode:
+    """An `Encode` in parts that fit the device's memory: halved when it runs out, doubled when it has not for long.
+
+    Results are in the order of the images. Raises torch.OutOfMemoryError where a single image does not fit.
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._most: int | None = None  # images at a time; None: as many as come
+        self._num_fitted = 0  # calls since the last change of it
+
+    def __call__(self, pixels_BCHW: torch.Tensor) -> list[TokenSequence]:
+        """Token sequences of the images."""
+        sequences: list[TokenSequence] = []
+        while len(sequences) < len(pixels_BCHW):
+            part = pixels_BCHW[len(sequences) :][: self._most]
+            try:
+                sequences += self._encode(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._most, self._num_fitted = len(part) // 2, 0
+                torch.cuda.empty_cache()
+                continue
+            self._grow(len(pixels_BCHW))
+        return sequences
+
+    def _grow(self, num_images: int) -> None:
+        self._num_fitted += 1
+        if self._most is not None and self._num_fitted >= _FITTED_CALLS:
+            self._most, self._num_fitted = 2 * self._most, 0
+            if self._most >= num_images:
+                self._most = None
 
 
 def tokenize_clips(

@@ -66,6 +66,9 @@ class Resources(Section):
         default=256 << 20, ge=1 << 20, description="Bound on encoded and decoded bytes that one shard in flight holds."
     )
     decode_timeout_s: float = Field(default=60.0, gt=0, description="A batch whose decoding takes longer is given up.")
+    lease_timeout_s: float = Field(
+        default=600.0, gt=0, description="A tokenizer that comes no further with a shard for so long is replaced."
+    )
 
 
 class Limits(Section):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline_commit import shard
 
-from pipeline.leases import BACKOFF_S, MAX_ATTEMPTS, Attempt, Failure, ShardLedger
+from pipeline.leases import BACKOFF_S, MAX_ATTEMPTS, STRAGGLER_S, Attempt, Failure, ShardLedger
 from schemas.records import ShardReport
 
 LOST = Failure(kind="source", message="lost")
@@ -22,13 +22,13 @@ class Clock:
         return self.now
 
 
-def report(attempt: Attempt) -> ShardReport:
+def report(attempt: Attempt, seconds: float = 0.0) -> ShardReport:
     return ShardReport(
         shard=attempt.shard,
         num_rows=1,
         num_tokens=1,
         rejects={"corrupt": 2},
-        seconds=0,
+        seconds=seconds,
         part_bytes=1,
         row_group_rows=(1,),
         part_sha256="x",
@@ -39,24 +39,24 @@ def test_a_failed_shard_waits_and_goes_behind_the_others() -> None:
     clock = Clock()
     ledger = ShardLedger([shard("a"), shard("b")], clock=clock)
     first = ledger.lease()
-    assert ledger.fail(first, LOST)
+    assert ledger.fail(first, LOST) == "again"
     clock.now = BACKOFF_S
     assert ledger.lease().shard == shard("b")
-    assert ledger.lease() == Attempt(shard=first.shard, number=2, guarded=False)
+    assert ledger.lease() == Attempt(shard=first.shard, number=3, guarded=False)
 
 
 def test_back_off_doubles() -> None:
     clock = Clock()
     ledger = ShardLedger([shard("a")], clock=clock)
     for number in range(1, MAX_ATTEMPTS):
-        assert ledger.fail(ledger.lease(), LOST)
+        assert ledger.fail(ledger.lease(), LOST) == "again"
         assert not ledger.has_waiting
         assert not ledger.is_finished
         clock.now += BACKOFF_S * 2 ** (number - 1) - 0.01
         assert not ledger.has_waiting
         clock.now += 0.01
         assert ledger.has_waiting
-    assert not ledger.fail(ledger.lease(), LOST)
+    assert ledger.fail(ledger.lease(), LOST) == "given_up"
     assert ledger.is_finished
     assert ledger.failed == {shard("a"): LOST}
 
@@ -64,7 +64,7 @@ def test_back_off_doubles() -> None:
 def test_a_permanent_failure_is_not_repeated() -> None:
     ledger = ShardLedger([shard("a")])
     failure = Failure(kind="source", message="no such file", is_permanent=True)
-    assert not ledger.fail(ledger.lease(), failure)
+    assert ledger.fail(ledger.lease(), failure) == "given_up"
     assert ledger.is_finished
     assert ledger.failed == {shard("a"): failure}
 
@@ -82,7 +82,6 @@ def test_a_permanent_failure_is_not_repeated() -> None:
 def test_after_a_lost_decoder_samples_are_decoded_one_by_one(kinds: list[str], guarded: bool) -> None:
     ledger = ShardLedger([shard("a")], backoff_s=0)
     for kind in kinds:
-        assert not ledger.at_work or ledger.at_work["a"].guarded is False
         ledger.fail(ledger.lease(), Failure(kind=kind, message=""))  # type: ignore[arg-type]
     assert ledger.lease().guarded is guarded
 
@@ -90,8 +89,52 @@ def test_after_a_lost_decoder_samples_are_decoded_one_by_one(kinds: list[str], g
 def test_what_hangs_though_samples_have_deadlines_is_given_up() -> None:
     ledger = ShardLedger([shard("a")], backoff_s=0)
     hang = Failure(kind="decode_timeout", message="")
-    assert ledger.fail(ledger.lease(), hang)
-    assert not ledger.fail(ledger.lease(), hang)
+    assert ledger.fail(ledger.lease(), hang) == "again"
+    assert ledger.fail(ledger.lease(), hang) == "given_up"
+
+
+def test_a_straggler_is_handed_out_once_more() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a"), shard("b"), shard("c")], clock=clock)
+    slow, quick, also_slow = ledger.lease(), ledger.lease(), ledger.lease()
+    clock.now = 1000.0
+    assert ledger.lease_straggler() is None, "nothing tells yet how long a shard takes"
+    ledger.commit(quick, report(quick, seconds=400))
+    assert ledger.lease_straggler() is None, "less than three times as long as another"
+    clock.now = 1200.0
+    twin = ledger.lease_straggler()
+    assert twin is not None
+    assert (twin.shard, twin == slow) == (slow.shard, False)
+    assert ledger.lease_straggler() is None, "one twin is enough"
+    assert ledger.commit(twin, report(twin))
+    assert not ledger.is_open(slow)
+    assert ledger.is_open(also_slow)
+    assert not ledger.commit(slow, report(slow)), "the loser discards"
+    assert ledger.fail(slow, LOST) == "elsewhere"
+    assert [each.shard.shard_id for each in ledger.reports] == ["b", "a"]
+
+
+def test_a_twin_that_fails_leaves_the_other_at_work() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a"), shard("b")], clock=clock)
+    slow, quick = ledger.lease(), ledger.lease()
+    ledger.commit(quick, report(quick))
+    clock.now = STRAGGLER_S
+    twin = ledger.lease_straggler()
+    assert twin is not None
+    assert ledger.fail(slow, LOST) == "elsewhere"
+    assert ledger.is_open(twin)
+    assert ledger.fail(twin, LOST) == "again"
+
+
+def test_no_twin_while_shards_wait() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a"), shard("b"), shard("c")], clock=clock)
+    quick = ledger.lease()
+    ledger.commit(quick, report(quick))
+    ledger.lease()
+    clock.now = 10 * STRAGGLER_S
+    assert ledger.lease_straggler() is None
 
 
 @given(
@@ -106,14 +149,17 @@ def test_every_shard_ends_up_committed_or_failed_once(
     clock = Clock()
     ledger = ShardLedger(shards, clock=clock)
     script: Iterator[tuple[bool, str, bool]] = iter(outcomes)
+    at_work: list[Attempt] = []
     while not ledger.is_finished:
-        clock.now += data.draw(st.sampled_from([0.0, 1.0, 10.0])) if ledger.has_waiting else 10.0
-        while ledger.has_waiting and len(ledger.at_work) < 3:
-            ledger.lease()
-        attempt = data.draw(st.sampled_from(list(ledger.at_work.values())))
+        clock.now += data.draw(st.sampled_from([0.0, 1.0, 10.0, 50.0])) if ledger.has_waiting else 10.0
+        while ledger.has_waiting and len(at_work) < 3:
+            at_work.append(ledger.lease())
+        if (twin := ledger.lease_straggler()) is not None:
+            at_work.append(twin)
+        attempt = at_work.pop(data.draw(st.integers(0, len(at_work) - 1)))
         is_good, kind, is_permanent = next(script, (True, "", False))
         if is_good:
-            ledger.commit(report(attempt))
+            ledger.commit(attempt, report(attempt))
         else:
             ledger.fail(attempt, Failure(kind=kind, message="x", is_permanent=is_permanent))  # type: ignore[arg-type]
     settled = [item.shard for item in ledger.reports] + list(ledger.failed)

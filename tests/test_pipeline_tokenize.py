@@ -7,7 +7,7 @@ import torch
 from fake_tokenizer import FakeTokenizer, encode_nothing
 
 from pipeline.columns import sample_id, token_table
-from pipeline.tokenize import TokenizedBatch, tokenize_clips
+from pipeline.tokenize import FittingEncode, TokenizedBatch, tokenize_clips
 from schemas.errors import TatokError
 from schemas.records import Clip, Crop, Reject, TokenSequence
 
@@ -105,3 +105,32 @@ def test_codes_that_do_not_fit_are_refused() -> None:
 def test_sample_id_is_stable_and_unique() -> None:
     assert sample_id("u", 1, "k") == "d6853ec6dd49a32f7a171258a0d83cef"
     assert len({sample_id(uri, index, key) for uri in "ab" for index in (1, 11) for key in ("k", "1k")}) == 8
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_grows_back() -> None:
+    sizes: list[int] = []
+    room = 5
+
+    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
+        sizes.append(len(pixels))
+        if len(pixels) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FakeTokenizer().encode(pixels)
+
+    fitting = FittingEncode(encode)
+    pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    whole = [each.codes.tolist() for each in FakeTokenizer().encode(pixels)]
+    assert [each.codes.tolist() for each in fitting(pixels)] == whole, "none is lost, none is done twice"
+    assert sizes == [16, 8, 4, 4, 4, 4]
+    sizes.clear()
+    for _ in range(20):
+        assert [each.codes.tolist() for each in fitting(pixels)] == whole
+    assert 8 in sizes, "it tries a larger part now and then"
+    assert sizes.count(8) <= len(sizes) / 20
+    room = 16
+    for _ in range(40):
+        fitting(pixels)
+    assert sizes[-1] == 16
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        fitting(pixels)

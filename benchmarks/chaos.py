@@ -1,0 +1,275 @@
+"""Kill random processes of real runs on a Ray of several nodes, run again, and verify every data set.
+
+    make chaos RUNS=100 SEED=0
+
+A run is `benchmarks/chaos_driver.py` over a handful of shards with a few broken samples. At random moments one to three
+processes are killed (SIGKILL) or stopped (SIGSTOP): a decoder, a tokenizer, the driver, a node's raylet. A driver that
+was killed, or that did not end with 0, is started again. Then `tatok verify --source` must find nothing: no row lost,
+none twice. The seed decides on victims and moments; two runs of one seed differ only by the machine's timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from conftest import encoded, jpeg, photo_members, tar_bytes
+
+import pipeline.cluster  # noqa: F401  sets Ray's environment before the import below
+from pipeline.verify import verify_output
+
+ROOT = Path(__file__).parents[1]
+
+Victim = Literal["decoder", "tokenizer", "stopped tokenizer", "driver", "raylet"]
+_NUM_SHARDS = 8
+_PHOTOS_A_SHARD = 12
+_DELAY_S = 0.25  # of the fake model for a batch of four
+_MOST_TRIES = 6
+_MOST_S = 300.0  # for one try; longer is a hang
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """Whom to kill; how many seconds after the first driver's start, and not before so many parts are committed."""
+
+    victim: Victim
+    after_s: float
+    after_parts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChaosRun:
+    """One data set: what was killed, how often the driver was started, and what verification found.
+
+    `hit` are the kills that found a victim; a run may be over before its last one.
+    """
+
+    number: int
+    kills: tuple[Kill, ...]
+    hit: tuple[Victim, ...]
+    num_starts: int
+    seconds: float
+    num_rows: int
+    num_rejects: int
+    findings: tuple[str, ...]
+
+
+class Nodes:
+    """A Ray of a head and two more nodes, all of this machine; processes are children of this one."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._environment = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "benchmarks")))}
+        os.environ |= self._environment
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        self._others: list[Any] = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
+
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return str(self._cluster.address)
+
+    def kill_raylet(self, rng: random.Random) -> bool:
+        """Kill the raylet of a node that is not the head, with all that runs there."""
+        if not self._others:
+            return False
+        node = self._others.pop(rng.randrange(len(self._others)))
+        for process in node.all_processes["raylet"]:
+            os.kill(process.process.pid, signal.SIGKILL)
+        self._cluster.remove_node(node, allow_graceful=False)
+        return True
+
+    def replace_lost(self) -> bool:
+        """Let a new node join where one was killed."""
+        if len(self._others) >= 2:
+            return False
+        self._others.append(self._cluster.add_node(num_cpus=2, wait=False))
+        return True
+
+    def close(self) -> None:
+        """End every process."""
+        self._cluster.shutdown()
+
+
+def write_source(folder: Path) -> str:
+    """Shards of small photos; every third one has a broken sample or two. Returns the pattern that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(_NUM_SHARDS):
+        members = list(photo_members(_PHOTOS_A_SHARD * number, _PHOTOS_A_SHARD))
+        if number % 3 == 0:
+            members.insert(8, (f"cut-{number}.jpg", jpeg(number)[:200]))
+            members.append((f"text-{number}.png", b"no image"))
+        if number % 3 == 1:
+            members.append((f"tiny-{number}.png", encoded(number, 2, 2, "PNG")))
+        (folder / f"photos-{number:04}.tar").write_bytes(tar_bytes(members))
+    return f"{folder}/photos-{{0000..{_NUM_SHARDS - 1:04}}}.tar"
+
+
+def plan_kills(seed: int, number: int, span_s: float) -> tuple[Kill, ...]:
+    """One to three kills within a run of about `span_s` seconds; the same for the same seed and number."""
+    rng = random.Random(f"{seed}/{number}")
+    moments = sorted(rng.uniform(0.5, span_s) for _ in range(rng.choice((1, 1, 2, 3))))
+    return tuple(Kill(victim=rng.choice(get_args(Victim)), after_s=round(moment, 2)) for moment in moments)
+
+
+def one_run(
+    number: int, kills: tuple[Kill, ...], nodes: Nodes, *, source: str, work: Path, rng: random.Random
+) -> ChaosRun:
+    """Carry out the kills on a run into a new data set, run again until it ends with 0, verify."""
+    output, log = work / f"run-{number:03}", work / f"run-{number:03}.log"
+    shutil.rmtree(output, ignore_errors=True)
+    started = time.monotonic()
+    pending, hit, num_starts = list(kills), list[Victim](), 0
+    findings: list[str] = []
+    with log.open("wb") as lines:
+        while True:
+            num_starts += 1
+            driver = _start_driver(source, output, nodes.address, lines)
+            began = time.monotonic()
+            while driver.poll() is None:
+                now = time.monotonic()
+                if pending and now - started >= pending[0].after_s and _num_parts(output) >= pending[0].after_parts:
+                    victim = pending.pop(0).victim
+                    if _kill(victim, driver, nodes, rng):
+                        hit.append(victim)
+                if now - began > _MOST_S:
+                    findings.append(f"a try took more than {_MOST_S:g} s")
+                    driver.kill()
+                time.sleep(0.05)
+                if rng.random() < 0.005:  # every ten seconds or so
+                    nodes.replace_lost()
+            if driver.returncode == 0:
+                break
+            if num_starts == _MOST_TRIES or findings:
+                findings.append(f"the driver ended with {driver.returncode} at start {num_starts}")
+                break
+    nodes.replace_lost()
+    verification = verify_output(str(output), [source])
+    findings += [f"{finding.check} {finding.file}: {finding.message}" for finding in verification.findings]
+    return ChaosRun(
+        number=number,
+        kills=kills,
+        hit=tuple(hit),
+        num_starts=num_starts,
+        seconds=round(time.monotonic() - started, 1),
+        num_rows=verification.num_rows,
+        num_rejects=verification.num_rejects,
+        findings=tuple(findings),
+    )
+
+
+def _num_parts(output: Path) -> int:
+    return len(list((output / "data").glob("*.parquet")))
+
+
+def _start_driver(source: str, output: Path, address: str, log: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "chaos_driver.py"), source, str(output), str(_DELAY_S)]
+    environment = os.environ | {"RAY_ADDRESS": address}
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _kill(victim: Victim, driver: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
+    if victim == "driver":
+        driver.kill()
+        return True
+    if victim == "raylet":
+        return nodes.kill_raylet(rng)
+    title = "ray::DecodeWorker" if victim == "decoder" else "ray::TokenizerWorker"
+    found = descendants(title)
+    if not found:
+        return False
+    os.kill(rng.choice(found), signal.SIGSTOP if victim == "stopped tokenizer" else signal.SIGKILL)
+    return True
+
+
+def descendants(title: str) -> list[int]:
+    """Processes below this one whose command line holds `title`, in the order of their ids."""
+    parents, matching = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        if title in command:
+            matching.append(int(folder.name))
+
+    def is_ours(pid: int) -> bool:
+        while pid > 1:
+            if pid == os.getpid():
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return sorted(pid for pid in matching if is_ours(pid))
+
+
+def chaos(
+    num_runs: int,
+    seed: int,
+    work: Path,
+    *,
+    plan: Callable[[int, float], tuple[Kill, ...]] | None = None,
+    on_run: Callable[[ChaosRun], None] = lambda run: None,
+) -> list[ChaosRun]:
+    """An undisturbed run, for its duration, and `num_runs` disturbed ones; `plan` may choose the kills instead."""
+    work.mkdir(parents=True, exist_ok=True)
+    source = write_source(work / "source")
+    nodes = Nodes()
+    runs: list[ChaosRun] = []
+    try:
+        rng = random.Random(seed)
+        calm = one_run(0, (), nodes, source=source, work=work, rng=rng)
+        on_run(calm)
+        runs.append(calm)
+        for number in range(1, num_runs + 1):
+            kills = plan(number, calm.seconds) if plan else plan_kills(seed, number, calm.seconds)
+            run = one_run(number, kills, nodes, source=source, work=work, rng=random.Random(f"{seed}/{number}/victim"))
+            on_run(run)
+            runs.append(run)
+    finally:
+        nodes.close()
+    return runs
+
+
+def _print(run: ChaosRun) -> None:
+    what = ", ".join(run.hit) or "nothing"
+    verdict = "ok" if not run.findings else "; ".join(run.findings)
+    print(
+        f"run {run.number:3}  {run.seconds:6.1f} s  {run.num_starts} starts  killed: {what:40}  {verdict}", flush=True
+    )
+
+
+def main() -> int:
+    """Exit code 1 where any run lost or doubled anything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "chaos")
+    parser.add_argument("--json", type=Path, help="write the runs here")
+    options = parser.parse_args()
+    shutil.rmtree(options.work, ignore_errors=True)
+    runs = chaos(options.runs, options.seed, options.work, on_run=_print)
+    kills = Counter(victim for run in runs for victim in run.hit)
+    wrong = [run for run in runs if run.findings]
+    print(f"{len(runs) - 1} runs, {kills.total()} kills ({dict(kills)}); {len(wrong)} runs with findings")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
