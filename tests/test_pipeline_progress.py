@@ -6,6 +6,7 @@ import pytest
 from test_pipeline_commit import shard
 from test_pipeline_leases import report
 
+from pipeline.leases import Attempt
 from pipeline.progress import (
     Notice,
     ProgressDisplay,
@@ -29,7 +30,7 @@ def show(stream: io.StringIO, clock: list[float], monkeypatch: pytest.MonkeyPatc
         display(ShardsPlanned(num_shards=5, num_committed=1, pending_bytes=4))
         display(Throughput(num_rows=1, num_tokens=50, num_rejects=0))
         clock[0] += 10
-        display(ShardCommitted(report=report(shard("a"))))
+        display(ShardCommitted(report=report(Attempt(shard=shard("a"), number=1, guarded=False))))
         display(Throughput(num_rows=1000, num_tokens=50_000, num_rejects=3))
         clock[0] += 1
         display(Throughput(num_rows=1001, num_tokens=50_050, num_rejects=3))
