@@ -4,8 +4,10 @@
 
 A run is `benchmarks/chaos_driver.py` over a handful of shards with a few broken samples. At random moments one to three
 processes are killed (SIGKILL) or stopped (SIGSTOP): a decoder, a tokenizer, the driver, a node's raylet. A driver that
-was killed, or that did not end with 0, is started again. Then `tatok verify --source` must find nothing: no row lost,
-none twice. The seed decides on victims and moments; two runs of one seed differ only by the machine's timing.
+was killed is started again. Then `tatok verify --source` must find nothing: no row lost, none twice.
+
+The seed decides on victims and moments, these as shares of an undisturbed run's duration; `--only 17` does the
+seed's run 17 again. What the processes were doing at such a moment is the machine's affair.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,10 +44,10 @@ _MOST_S = 300.0  # for one try; longer is a hang
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """Whom to kill; how many seconds after the first driver's start, and not before so many parts are committed."""
+    """Whom to kill; when, as a share of an undisturbed run's duration; and not before so many parts are committed."""
 
     victim: Victim
-    after_s: float
+    moment: float
     after_parts: int = 0
 
 
@@ -118,15 +120,22 @@ def write_source(folder: Path) -> str:
     return f"{folder}/photos-{{0000..{_NUM_SHARDS - 1:04}}}.tar"
 
 
-def plan_kills(seed: int, number: int, span_s: float) -> tuple[Kill, ...]:
-    """One to three kills within a run of about `span_s` seconds; the same for the same seed and number."""
+def plan_kills(seed: int, number: int) -> tuple[Kill, ...]:
+    """One to three kills of a run; the same for the same seed and number."""
     rng = random.Random(f"{seed}/{number}")
-    moments = sorted(rng.uniform(0.5, span_s) for _ in range(rng.choice((1, 1, 2, 3))))
-    return tuple(Kill(victim=rng.choice(get_args(Victim)), after_s=round(moment, 2)) for moment in moments)
+    moments = sorted(rng.uniform(0.02, 1.0) for _ in range(rng.choice((1, 1, 2, 3))))
+    return tuple(Kill(victim=rng.choice(get_args(Victim)), moment=round(moment, 3)) for moment in moments)
 
 
 def one_run(
-    number: int, kills: tuple[Kill, ...], nodes: Nodes, *, source: str, work: Path, rng: random.Random
+    number: int,
+    kills: tuple[Kill, ...],
+    nodes: Nodes,
+    *,
+    source: str,
+    work: Path,
+    rng: random.Random,
+    span_s: float = 0.0,
 ) -> ChaosRun:
     """Carry out the kills on a run into a new data set, run again until it ends with 0, verify."""
     output, log = work / f"run-{number:03}", work / f"run-{number:03}.log"
@@ -141,7 +150,8 @@ def one_run(
             began = time.monotonic()
             while driver.poll() is None:
                 now = time.monotonic()
-                if pending and now - started >= pending[0].after_s and _num_parts(output) >= pending[0].after_parts:
+                is_due = pending and now - started >= pending[0].moment * span_s
+                if is_due and _num_parts(output) >= pending[0].after_parts:
                     victim = pending.pop(0).victim
                     if _kill(victim, driver, nodes, rng):
                         hit.append(victim)
@@ -153,8 +163,9 @@ def one_run(
                     nodes.replace_lost()
             if driver.returncode == 0:
                 break
-            if num_starts == _MOST_TRIES or findings:
+            if driver.returncode != -signal.SIGKILL:  # whatever else dies, a driver goes on by itself
                 findings.append(f"the driver ended with {driver.returncode} at start {num_starts}")
+            if num_starts == _MOST_TRIES or findings:
                 break
     nodes.replace_lost()
     verification = verify_output(str(output), [source])
@@ -218,14 +229,14 @@ def descendants(title: str) -> list[int]:
 
 
 def chaos(
-    num_runs: int,
+    numbers: Iterable[int],
     seed: int,
     work: Path,
     *,
-    plan: Callable[[int, float], tuple[Kill, ...]] | None = None,
+    plan: Callable[[int], tuple[Kill, ...]] | None = None,
     on_run: Callable[[ChaosRun], None] = lambda run: None,
 ) -> list[ChaosRun]:
-    """An undisturbed run, for its duration, and `num_runs` disturbed ones; `plan` may choose the kills instead."""
+    """An undisturbed run, for its duration, and the disturbed ones of these numbers; `plan` may choose the kills."""
     work.mkdir(parents=True, exist_ok=True)
     source = write_source(work / "source")
     nodes = Nodes()
@@ -235,14 +246,44 @@ def chaos(
         calm = one_run(0, (), nodes, source=source, work=work, rng=rng)
         on_run(calm)
         runs.append(calm)
-        for number in range(1, num_runs + 1):
-            kills = plan(number, calm.seconds) if plan else plan_kills(seed, number, calm.seconds)
-            run = one_run(number, kills, nodes, source=source, work=work, rng=random.Random(f"{seed}/{number}/victim"))
+        for number in numbers:
+            kills = plan(number) if plan else plan_kills(seed, number)
+            rng = random.Random(f"{seed}/{number}/victim")
+            run = one_run(number, kills, nodes, source=source, work=work, rng=rng, span_s=calm.seconds)
             on_run(run)
             runs.append(run)
     finally:
         nodes.close()
     return runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChaosReport:
+    """What the bench found: `runs` in order, the undisturbed one first."""
+
+    seed: int
+    num_runs: int
+    num_kills: int
+    kills: dict[str, int]
+    num_rows_a_run: int
+    num_rejects_a_run: int
+    num_findings: int
+    runs: tuple[ChaosRun, ...]
+
+    @staticmethod
+    def of(runs: Sequence[ChaosRun], seed: int) -> ChaosReport:
+        """Count over the runs."""
+        kills = Counter(victim for run in runs for victim in run.hit)
+        return ChaosReport(
+            seed=seed,
+            num_runs=sum(run.number > 0 for run in runs),
+            num_kills=kills.total(),
+            kills=dict(sorted(kills.items())),
+            num_rows_a_run=runs[0].num_rows,
+            num_rejects_a_run=runs[0].num_rejects,
+            num_findings=sum(len(run.findings) for run in runs),
+            runs=tuple(runs),
+        )
 
 
 def _print(run: ChaosRun) -> None:
@@ -258,17 +299,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="do this run of the seed alone")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "chaos")
-    parser.add_argument("--json", type=Path, help="write the runs here")
+    parser.add_argument("--json", type=Path, help="write the runs here, after each of them")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
-    runs = chaos(options.runs, options.seed, options.work, on_run=_print)
-    kills = Counter(victim for run in runs for victim in run.hit)
-    wrong = [run for run in runs if run.findings]
-    print(f"{len(runs) - 1} runs, {kills.total()} kills ({dict(kills)}); {len(wrong)} runs with findings")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
-    return 1 if wrong else 0
+    done: list[ChaosRun] = []
+
+    def keep(run: ChaosRun) -> None:
+        _print(run)
+        done.append(run)
+        if options.json:
+            options.json.write_text(json.dumps(asdict(ChaosReport.of(done, options.seed)), indent=1) + "\n")
+
+    numbers = range(1, options.runs + 1) if options.only is None else (options.only,)
+    chaos(numbers, options.seed, options.work, on_run=keep)
+    report = ChaosReport.of(done, options.seed)
+    print(f"{report.num_runs} runs, {report.num_kills} kills ({report.kills}); {report.num_findings} findings")
+    return 1 if report.num_findings else 0
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.cluster_actors import DecodeWorker, Heartbeat, TokenizerWorker, first_line, start_error, was_killed
 from pipeline.fingerprint import TokenizerSpec, decoder_identity, require_equal
-from pipeline.leases import Attempt, Failure, ShardLedger
+from pipeline.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
 from pipeline.progress import Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
-from pipeline.sizes import Sizes, plan_sizes
+from pipeline.sizes import Sizes, plan_sizes, resize
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError, TatokError
 from schemas.job import JobConfig
@@ -40,7 +40,6 @@ __all__ = ["Outcome", "run_shards"]
 
 _POLL_S = 1.0
 _PLACEMENT_NOTICE_S = 30.0
-_MAX_DEATHS_IN_A_ROW = 6  # of processes, without a commit in between: the fault is not in one shard
 _MIN_SAMPLES_FOR_LIMIT = 100
 _RESIZE_S = 5.0  # between looks at what the cluster has now
 _ROOM_S = 15.0  # that a tokenizer waits for a place before a decoder makes room
@@ -155,7 +154,7 @@ class _Scheduler:
         self._running: dict[Any, _Lease] = {}
         self._polls: dict[Any, _TokenizerSlot] = {}
         self._num_decoders = 0  # those that start, idle and work
-        self._deaths_in_a_row = 0  # of processes; a commit clears them
+        self._deaths = DeathsInARow()
         self._polled_at = self._resized_at = self._room_wanted_at = 0.0
 
     def run(self) -> Outcome:
@@ -260,7 +259,8 @@ class _Scheduler:
             return
         self._resized_at = now
         total = ray.cluster_resources()
-        sizes = plan_sizes(
+        sizes = resize(
+            self._sizes,
             self._config,
             num_shards=self._ledger.num_unsettled,
             num_cpus=total.get("CPU", 1.0),
@@ -331,7 +331,7 @@ class _Scheduler:
                 self._count_death(result.message)
                 self._start_tokenizer()
         if isinstance(result, ShardReport):
-            self._deaths_in_a_row = 0
+            self._deaths.clear()
             self._idle_decoders.append(lease.decoder)
             if self._ledger.commit(lease.attempt, result):
                 self._on_event(ShardCommitted(report=result))
@@ -362,10 +362,9 @@ class _Scheduler:
                 lease.heartbeat, lease.alive_at = heartbeat, time.monotonic()
 
     def _count_death(self, message: str) -> None:
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row >= _MAX_DEATHS_IN_A_ROW:
+        if self._deaths.add():
             raise TatokError(
-                f"{self._deaths_in_a_row} processes died in a row, the last one so: {message}\n"
+                f"processes died {MAX_DEATHS_IN_A_ROW} times without a shard in between, the last one so: {message}\n"
                 "the machine may be short of memory: try a smaller resources.batch_size or fewer resources.num_decoders"
             )
 

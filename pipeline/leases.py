@@ -13,13 +13,15 @@ from typing import Literal
 
 from schemas.records import Shard, ShardReport
 
-__all__ = ["Attempt", "Failure", "ShardLedger"]
+__all__ = ["MAX_DEATHS_IN_A_ROW", "Attempt", "DeathsInARow", "Failure", "ShardLedger"]
 
 FailureKind = Literal["decode_timeout", "decoder_died", "tokenizer_died", "source", "commit", "error"]
 MAX_ATTEMPTS = 3
 BACKOFF_S = 2.0  # before the second attempt; doubled before each further one
 STRAGGLER_S = 30.0
 STRAGGLER_RATIO = 3.0  # to the median time of committed shards
+MAX_DEATHS_IN_A_ROW = 6
+DEATHS_APART_S = 10.0
 # What may be one sample's doing: the next attempt decodes in a process that tells which.
 _SAMPLES_FAULT = ("decode_timeout", "decoder_died")
 
@@ -151,3 +153,25 @@ class ShardLedger:
         )
         self._at_work.setdefault(shard.shard_id, {})[attempt] = self._clock()
         return attempt
+
+
+class DeathsInARow:
+    """Counts processes that die without a commit in between: after so many the fault is not in one shard.
+
+    Deaths within `DEATHS_APART_S` count as one, since a node that is lost takes all of its processes with it.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count, self._last = 0, -math.inf
+
+    def add(self) -> bool:
+        """Count a death; whether there were too many."""
+        now = self._clock()
+        if now - self._last >= DEATHS_APART_S:
+            self._count, self._last = self._count + 1, now
+        return self._count >= MAX_DEATHS_IN_A_ROW
+
+    def clear(self) -> None:
+        """A shard was committed."""
+        self._count = 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schemas.errors import ConfigError
 from schemas.job import JobConfig
 
-__all__ = ["Sizes", "plan_sizes"]
+__all__ = ["Sizes", "plan_sizes", "resize"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +48,14 @@ def plan_sizes(config: JobConfig, *, num_shards: int, num_cpus: float, num_gpus:
         cpus_per_actor=max(share, 0.01),
         torch_threads=max(1, int(num_cpus) // num_tokenizers),
     )
+
+
+def resize(sizes: Sizes, config: JobConfig, *, num_shards: int, num_cpus: float, num_gpus: float) -> Sizes:
+    """The sizes for what the cluster has now and for the shards that are left, of a job that was begun with `sizes`.
+
+    GPUs that have gone are waited for: a node that is lost is no reason to refuse the job.
+    """
+    if num_shards == 0:
+        return replace(sizes, num_tokenizers=0, num_decoders=0)
+    needed = sizes.num_tokenizers * sizes.gpus_per_tokenizer
+    return plan_sizes(config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=max(num_gpus, needed))

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline_commit import shard
 
-from pipeline.leases import BACKOFF_S, MAX_ATTEMPTS, STRAGGLER_S, Attempt, Failure, ShardLedger
+from pipeline.leases import (
+    BACKOFF_S,
+    DEATHS_APART_S,
+    MAX_ATTEMPTS,
+    MAX_DEATHS_IN_A_ROW,
+    STRAGGLER_S,
+    Attempt,
+    DeathsInARow,
+    Failure,
+    ShardLedger,
+)
 from schemas.records import ShardReport
 
 LOST = Failure(kind="source", message="lost")
@@ -165,3 +175,18 @@ def test_every_shard_ends_up_committed_or_failed_once(
     settled = [item.shard for item in ledger.reports] + list(ledger.failed)
     assert sorted(settled, key=lambda item: item.shard_id) == shards
     assert ledger.rejects()["corrupt"] == 2 * len(ledger.reports)
+
+
+def test_a_lost_node_counts_as_one_death_and_endless_dying_ends() -> None:
+    clock = Clock()
+    deaths = DeathsInARow(clock=clock)
+    assert not any(deaths.add() for _ in range(100)), "all processes of one node"
+    for _ in range(MAX_DEATHS_IN_A_ROW - 2):
+        clock.now += DEATHS_APART_S
+        assert not deaths.add()
+    deaths.clear()
+    for _ in range(MAX_DEATHS_IN_A_ROW - 1):
+        clock.now += DEATHS_APART_S
+        assert not deaths.add()
+    clock.now += DEATHS_APART_S
+    assert deaths.add()
