@@ -69,22 +69,25 @@ class DecodeWorker:
         # A worker imports this module for its class alone; each kind then imports what it runs.
         from pipeline import decode, guarded, read
 
-        self._decode, self._read, self._guarded = decode.decode_image, read.read_samples, guarded.GuardedDecoder
+        self._decode, self._read, self._guarded = decode.decode_sample, read.read_samples, guarded.GuardedDecoder
         self._config = config
 
     def ready(self) -> dict[str, str]:
         """What the pixels of this process depend on, once it can work."""
         return decoder_identity()
 
-    def decode(self, shard: Shard, chunk_size: int, *, guarded: bool) -> Iterator[list[Clip | Reject]]:
+    def decode(
+        self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
+    ) -> Iterator[list[Clip | Reject]]:
         """Stream the shard as chunks of `chunk_size` results, in source order; Ray's backpressure paces it.
 
-        `guarded`: each sample in a child process, so that one that crashes, hangs or exhausts memory is a reject.
+        A chunk ends earlier where its pixels come to `chunk_bytes`. `guarded`: each sample in a child process, so that
+        one that crashes, hangs or exhausts memory is a reject.
         """
-        config, chunk = self._config, list[Clip | Reject]()
+        config, chunk, num_bytes = self._config, list[Clip | Reject](), 0
         samples = self._read(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
         with ExitStack() as stack:
-            decode: Callable[[Sample], Clip | Reject] = partial(
+            decode: Callable[[Sample], Iterator[Clip | Reject]] = partial(
                 self._decode, preprocessing=config.preprocessing, limits=config.limits
             )
             if guarded:
@@ -96,10 +99,12 @@ class DecodeWorker:
                 )
                 decode = stack.enter_context(guard).decode
             for sample in samples:
-                chunk.append(sample if isinstance(sample, Reject) else decode(sample))
-                if len(chunk) >= chunk_size:
-                    yield chunk
-                    chunk = []
+                for result in [sample] if isinstance(sample, Reject) else decode(sample):
+                    chunk.append(result)
+                    num_bytes += 0 if isinstance(result, Reject) else result.pixels.nbytes
+                    if len(chunk) >= chunk_size or num_bytes >= chunk_bytes:
+                        yield chunk
+                        chunk, num_bytes = [], 0
             if chunk:
                 yield chunk
 
@@ -194,7 +199,7 @@ class TokenizerWorker:
             chunk_size, deadline_s = 1, 2 * deadline_s + _GUARD_START_S
         stream = decoder.decode.options(
             num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
-        ).remote(attempt.shard, chunk_size, guarded=attempt.guarded)
+        ).remote(attempt.shard, chunk_size, chunk_size * clip_bytes, guarded=attempt.guarded)
         while True:
             arrived, _ = ray.wait([stream], timeout=deadline_s)
             if not arrived:

@@ -16,14 +16,15 @@ from schemas.tokens import MAX_POSITIONS, REJECTS_SCHEMA, token_schema
 __all__ = ["rejects_from_text", "rejects_table", "rejects_to_text", "sample_id", "token_table"]
 
 
-def sample_id(uri: str, index: int, key: str) -> str:
-    """128 bits in hex that name one sample: unique in a data set, equal in every run over the same source.
+def sample_id(uri: str, index: int, key: str, clip_index: int = 0) -> str:
+    """128 bits in hex that name one row: unique in a data set, equal in every run over the same source.
 
     It names the place, not the bytes: a source at another address gives other ids, and the column sha256 (with key)
     is what finds the same photo again. Hashing the bytes instead would give two copies of one photo one id, and a
     sample that cannot be read none.
     """
-    return hashlib.sha256(f"{uri}\0{index}\0{key}".encode()).hexdigest()[:32]
+    clip = f"\0{clip_index}" if clip_index else ""
+    return hashlib.sha256(f"{uri}\0{index}\0{key}{clip}".encode()).hexdigest()[:32]
 
 
 def token_table(
@@ -37,10 +38,11 @@ def token_table(
     _check_ranges(clips, sequences, vocab_size)
     entropies = [sequence.entropy for sequence in sequences]
     columns: dict[str, object] = {
-        "sample_id": [sample_id(clip.uri, clip.index, clip.key) for clip in clips],
+        "sample_id": [sample_id(clip.uri, clip.index, clip.key, clip.clip_index) for clip in clips],
         "key": [clip.key for clip in clips],
         "source_uri": [clip.uri for clip in clips],
         "source_index": [clip.index for clip in clips],
+        "clip_index": [clip.clip_index for clip in clips],
         "media": [clip.media for clip in clips],
         "sha256": [clip.sha256 for clip in clips],
         "width": [clip.width for clip in clips],
@@ -49,10 +51,11 @@ def token_table(
         "crop_top": [clip.crop.top for clip in clips],
         "crop_width": [clip.crop.width for clip in clips],
         "crop_height": [clip.crop.height for clip in clips],
-        "clip_start_s": [None] * len(clips),
-        "fps": [None] * len(clips),
+        "flipped": [clip.flipped for clip in clips],
+        "clip_start_s": [clip.clip_start_s for clip in clips],
+        "fps": [clip.fps for clip in clips],
         "num_frames": [len(clip.pixels) for clip in clips],
-        "frame_pts_s": [None] * len(clips),
+        "frame_pts_s": [clip.frame_pts_s for clip in clips],
         "tokens": _lists([sequence.codes for sequence in sequences], schema.field("tokens").type),
         "positions": _lists([sequence.positions for sequence in sequences], schema.field("positions").type),
         "num_tokens": [sequence.num_tokens for sequence in sequences],
@@ -81,10 +84,11 @@ def token_table(
 def rejects_table(rejects: Sequence[Reject]) -> pa.Table:
     """One row a reject, in order."""
     columns: dict[str, object] = {
-        "sample_id": [sample_id(reject.uri, reject.index, reject.key) for reject in rejects],
+        "sample_id": [sample_id(reject.uri, reject.index, reject.key, reject.clip_index) for reject in rejects],
         "key": [reject.key for reject in rejects],
         "source_uri": [reject.uri for reject in rejects],
         "source_index": [reject.index for reject in rejects],
+        "clip_index": [reject.clip_index for reject in rejects],
         "stage": [reject.stage for reject in rejects],
         "reason": [reject.reason for reject in rejects],
         "detail": [reject.detail for reject in rejects],

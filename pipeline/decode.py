@@ -1,4 +1,4 @@
-"""Sample -> clip or reject: hostile bytes in, one square uint8 image out (Pillow)."""
+"""Sample -> clips and rejects: hostile bytes in, pixels for the tokenizer out, and the words with them (Pillow)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +18,7 @@ from schemas.errors import DecodeError
 from schemas.job import Limits, Preprocessing
 from schemas.records import Clip, Crop, Reject, Sample
 
-__all__ = ["FORMATS", "decode_image"]
+__all__ = ["FORMATS", "decode_sample"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000")
 """What is decoded. Left out: formats that run other programs (EPS) or that take any bytes for theirs (TGA)."""
@@ -51,44 +52,66 @@ _DAMAGE = (
 )
 
 
-def decode_image(sample: Sample, preprocessing: Preprocessing, limits: Limits) -> Clip | Reject:
-    """Decode, turn upright, convert to RGB, and bring the centred square to image_size; animations give frame 1.
+def decode_sample(sample: Sample, preprocessing: Preprocessing, limits: Limits) -> Iterator[Clip | Reject]:
+    """The clips of one sample, in order, as they are decoded: each becomes a row.
 
-    The largest centred square is resampled once, antialiased, from full-resolution pixels. Transparent pixels lie on
-    `preprocessing.background`; 16-bit grey is scaled to 8; colour profiles are not applied. `metadata` is the .json
-    member if it is strict JSON, else its text as one JSON string, so that the column always parses.
-
-    Rejects, all of stage "decode": "empty", "not_an_image", "truncated", "corrupt", "too_many_pixels", "too_small",
-    "unsupported_mode", "out_of_memory", "decoder_error". Never raises because of the sample's bytes.
+    A sample that cannot be decoded, or not to its end, ends with a reject of stage "decode", whose `clip_index` is
+    the number of clips before it; reasons are those of `_decode_image`. `metadata` is the .json member if it is strict
+    JSON, else its text as one JSON string, so that the column always parses. Never raises because of the bytes.
     """
+    sha256 = hashlib.sha256(sample.payload).hexdigest()
+    caption, label = _text(sample.attachments, "txt"), _text(sample.attachments, "cls")
+    metadata = _json(sample.attachments)
+    num_clips = 0
     try:
-        pixels, width, height, crop = _pixels(sample.payload, preprocessing, limits)
+        for view in _decode_image(sample.payload, preprocessing, limits):
+            yield Clip(
+                key=sample.key,
+                uri=sample.uri,
+                index=sample.index,
+                media=sample.media,
+                pixels=view.pixels,
+                width=view.width,
+                height=view.height,
+                crop=view.crop,
+                sha256=sha256,
+                clip_index=num_clips,
+                caption=caption,
+                label=label,
+                metadata=metadata,
+            )
+            num_clips += 1
     except DecodeError as error:
-        return Reject(
+        yield Reject(
             key=sample.key,
             uri=sample.uri,
             index=sample.index,
             stage="decode",
             reason=error.reason,
             detail=error.detail,
+            clip_index=num_clips,
         )
-    return Clip(
-        key=sample.key,
-        uri=sample.uri,
-        index=sample.index,
-        media=sample.media,
-        pixels=pixels,
-        width=width,
-        height=height,
-        crop=crop,
-        sha256=hashlib.sha256(sample.payload).hexdigest(),
-        caption=_text(sample.attachments, "txt"),
-        label=_text(sample.attachments, "cls"),
-        metadata=_json(sample.attachments),
-    )
 
 
-def _pixels(payload: bytes, preprocessing: Preprocessing, limits: Limits) -> tuple[np.ndarray, int, int, Crop]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    """One part of an image as it is tokenized; `pixels` is uint8 [T, 3, H, W], sizes are the image's, upright."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    crop: Crop
+
+
+def _decode_image(payload: bytes, preprocessing: Preprocessing, limits: Limits) -> Iterator[_View]:
+    """Decode, turn upright, convert to RGB, and bring the centred square to image_size; animations give frame 1.
+
+    The largest centred square is resampled once, antialiased, from full-resolution pixels. Transparent pixels lie on
+    `preprocessing.background`; 16-bit grey is scaled to 8; colour profiles are not applied.
+
+    Raises DecodeError and nothing else because of the bytes; its reasons: "empty", "not_an_image", "truncated",
+    "corrupt", "too_many_pixels", "too_small", "unsupported_mode", "out_of_memory", "decoder_error".
+    """
     if not payload:
         raise DecodeError("empty", "the member has no bytes")
     # Pillow knows the size once it has read the header, and some plug-ins ask for the limit before they allocate.
@@ -98,7 +121,7 @@ def _pixels(payload: bytes, preprocessing: Preprocessing, limits: Limits) -> tup
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-                return _prepare(image, preprocessing, limits)
+                views = [_prepare(image, preprocessing, limits)]
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -114,9 +137,10 @@ def _pixels(payload: bytes, preprocessing: Preprocessing, limits: Limits) -> tup
         raise DecodeError("decoder_error", f"{type(error).__name__}: {error}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = previous_limit
+    yield from views
 
 
-def _prepare(image: Image.Image, preprocessing: Preprocessing, limits: Limits) -> tuple[np.ndarray, int, int, Crop]:
+def _prepare(image: Image.Image, preprocessing: Preprocessing, limits: Limits) -> _View:
     if image.width * image.height > limits.max_pixels:
         raise DecodeError(
             "too_many_pixels", f"{image.width} x {image.height} pixels; at most {limits.max_pixels} (limits.max_pixels)"
@@ -139,7 +163,7 @@ def _prepare(image: Image.Image, preprocessing: Preprocessing, limits: Limits) -
         (size, size), _RESAMPLE[preprocessing.resample]
     )
     pixels_1CHW = np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))[None]
-    return pixels_1CHW, rgb.width, rgb.height, crop
+    return _View(pixels=pixels_1CHW, width=rgb.width, height=rgb.height, crop=crop)
 
 
 def _orientation(image: Image.Image) -> int:

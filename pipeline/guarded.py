@@ -1,4 +1,4 @@
-"""Sample -> clip or reject in a child process: what hangs, crashes or exhausts memory there is found and rejected.
+"""Sample -> clips or rejects in a child process: what hangs, crashes or exhausts memory there is found and rejected.
 
 Decoding is done here after a decoder process was lost, and only for that shard: a sample that can take its process
 with it is then known by name, whatever killed it, and the others go on. A child is started anew after each loss.
@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import IO, Self
 
@@ -25,8 +25,8 @@ from schemas.records import Clip, Reject, Sample
 
 __all__ = ["Decode", "GuardedDecoder"]
 
-Decode = Callable[[Sample, Preprocessing, Limits], Clip | Reject]
-"""`decode_image` is one."""
+Decode = Callable[[Sample, Preprocessing, Limits], Iterable[Clip | Reject]]
+"""`decode_sample` is one."""
 
 _LENGTH = struct.Struct("<Q")
 _START_S = 60.0
@@ -42,9 +42,10 @@ class _Lost(Exception):
 
 
 class GuardedDecoder:
-    """Decodes samples one at a time in a child process with a deadline and a bound on its memory.
+    """Decodes samples one at a time in a child process with a deadline for each clip and a bound on its memory.
 
-    Use as a context manager; at its end, and when this process dies, the child is gone. `decode` must pickle.
+    Clips come over one by one: the child waits, with one clip in hand, until the last one is taken. Use as a context
+    manager; at its end, and when this process dies, the child is gone. `decode` must pickle.
     """
 
     def __init__(self, preprocessing: Preprocessing, limits: Limits, *, deadline_s: float, decode: Decode) -> None:
@@ -59,27 +60,34 @@ class GuardedDecoder:
     def __exit__(self, *_: object) -> None:
         self._kill()
 
-    def decode(self, sample: Sample) -> Clip | Reject:
-        """The clip, or a reject: besides those of decoding "decoder_hang", "decoder_crash" and "out_of_memory".
+    def decode(self, sample: Sample) -> Iterator[Clip | Reject]:
+        """The clips and rejects of a sample; rejects besides those of decoding: "decoder_hang", "decoder_crash".
 
         Raises RuntimeError where a child cannot be started at all.
         """
         child = self._child or self._spawn()
+        num_results, is_done = 0, False
         try:
-            answer = _exchange(child, pickle.dumps(sample), time.monotonic() + self._deadline_s)
+            _send(child, pickle.dumps(sample))
+            while answer := _receive(child, self._deadline_s):
+                result = pickle.loads(answer)
+                assert isinstance(result, Clip | Reject)
+                num_results += 1
+                yield result
+            is_done = True
         except _Lost as lost:
-            self._kill()
-            return Reject(
+            yield Reject(
                 key=sample.key,
                 uri=sample.uri,
                 index=sample.index,
                 stage="decode",
                 reason=lost.reason,
                 detail=lost.detail,
+                clip_index=num_results,
             )
-        result = pickle.loads(answer)
-        assert isinstance(result, Clip | Reject)
-        return result
+        finally:
+            if not is_done:  # lost, or whoever asked wants no more: what it still says must not answer another question
+                self._kill()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -89,7 +97,8 @@ class GuardedDecoder:
         )
         try:
             hello = pickle.dumps((os.getpid(), self._max_decode_bytes, self._start))
-            _exchange(child, hello, time.monotonic() + _START_S)
+            _send(child, hello)
+            _receive(child, _START_S)
         except _Lost as lost:
             self._kill()
             raise RuntimeError(f"the process that decodes one sample at a time does not start: {lost.detail}") from None
@@ -106,23 +115,25 @@ class GuardedDecoder:
             self._child = None
 
 
-def _exchange(child: subprocess.Popen[bytes], message: bytes, deadline: float) -> bytes:
-    """Send a message and wait for the answer; raises _Lost where none comes until `deadline` (monotonic)."""
+def _send(child: subprocess.Popen[bytes], message: bytes) -> None:
     assert child.stdin is not None
-    assert child.stdout is not None
-    started = time.monotonic()
     try:
         child.stdin.write(_LENGTH.pack(len(message)) + message)
         child.stdin.flush()
     except BrokenPipeError:
         raise _dead(child) from None
+
+
+def _receive(child: subprocess.Popen[bytes], deadline_s: float) -> bytes:
+    """Wait for one answer; raises _Lost where it does not come within `deadline_s`."""
+    assert child.stdout is not None
+    deadline = time.monotonic() + deadline_s
     answer, wanted = bytearray(), _LENGTH.size
     while len(answer) < wanted:
         readable, _, _ = select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))
         if not readable:
-            seconds = deadline - started
-            raise _Lost("decoder_hang", f"not decoded within {seconds:g} s (resources.decode_timeout_s)")
-        block = os.read(child.stdout.fileno(), 1 << 20)
+            raise _Lost("decoder_hang", f"not decoded within {deadline_s:g} s (resources.decode_timeout_s)")
+        block = os.read(child.stdout.fileno(), min(wanted - len(answer), 1 << 20))  # the next answer may follow at once
         if not block:
             raise _dead(child)
         answer += block
@@ -140,7 +151,7 @@ def _dead(child: subprocess.Popen[bytes]) -> _Lost:
 
 
 def _serve() -> None:
-    """The child: answers each sample with a clip or a reject, until its input ends."""
+    """The child: answers each sample with its clips and rejects and an empty message, until its input ends."""
     source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not stand among the answers
     parent, max_decode_bytes, start = pickle.loads(_message(source) or b"")
@@ -149,14 +160,19 @@ def _serve() -> None:
         return
     decode, preprocessing, limits = pickle.loads(start)
     _limit_memory(max_decode_bytes)
-    answer = b""
-    while True:
-        answers.write(_LENGTH.pack(len(answer)) + answer)
+    _answer(answers, ())
+    while (message := _message(source)) is not None:
+        _answer(answers, decode(pickle.loads(message), preprocessing, limits))
+
+
+def _answer(answers: IO[bytes], results: Iterable[Clip | Reject]) -> None:
+    for result in results:
+        answer = pickle.dumps(result)
+        answers.write(_LENGTH.pack(len(answer)))
+        answers.write(answer)
         answers.flush()
-        message = _message(source)
-        if message is None:
-            return
-        answer = pickle.dumps(decode(pickle.loads(message), preprocessing, limits))
+    answers.write(_LENGTH.pack(0))
+    answers.flush()
 
 
 def _message(source: IO[bytes]) -> bytes | None:

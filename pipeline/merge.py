@@ -112,7 +112,12 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
                 shards.append(json.loads(metadata[FOOTER_SHARD.encode()]))
         except (KeyError, ValueError) as error:
             raise SourceError(f"{data.path(part.name)} is not a part that tatok wrote ({error!r})") from error
-        if (version, recorded) != (SCHEMA_VERSION, fingerprint):
+        if version != SCHEMA_VERSION:
+            raise CommitError(
+                f"{data.path(part.name)} has schema version {version}, and this tatok merges version {SCHEMA_VERSION}; "
+                "use the tatok that made it, or tokenize again"
+            )
+        if recorded != fingerprint:
             raise CommitError(
                 f"{data.path(part.name)} was made under other settings than {data.url}/run.json tells; "
                 "move the part away, or tokenize its shard again"

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipeline.decode import decode_image
+from pipeline.decode import decode_sample
 from pipeline.read import read_samples
 from schemas.errors import SourceError
 from schemas.job import JobConfig, Limits, Preprocessing
@@ -29,11 +29,12 @@ THREAD_NAME = "tatok-originals"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcePlace:
-    """Where a row's sample lies, and the SHA-256 that its bytes had when it was tokenized."""
+    """Where a row's sample lies, which of its clips the row is, and the SHA-256 that its bytes had then."""
 
     uri: str
     index: int
     sha256: str
+    clip_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +85,16 @@ class Recipe:
 
 
 def source_places(table: pa.Table) -> list[SourcePlace]:
-    """The place of each row, in order; the table has the columns source_uri, source_index and sha256."""
-    columns = (table.column(name).to_pylist() for name in ("source_uri", "source_index", "sha256"))
-    return [SourcePlace(uri=uri, index=index, sha256=sha256) for uri, index, sha256 in zip(*columns, strict=True)]
+    """The place of each row, in order; the table has the columns source_uri, source_index, sha256 and clip_index.
+
+    In data sets of schema version 1, which lack clip_index, every row is its sample's only one.
+    """
+    columns = [table.column(name).to_pylist() for name in ("source_uri", "source_index", "sha256")]
+    clips = table.column("clip_index").to_pylist() if "clip_index" in table.column_names else [0] * len(table)
+    return [
+        SourcePlace(uri=uri, index=index, sha256=sha256, clip_index=clip)
+        for uri, index, sha256, clip in zip(*columns, clips, strict=True)
+    ]
 
 
 def read_originals(
@@ -172,12 +180,15 @@ def _decoded(answer: _Answer, recipe: Recipe) -> Clip | NotFound:
     if isinstance(answer.got, NotFound):
         return answer.got
     got = answer.got
-    clip = decode_image(got, recipe.preprocessing, recipe.limits) if isinstance(got, Sample) else got
-    if isinstance(clip, Reject):
-        return NotFound(why=f"the source is damaged now: {clip.detail}")
-    if clip.sha256 != answer.place.sha256:
-        return NotFound(why="the source holds other bytes than those that were tokenized")
-    return clip
+    clips = decode_sample(got, recipe.preprocessing, recipe.limits) if isinstance(got, Sample) else [got]
+    for clip in clips:
+        if isinstance(clip, Reject):
+            return NotFound(why=f"the source is damaged now: {clip.detail}")
+        if clip.sha256 != answer.place.sha256:
+            break
+        if clip.clip_index == answer.place.clip_index:
+            return clip
+    return NotFound(why="the source holds other bytes than those that were tokenized")
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -149,16 +149,18 @@ def _read_manifest(store: OutputStore, findings: list[Finding]) -> Manifest:
 
 def _check_keys(part: VerifiedPart, shard: Shard, limits: Limits, image_field: str | None) -> int:
     """Compare a shard's samples with the part's rows and rejects; how many samples there are."""
-    found = Counter(zip(part.places.get(shard.uri, ()), part.keys.get(shard.uri, ()), strict=True))
+    places = zip(part.places.get(shard.uri, ()), part.keys.get(shard.uri, ()), strict=True)
+    # Its first clip stands for a sample: that none is missing before another is checked without the source.
+    found = Counter((index, key) for (index, clip), key in places if clip == 0)
     wanted = Counter[tuple[int, str]]()
     for sample in read_samples(shard, max_sample_bytes=limits.max_sample_bytes, image_field=image_field):
         wanted[sample.index, sample.key] += 1
     stop = math.inf if shard.stop is None else shard.stop
     found = Counter({place: n for place, n in found.items() if shard.start <= place[0] < stop})
-    for what, places in (("neither a row nor a reject", wanted - found), ("not in the source", found - wanted)):
-        if places:
-            index, key = min(places)
-            part.report("keys", f"{places.total()} samples of {shard.uri} are {what}, first {key!r} (index {index})")
+    for what, wrong in (("neither a row nor a reject", wanted - found), ("not in the source", found - wanted)):
+        if wrong:
+            index, key = min(wrong)
+            part.report("keys", f"{wrong.total()} samples of {shard.uri} are {what}, first {key!r} (index {index})")
     return wanted.total()
 
 

@@ -47,9 +47,9 @@ CHECKS: Mapping[CheckName, str] = {
     "checksum": "every part has the bytes that the manifest recorded",
     "codes": "codes are inside the codebook; counts of tokens, globals and patches agree",
     "positions": "positions ascend inside the grid",
-    "rows": "sample ids name their source; entropies are finite; crops lie in the image",
-    "rejects": "every part has its rejects part; no sample is in both",
-    "duplicates": "no sample stands in two rows or two parts",
+    "rows": "sample ids name their source; clips count from 0; entropies are finite; crops lie in the image",
+    "rejects": "every part has its rejects part; no clip is in both",
+    "duplicates": "no clip stands in two rows, no sample in two parts",
     "shards": "every shard of the source has a part, and no part is of another source",
     "keys": "every sample of the source is a row or a reject, and nothing else is",
 }
@@ -79,17 +79,17 @@ class Finding:
 
 @dataclass(slots=True, kw_only=True)
 class VerifiedPart:
-    """What a part and its rejects part hold; `places` maps a source file to the indices found there.
+    """What a part and its rejects part hold; `places` maps a source file to the (index, clip_index) found there.
 
-    An index is in `places` as often as it was found, rows and rejects together; `keys` has the key of each, in the
-    same order, where they were asked for.
+    A place is in `places` as often as it was found, rows and rejects together; `keys` has the key of each, in the
+    same order.
     """
 
     name: str
     num_rows: int = 0
     num_rejects: int = 0
     shards: list[Shard] = field(default_factory=list)
-    places: dict[str, list[int]] = field(default_factory=dict)
+    places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -176,7 +176,10 @@ def _check_footer(
     metadata = footer.metadata or {}
     version = metadata[FOOTER_SCHEMA_VERSION.encode()].decode()
     if version != SCHEMA_VERSION:
-        part.report("footer", f"schema version {version}, this tatok writes {SCHEMA_VERSION}")
+        part.report(
+            "footer",
+            f"schema version {version}, this tatok checks {SCHEMA_VERSION}: tokenize again, or use an older tatok",
+        )
     of_part = json.loads(metadata[FOOTER_FINGERPRINT.encode()])
     if of_part != fingerprint:
         differing = sorted(k for k in {*of_part, *fingerprint} if of_part.get(k) != fingerprint.get(k))
@@ -248,7 +251,7 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
     inside &= number["crop_left"] + number["crop_width"] <= number["width"]
     inside &= number["crop_top"] + number["crop_height"] <= number["height"]
     note("rows", ~inside, "a crop outside the image")
-    note("rows", _foreign_ids(part, table), "a sample_id that is not of its source_uri, source_index and key")
+    note("rows", _foreign_ids(part, table), "a sample_id that is not of its source_uri, source_index, key, clip_index")
     return int(lengths.sum())
 
 
@@ -276,10 +279,10 @@ def _check_rejects(
 def _foreign_ids(part: VerifiedPart, table: pa.Table) -> np.ndarray:
     """Which rows have an id that their source does not give; takes note of every row's place."""
     foreign = np.zeros(len(table), dtype=bool)
-    columns = (table[name].to_pylist() for name in ("sample_id", "source_uri", "source_index", "key"))
-    for row, (identity, uri, index, key) in enumerate(zip(*columns, strict=True)):
-        foreign[row] = identity != sample_id(uri, index, key)
-        part.places.setdefault(uri, []).append(index)
+    columns = (table[name].to_pylist() for name in ("sample_id", "source_uri", "source_index", "key", "clip_index"))
+    for row, (identity, uri, index, key, clip) in enumerate(zip(*columns, strict=True)):
+        foreign[row] = identity != sample_id(uri, index, key, clip)
+        part.places.setdefault(uri, []).append((index, clip))
         part.keys.setdefault(uri, []).append(key)
     return foreign
 
@@ -288,14 +291,19 @@ def _check_places(part: VerifiedPart) -> None:
     shards: dict[str, list[Shard]] = {}
     for shard in part.shards:
         shards.setdefault(shard.uri, []).append(shard)
-    for uri, indices in part.places.items():
-        twice = [index for index, count in Counter(indices).items() if count > 1]
+    for uri, places in part.places.items():
+        counts = Counter(places)
+        twice = [index for (index, _), count in counts.items() if count > 1]
         if twice:
             part.report("duplicates", f"{len(twice)} samples of {uri} stand here twice, first index {min(twice)}")
+        clips = Counter(index for index, _ in counts)
+        gaps = [index for index, clip in counts if clip >= clips[index]]
+        if gaps:
+            part.report("rows", f"{len(gaps)} samples of {uri} lack clips before their last, first index {min(gaps)}")
         if not part.shards:
             continue  # the footer could not be read, which is a finding already
         of_uri = shards.get(uri, [])
-        strays = [i for i in indices if not any(s.start <= i < (i + 1 if s.stop is None else s.stop) for s in of_uri)]
+        strays = [i for i in clips if not any(s.start <= i < (i + 1 if s.stop is None else s.stop) for s in of_uri)]
         if strays:
             part.report("rows", f"{len(strays)} samples of {uri} are outside the part's shards, first {strays[0]}")
 

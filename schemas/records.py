@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 ShardKind = Literal["webdataset"]
+Media = Literal["image", "video"]
 
 
 class Grid(NamedTuple):
@@ -62,13 +63,14 @@ class Sample:
     """One item as found in a shard: raw bytes, nothing decoded.
 
     `index` is the sample's place in its source file, from 0; (uri, index) is unique even where `key` is not.
+    One sample becomes one clip or several, each a row.
     `attachments` maps a member's extension ("txt", "cls", "json") to its bytes.
     """
 
     key: str
     uri: str
     index: int
-    media: Literal["image"]
+    media: Media
     extension: str
     payload: bytes
     attachments: Mapping[str, bytes] = field(default_factory=dict)
@@ -86,20 +88,28 @@ class Crop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A decoded sample, ready for the tokenizer; an image is T = 1.
+    """What one row is made from, ready for the tokenizer; an image is T = 1.
 
-    `pixels` is uint8 [T, 3, H, W], sRGB. `width` and `height` are the source's, after EXIF rotation.
+    `pixels` is uint8 [T, 3, H, W], sRGB. `width` and `height` are the source's, after EXIF rotation. `clip_index` is
+    the clip's place among those of its sample, from 0. `flipped`: mirrored left to right after cropping.
+    Clips of a video tell where they start, and the time of each frame, in seconds from the start of the video;
+    `fps` is the rate at which their frames were taken.
     """
 
     key: str
     uri: str
     index: int
-    media: Literal["image"]
+    media: Media
     pixels: np.ndarray
     width: int
     height: int
     crop: Crop
     sha256: str
+    clip_index: int = 0
+    flipped: bool = False
+    clip_start_s: float | None = None
+    fps: float | None = None
+    frame_pts_s: tuple[float, ...] | None = None
     caption: str | None = None
     label: str | None = None
     metadata: str | None = None
@@ -148,7 +158,10 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """A sample that did not become a row: data, not an exception."""
+    """A sample that did not become a row, or not to its end: data, not an exception.
+
+    `clip_index` is the place of the row that is not there: the clips before it, if any, are rows.
+    """
 
     key: str
     uri: str
@@ -156,6 +169,7 @@ class Reject:
     stage: Literal["read", "decode", "tokenize"]
     reason: str
     detail: str
+    clip_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

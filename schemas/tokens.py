@@ -20,8 +20,12 @@ __all__ = [
     "token_schema",
 ]
 
-SCHEMA_VERSION = "1"
-"""Raised whenever a column changes its name, type or meaning."""
+SCHEMA_VERSION = "2"
+"""Raised whenever a column changes its name, type or meaning.
+
+Version 1 had no `clip_index` and no `flipped` (0 and false in all its rows). Its data sets are read as they are:
+loaded, queried, decoded. What checks, merges or adds to parts asks for the present version.
+"""
 
 # Keys of the Parquet footer's metadata; the values are UTF-8 text.
 FOOTER_SCHEMA_VERSION = "tatok.schema_version"
@@ -55,6 +59,7 @@ def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
         pa.field("key", pa.string(), nullable=False),
         pa.field("source_uri", pa.string(), nullable=False),
         pa.field("source_index", pa.int64(), nullable=False),
+        pa.field("clip_index", pa.int32(), nullable=False),
         pa.field("media", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
@@ -63,6 +68,7 @@ def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
         pa.field("crop_top", pa.int32(), nullable=False),
         pa.field("crop_width", pa.int32(), nullable=False),
         pa.field("crop_height", pa.int32(), nullable=False),
+        pa.field("flipped", pa.bool_(), nullable=False),
         pa.field("clip_start_s", pa.float64()),
         pa.field("fps", pa.float64()),
         pa.field("num_frames", pa.int32(), nullable=False),
@@ -98,6 +104,7 @@ REJECTS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("source_uri", pa.string(), nullable=False),
         pa.field("source_index", pa.int64(), nullable=False),
+        pa.field("clip_index", pa.int32(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),

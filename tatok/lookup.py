@@ -85,9 +85,14 @@ def _matches(data: TokenizedData, part: str, names: Sequence[str]) -> list[tuple
 
 
 def _ambiguous(data: TokenizedData, name: str, hits: list[RowPlace]) -> str:
-    shown = read_rows(data, hits[:_MOST_SHOWN], ["sample_id", "key", "source_uri", "source_index"]).to_pylist()
+    columns = [n for n in ("sample_id", "key", "source_uri", "source_index", "clip_index") if n in data.schema.names]
+    shown = read_rows(data, hits[:_MOST_SHOWN], columns).to_pylist()
     lines = [f"{len(hits):,} rows of {data.url} fit {name!r}; name one by its sample id (8 digits or more do):"]
-    lines += [f"  {row['sample_id']}  {row['key']!r}  {row['source_uri']} [{row['source_index']}]" for row in shown]
+    lines += [
+        f"  {row['sample_id']}  {row['key']!r}  {row['source_uri']} [{row['source_index']}]"
+        + (f" clip {row['clip_index']}" if row.get("clip_index") else "")
+        for row in shown
+    ]
     if len(hits) > _MOST_SHOWN:
         lines.append(f"  and {len(hits) - _MOST_SHOWN:,} more")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from conftest import TESTS, jpeg, tar_bytes
 from fake_tokenizer import FakeTokenizer
 
 from pipeline.commit import commit_shard
-from pipeline.decode import decode_image
+from pipeline.decode import decode_sample
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.manifest import claim_output, mark_success, record_run, update_manifest
 from pipeline.plan import plan_shards
@@ -54,8 +54,10 @@ def write_real_data(
 
     def decoded(shard: Shard) -> Iterator[Clip | Reject]:
         for sample in read_samples(shard, max_sample_bytes=config.limits.max_sample_bytes):
-            is_reject = isinstance(sample, Reject)
-            yield sample if is_reject else decode_image(sample, config.preprocessing, config.limits)
+            if isinstance(sample, Reject):
+                yield sample
+            else:
+                yield from decode_sample(sample, config.preprocessing, config.limits)
 
     reports = [
         commit_shard(

@@ -31,7 +31,7 @@ from schemas.errors import CommitError, SourceError
 from schemas.job import JobConfig
 from schemas.manifest import Part, RunDocument, RunRecord
 from schemas.records import Reject
-from schemas.tokens import FOOTER_SHARD, FOOTER_SHARDS
+from schemas.tokens import FOOTER_SHARD, FOOTER_SHARDS, SCHEMA_VERSION
 from tatok.dataset import TokenDataset
 from tatok.parts import TokenizedData
 
@@ -59,7 +59,7 @@ def write_data_set(folder: Path, rows_per_part: Sequence[int], *, row_group_rows
             for i in range(number % 3)
         ]
         footer = {
-            "tatok.schema_version": "1",
+            "tatok.schema_version": SCHEMA_VERSION,
             "tatok.fingerprint": json.dumps(FINGERPRINT),
             "tatok.shard": json.dumps({"shard_id": f"{number:04}"}),
             "tatok.num_tokens": str(sum(rows.column("num_tokens").to_pylist())),
@@ -72,7 +72,9 @@ def write_data_set(folder: Path, rows_per_part: Sequence[int], *, row_group_rows
                     writer.finish(footer)
                 store.publish(path, f"{kind}/part-{number:04}.parquet", create=False)
     config = {"write": {"row_group_rows": 100}}
-    store.write_text("run.json", RunDocument(schema_version="1", fingerprint=FINGERPRINT, config=config).to_json())
+    store.write_text(
+        "run.json", RunDocument(schema_version=SCHEMA_VERSION, fingerprint=FINGERPRINT, config=config).to_json()
+    )
     record_run(store, RECORD)
     update_manifest(store, [])
     mark_success(store)

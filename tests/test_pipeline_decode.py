@@ -14,7 +14,7 @@ import pytest
 from conftest import encoded, jpeg
 from PIL import Image
 
-from pipeline.decode import decode_image
+from pipeline.decode import decode_sample
 from schemas.job import Limits, Preprocessing
 from schemas.records import Clip, Crop, Reject, Sample
 
@@ -32,7 +32,8 @@ def decode(
     sample = Sample(
         key="k", uri="u", index=7, media="image", extension="jpg", payload=payload, attachments=attachments or {}
     )
-    return decode_image(sample, preprocessing, limits)
+    [result] = decode_sample(sample, preprocessing, limits)
+    return result
 
 
 def clip_of(payload: bytes, preprocessing: Preprocessing = SMALL, **options: object) -> Clip:
@@ -200,14 +201,15 @@ def test_bomb_takes_no_memory(tmp_path: Path) -> None:
         """
         import resource, sys
         from pathlib import Path
-        from pipeline.decode import decode_image
+        from pipeline.decode import decode_sample
         from schemas.job import Limits, Preprocessing
         from schemas.records import Sample
 
         payload = Path(sys.argv[1]).read_bytes()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         sample = Sample(key="k", uri="u", index=0, media="image", extension="png", payload=payload)
-        print(decode_image(sample, Preprocessing(), Limits()).reason)
+        [reject] = decode_sample(sample, Preprocessing(), Limits())
+        print(reject.reason)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         """
     )

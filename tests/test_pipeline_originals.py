@@ -16,7 +16,7 @@ import pytest
 from conftest import photo_members, tar_bytes
 
 from pipeline import originals
-from pipeline.decode import decode_image
+from pipeline.decode import decode_sample
 from pipeline.originals import NotFound, Recipe, SourcePlace, read_originals, source_places
 from pipeline.plan import plan_shards
 from pipeline.read import read_samples
@@ -34,7 +34,7 @@ def clips_of(pattern: str) -> list[Clip]:
     for shard in plan_shards([pattern]):
         for sample in read_samples(shard, max_sample_bytes=1 << 20):
             assert not isinstance(sample, Reject)
-            clip = decode_image(sample, CONFIG.preprocessing, CONFIG.limits)
+            [clip] = decode_sample(sample, CONFIG.preprocessing, CONFIG.limits)
             assert isinstance(clip, Clip)
             clips.append(clip)
     return clips
@@ -142,8 +142,12 @@ def test_the_recipe_is_that_of_the_parts() -> None:
 
 
 def test_places_of_a_table() -> None:
-    table = pa.table({"source_uri": ["a", "b"], "source_index": [3, 4], "sha256": ["x", "y"], "key": ["k", "l"]})
+    table = pa.table({"source_uri": ["a", "b"], "source_index": [3, 4], "sha256": ["x", "y"], "clip_index": [0, 2]})
     assert source_places(table) == [
+        SourcePlace(uri="a", index=3, sha256="x"),
+        SourcePlace(uri="b", index=4, sha256="y", clip_index=2),
+    ]
+    assert source_places(table.drop_columns(["clip_index"])) == [
         SourcePlace(uri="a", index=3, sha256="x"),
         SourcePlace(uri="b", index=4, sha256="y"),
     ]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from fake_tokenizer import FakeTokenizer, encode_nothing
 
-from pipeline.columns import sample_id, token_table
+from pipeline.columns import rejects_table, sample_id, token_table
 from pipeline.tokenize import FittingEncode, TokenizedBatch, tokenize_clips
 from schemas.errors import TatokError
 from schemas.records import Clip, Crop, Reject, TokenSequence
@@ -105,6 +107,23 @@ def test_codes_that_do_not_fit_are_refused() -> None:
 def test_sample_id_is_stable_and_unique() -> None:
     assert sample_id("u", 1, "k") == "d6853ec6dd49a32f7a171258a0d83cef"
     assert len({sample_id(uri, index, key) for uri in "ab" for index in (1, 11) for key in ("k", "1k")}) == 8
+    assert sample_id("u", 1, "k", 0) == sample_id("u", 1, "k")
+    assert len({sample_id("u", 1, "k", clip_index) for clip_index in range(20)}) == 20
+
+
+def test_clips_tell_their_place_and_their_times() -> None:
+    first = replace(clip(3), fps=12.5, clip_start_s=0.04, frame_pts_s=(0.04, 0.12))
+    clips = [first, replace(clip(3), clip_index=1, flipped=True)]
+    table = pa.concat_tables(batch.rows for batch in tokenize([*clips, replace(reject(3), clip_index=2)]))
+    rows = table.select(["clip_index", "flipped", "clip_start_s", "fps", "frame_pts_s"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        (0, False, 0.04, 12.5, [0.04, 0.12]),
+        (1, True, None, None, None),
+    ]
+    of_rejects = rejects_table([replace(reject(3), clip_index=2)]).to_pylist()
+    ids = [*table["sample_id"].to_pylist(), *(row["sample_id"] for row in of_rejects)]
+    assert ids == [sample_id("u", 3, "k3", clip_index) for clip_index in range(3)]
+    assert of_rejects[0]["clip_index"] == 2
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_grows_back() -> None:

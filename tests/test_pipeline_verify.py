@@ -19,6 +19,7 @@ from real_data import write_real_data
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from pipeline.columns import sample_id
 from pipeline.compact import compact
 from pipeline.verify import Verification, verify_output
 from schemas.errors import SourceError
@@ -141,6 +142,14 @@ def renamed_key(table: pa.Table) -> pa.Table:
     return table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), pa.array(keys))
 
 
+def second_clip_of_nothing(table: pa.Table) -> pa.Table:
+    """The first row says that it is its sample's second one, which has no first."""
+    row = table.slice(0, 1).to_pylist()[0]
+    ids = [sample_id(row["source_uri"], row["source_index"], row["key"], 1), *table["sample_id"].to_pylist()[1:]]
+    table = table.set_column(0, table.schema.field("sample_id"), pa.array(ids))
+    return with_number(table, "clip_index", 1)
+
+
 @pytest.mark.parametrize(
     ("change", "checks", "with_source"),
     [
@@ -150,6 +159,7 @@ def renamed_key(table: pa.Table) -> pa.Table:
         (without_a_row, {"footer", "manifest"}, {"keys"}),
         (a_row_twice, {"footer", "manifest", "duplicates"}, {"keys"}),
         (renamed_key, {"rows"}, {"keys"}),
+        (second_clip_of_nothing, {"rows"}, {"keys"}),
         (lambda table: with_number(table, "num_tokens", 1), {"codes"}, set()),
         (lambda table: with_number(table, "entropy_bits", float("nan")), {"rows"}, set()),
         (lambda table: with_number(table, "surprisal_bits", -1.0), {"rows"}, set()),
