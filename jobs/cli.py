@@ -90,7 +90,8 @@ def tokenize(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE... OUTPUT",
-            help="WebDataset tars (paths, folders, globs, brace patterns, fsspec URLs), then the data set's folder.",
+            help="WebDataset tars, Parquet files, folders of images and videos, lists of URIs (paths, globs, brace "
+            "patterns, fsspec URLs), then the data set's folder.",
             show_default=False,
         ),
     ] = None,
@@ -99,7 +100,10 @@ def tokenize(
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; default: the one of tatok.")] = None,
     device: Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one.")] = None,
-    image_field: Annotated[str | None, typer.Option(help="Extension of the member to tokenize, such as jpg.")] = None,
+    image_field: Annotated[str | None, typer.Option(help="Tar member (jpg) or table column to tokenize.")] = None,
+    label_from_folder: Annotated[
+        bool | None, typer.Option("--label-from-folder/--no-label-from-folder", help="First folder of a file = label.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square that is tokenized, in pixels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="DTF threshold; see `tatok calibrate`.")] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Fewest tokens of an image, globals included.")] = None,
@@ -133,6 +137,7 @@ def tokenize(
         "checkpoint": checkpoint,
         "device": device,
         "image_field": image_field,
+        "label_from_folder": label_from_folder,
         "preprocessing.image_size": image_size,
         "dtf.threshold": threshold,
         "dtf.min_tokens": min_tokens,

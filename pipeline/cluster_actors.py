@@ -85,7 +85,12 @@ class DecodeWorker:
         one that crashes, hangs or exhausts memory is a reject.
         """
         config, chunk, num_bytes = self._config, list[Clip | Reject](), 0
-        samples = self._read(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
+        samples = self._read(
+            shard,
+            max_sample_bytes=config.limits.max_sample_bytes,
+            image_field=config.image_field,
+            label_from_folder=config.label_from_folder,
+        )
         with ExitStack() as stack:
             decode: Callable[[Sample], Iterator[Clip | Reject]] = partial(
                 self._decode, preprocessing=config.preprocessing, limits=config.limits

@@ -38,7 +38,14 @@ from schemas.tokens import (
 if TYPE_CHECKING:
     from pipeline.tokenize import TokenizedBatch  # imports torch, which planning a run does not need
 
-__all__ = ["commit_shard", "committed_report", "committed_shards", "part_name", "restore_rejects"]
+__all__ = [
+    "commit_shard",
+    "committed_report",
+    "committed_shards",
+    "part_name",
+    "restore_rejects",
+    "shards_of_parts",
+]
 
 _REJECTS_ROW_GROUP_ROWS = 50_000
 
@@ -56,6 +63,26 @@ def committed_shards(store: OutputStore) -> frozenset[str]:
         for name in names
         if name.startswith("part-") and name.endswith(".parquet")
     )
+
+
+def shards_of_parts(store: OutputStore, shard_ids: Iterable[str]) -> list[Shard]:
+    """The shards of these parts, as their footers tell.
+
+    Raises CommitError where a part is not one that tatok wrote.
+    """
+
+    def shard(shard_id: str) -> Shard:
+        name = part_name(shard_id)
+        metadata = _footer(store, name).metadata or {}
+        try:
+            return Shard(**json.loads(metadata[FOOTER_SHARD.encode()]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CommitError(
+                f"{store.url}/data/{name} does not tell its shard ({error!r}); delete it and run again"
+            ) from error
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(shard, shard_ids))
 
 
 def commit_shard(

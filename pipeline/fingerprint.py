@@ -64,6 +64,8 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
         for name, value in config.preprocessing.model_dump(mode="json").items()
     }
     entries["image_field"] = json.dumps(config.image_field)
+    if config.label_from_folder:  # absent where it is off, as in data sets older than it
+        entries["label_from_folder"] = "true"
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
     entries |= decoder_identity()
     return dict(sorted(entries.items()))

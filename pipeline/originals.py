@@ -15,11 +15,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from pipeline.decode import decode_sample
-from pipeline.read import read_samples
-from schemas.errors import SourceError
+from pipeline.read import read_samples, shards_at
+from schemas.errors import SourceError, TatokError
 from schemas.job import JobConfig, Limits, Preprocessing
 from schemas.manifest import RunDocument
-from schemas.records import Clip, Reject, Sample, Shard
+from schemas.records import Clip, Reject, Sample
 
 __all__ = ["NotFound", "Recipe", "SourcePlace", "read_originals", "source_places"]
 
@@ -102,8 +102,9 @@ def read_originals(
 ) -> dict[SourcePlace, Clip | NotFound]:
     """The clip of every place, or why there is none: unreachable, changed since, damaged, or not in time.
 
-    A tar is streamed from its start to the last sample wanted, several tars at a time. After `max_seconds` what is
-    still missing is given up: a store that hangs leaves its thread behind, which ends with the process.
+    A tar is streamed from its start to the last sample wanted, of a table the row's row group, several files at a time.
+    After `max_seconds` what is still missing is given up: a store that hangs leaves its thread behind, which ends with
+    the process.
     """
     by_uri: defaultdict[str, list[SourcePlace]] = defaultdict(list)
     for place in dict.fromkeys(places):
@@ -157,19 +158,19 @@ def _read_source(
     wanted: defaultdict[int, list[SourcePlace]] = defaultdict(list)
     for place in places:
         wanted[place.index].append(place)
-    shard = Shard(uri=uri, kind="webdataset", start=0, stop=max(wanted) + 1, num_bytes=0, shard_id="")
     why = "the source has fewer samples than it had"
     try:
-        for sample in read_samples(
-            shard, max_sample_bytes=recipe.limits.max_sample_bytes, image_field=recipe.image_field
-        ):
-            if stopped():
-                return
-            for place in wanted.pop(sample.index, ()):
-                yield _Answer(place=place, got=sample)
-            if not wanted:
-                return
-    except SourceError as error:
+        for shard in shards_at(uri, wanted):
+            for sample in read_samples(
+                shard, max_sample_bytes=recipe.limits.max_sample_bytes, image_field=recipe.image_field
+            ):
+                if stopped():
+                    return
+                for place in wanted.pop(sample.index, ()):
+                    yield _Answer(place=place, got=sample)
+                if not wanted:
+                    return
+    except TatokError as error:
         why = str(error)
     for rest in wanted.values():
         for place in rest:

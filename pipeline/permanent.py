@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["is_permanent"]
+__all__ = ["http_status", "is_permanent"]
 
 _STATUSES = frozenset({401, 403, 404, 405, 410, 411, 416, 501})  # not 400, which S3 gives for timeouts too
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -22,6 +22,16 @@ def is_permanent(error: BaseException) -> bool:
         if verdict is not None:
             return verdict
     return False
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """The status with which a web server refused, as far as it is known."""
+    while error is not None:
+        status = getattr(error, "status", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
 
 
 def _verdict(error: BaseException) -> bool | None:

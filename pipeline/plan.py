@@ -1,70 +1,197 @@
-"""Source patterns -> shards, and which of them still wait to be tokenized."""
+"""Source patterns -> shards of about equal bytes: large files are split, small ones grouped."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
 import fsspec
 from braceexpand import braceexpand
 from fsspec.spec import AbstractFileSystem
 
+from pipeline.file_groups import group_files
+from pipeline.formats import ARCHIVE_FORMATS, format_of
+from pipeline.listing import ListedFile, etag_of, is_local, list_below, list_directly_in
+from pipeline.plan_files import files_with_sidecars
+from pipeline.plan_parquet import split_parquet
+from pipeline.plan_tar import split_tar
+from pipeline.uri_lists import listed_files
 from schemas.errors import ConfigError, SourceError
-from schemas.records import Shard
+from schemas.records import Shard, SourceFile
 
-__all__ = ["pending_shards", "plan_shards"]
+__all__ = ["ShardSizes", "plan_shards"]
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LIST_FROM = 8  # this many names in one folder are cheaper to list than to stat one by one
+_LOOKED_THROUGH = 100_000  # names of a folder, for tars and Parquet files among them
+_NUM_READERS = 16  # of footers and headers, at a time
 
 
-def plan_shards(sources: Sequence[str]) -> list[Shard]:
-    """Expand local paths, globs, brace patterns, folders and fsspec URLs into shards, one a tar file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSizes:
+    """How much goes into a shard. Fixed, because ids depend on it: under other sizes nothing would be found committed.
 
-    Order: the patterns' own, braces as the shell expands them, matches of a glob sorted by name. A folder stands
-    for the tar files directly in it.
+    `tar_bytes` is a range of a tar that has at least twice as many; `parquet_bytes` and
+    `parquet_rows` bound a range of a Parquet file, unless one row group has more; `group_bytes` and `group_files` bound a group of files.
+    """
+
+    tar_bytes: int = 1 << 30
+    parquet_bytes: int = 256 << 20
+    parquet_rows: int = 8192
+    group_bytes: int = 256 << 20
+    group_files: int = 1024
+
+
+DEFAULT_SIZES = ShardSizes()
+
+
+class _Found(NamedTuple):
+    """A file that a pattern names: where, and what its store tells of it."""
+
+    fs: AbstractFileSystem
+    path: str
+    info: dict[str, Any]
+
+    @property
+    def uri(self) -> str:
+        return self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.info["type"] == "directory")
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.info.get("size") or 0)
+
+
+def plan_shards(
+    sources: Sequence[str], *, image_field: str | None = None, sizes: ShardSizes = DEFAULT_SIZES
+) -> list[Shard]:
+    """Expand local paths, globs, brace patterns, folders and fsspec URLs into shards.
+
+    A file's name tells what it is: a WebDataset tar (as is every name without a known extension), a Parquet file, a
+    list of URIs (.txt, .csv, .tsv, .jsonl, .ndjson), an image or a video. A folder stands for the tars and Parquet
+    files directly in it, or, where there are none, for all images and videos below it. Tars and Parquet files are
+    split where they are large, files are grouped. Order: the patterns' own, braces as the shell expands them, matches
+    of a glob sorted by name.
 
     `shard_id` hashes the absolute address, the range, the size, and the etag where the store tells one. It leaves the
     mtime out: a copy or an rsync changes it without changing a byte, and would tokenize everything again. A local
     file that is overwritten by another of exactly the same size is therefore taken for the old one. A source that
     moves to another address is another source.
 
-    Raises SourceError where a pattern matches nothing or a file is missing, ConfigError where a pattern is malformed
-    or two of them name the same file.
+    Raises SourceError where a pattern matches nothing or a file is missing, ConfigError where a pattern is malformed,
+    two of them name the same file, or a table has no column that can be the image.
     """
     if not sources:
         raise ConfigError("no source given: name a tar file, a glob, a brace pattern or an fsspec URL")
+    named: dict[str, str] = {}  # address -> the pattern that named it
     shards: list[Shard] = []
-    pattern_of: dict[str, str] = {}
     for pattern in sources:
-        for shard in _expand(pattern):
-            if shard.uri in pattern_of:
-                raise ConfigError(
-                    f"{shard.uri} is named twice, by {pattern_of[shard.uri]!r} and {pattern!r}: "
-                    "its images would stand in the data set twice; drop one of the two"
-                )
-            pattern_of[shard.uri] = pattern
-            shards.append(shard)
+        found = _expand(pattern)
+        for entry in found:
+            _refuse_second(entry.uri, pattern, named)
+        shards += _shards(found, pattern, image_field, sizes)
     return shards
 
 
-def pending_shards(planned: Iterable[Shard], committed: Iterable[str]) -> list[Shard]:
-    """The planned shards whose id is not among `committed`, in the plan's order."""
-    done = frozenset(committed)
-    return [shard for shard in planned if shard.shard_id not in done]
+def _refuse_second(uri: str, pattern: str, named: dict[str, str]) -> None:
+    """Raise ConfigError where an address, a folder above it or a file below it was named before."""
+    above = [uri]
+    while "/" in above[-1].rstrip("/"):
+        above.append(above[-1].rstrip("/").rpartition("/")[0])
+    other = next((folder for folder in above if folder in named), None)
+    if other is not None:
+        raise ConfigError(
+            f"{uri} is named twice, by {named[other]!r} and {pattern!r}: "
+            "its images would stand in the data set twice; drop one of the two"
+        )
+    named[uri] = pattern
 
 
-def _expand(pattern: str) -> list[Shard]:
+def _shards(found: Sequence[_Found], pattern: str, image_field: str | None, sizes: ShardSizes) -> Iterator[Shard]:
+    media = any(format_of(entry.path) == "media" for entry in found if not entry.is_folder)
+    # Beside images, a text is a caption and no list, and what has no known name is no archive.
+    others = [e for e in found if e.is_folder or not media or format_of(e.path) in ARCHIVE_FORMATS]
+    with ThreadPoolExecutor(max_workers=_NUM_READERS) as pool:
+        for shards in pool.map(lambda entry: _split(entry, image_field, sizes), others):
+            yield from shards
+    if media:
+        fs, folder = _open_filesystem(_fixed_folder(pattern), pattern)
+        root = folder.rstrip("/") + "/"
+        listed = (
+            ListedFile(entry.path.removeprefix(root), entry.info.get("size"), etag_of(entry.info))
+            for entry in sorted(found, key=lambda entry: entry.path)
+            if not entry.is_folder
+        )
+        uri = folder if is_local(fs) else str(fs.unstrip_protocol(folder))
+        yield from _groups(files_with_sidecars(listed, uri), uri, sizes)
+
+
+def _split(entry: _Found, image_field: str | None, sizes: ShardSizes) -> Sequence[Shard]:
+    if entry.is_folder:
+        try:
+            files = files_with_sidecars(_no_archives(list_below(entry.fs, entry.path), entry.uri), entry.uri)
+            shards = list(_groups(files, entry.uri, sizes))
+        except OSError as error:
+            raise SourceError(f"cannot list {entry.uri}: {str(error) or type(error).__name__}") from error
+        if not shards:
+            raise SourceError(f"the folder {entry.uri} holds no tar or Parquet file, and no image or video below it")
+        return shards
+    etag = etag_of(entry.info)
+    match format_of(entry.path):
+        case "parquet":
+            return split_parquet(
+                entry.uri,
+                file_bytes=entry.num_bytes,
+                etag=etag,
+                image_field=image_field,
+                range_bytes=sizes.parquet_bytes,
+                range_rows=sizes.parquet_rows,
+            )
+        case "list":
+            return list(_groups(listed_files(entry.uri, image_field), entry.uri, sizes))
+        case _:
+            return split_tar(
+                entry.fs,
+                entry.path,
+                entry.uri,
+                file_bytes=entry.num_bytes,
+                etag=etag,
+                range_bytes=sizes.tar_bytes,
+            )
+
+
+def _no_archives(listed: Iterable[ListedFile], folder: str) -> Iterator[ListedFile]:
+    for file in listed:
+        if "/" not in file.path and format_of(file.path) in ARCHIVE_FORMATS:
+            raise ConfigError(f"{folder} holds {file.path} among very many other files; name the tars by a glob")
+        yield file
+
+
+def _groups(files: Iterable[SourceFile], uri: str, sizes: ShardSizes) -> Iterator[Shard]:
+    return group_files(files, uri, group_bytes=sizes.group_bytes, most_files=sizes.group_files)
+
+
+def _expand(pattern: str) -> list[_Found]:
+    """What a pattern names: files, and folders that hold no archive or table."""
     if not pattern.strip():
         raise ConfigError("a source is empty: name a tar file, a glob, a brace pattern or an fsspec URL")
+    if pattern.startswith(("http://", "https://")) and pattern.endswith("/"):
+        raise SourceError(
+            f"{pattern!r}: a web server does not tell what a folder holds; name its files in a list (.txt)"
+        )
     fs, path = _open_filesystem(pattern, pattern)
     try:
         # A file whose name really holds braces or brackets is that file; only local stores are cheap to ask.
-        if _is_local(fs) and os.path.isfile(path):
-            return [_shard(fs, path, fs.info(path))]
-        found: list[tuple[str, dict]] = []
+        if is_local(fs) and os.path.isfile(path):
+            return [_Found(fs, path, fs.info(path))]
+        found: list[_Found] = []
         literal: list[str] = []
         for name in _expand_braces(pattern):
             _, path = _open_filesystem(name, pattern)
@@ -76,7 +203,14 @@ def _expand(pattern: str) -> list[Shard]:
         found += _info_of(fs, literal, pattern)
     except (OSError, ImportError, ValueError) as error:
         raise SourceError(f"cannot list {pattern!r}: {str(error) or type(error).__name__}") from error
-    return [_shard(fs, path, info) for path, info in found]
+    return found
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The folder in which all that a pattern can match lies, however much is added to it."""
+    magic = [place for place in map(pattern.find, "*?[{") if place >= 0]
+    fixed = pattern[: min(magic, default=len(pattern))]
+    return fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ".")
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -98,64 +232,43 @@ def _open_filesystem(url: str, pattern: str) -> tuple[AbstractFileSystem, str]:
     return fs, path
 
 
-def _is_local(fs: AbstractFileSystem) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
 def _has_glob(fs: AbstractFileSystem, path: str) -> bool:
     # "?" starts the query of an HTTP URL and brackets may be part of one; only a star is a wish there.
     return any(char in path for char in ("*" if path.startswith(("http://", "https://")) else "*?["))
 
 
-def _glob(fs: AbstractFileSystem, path: str, pattern: str) -> list[tuple[str, dict]]:
+def _glob(fs: AbstractFileSystem, path: str, pattern: str) -> list[_Found]:
     matches = fs.glob(path, detail=True)
     files = sorted((name, info) for name, info in matches.items() if info["type"] == "file")
     if not files:
         raise SourceError(f"no file matches {path!r} (from {pattern!r}); check the path and quote it against the shell")
-    return files
+    return [_Found(fs, name, info) for name, info in files]
 
 
-def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list[tuple[str, dict]]:
+def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list[_Found]:
     """Size and etag of every path, by one listing a folder where many are asked for."""
     by_folder: defaultdict[str, int] = defaultdict(int)
     for path in paths:
         by_folder[path.rpartition("/")[0]] += 1
-    listed: dict[str, dict] = {}
+    listed: dict[str, dict[str, Any]] = {}
     for folder, count in by_folder.items():
         if count >= _LIST_FROM and "://" not in folder:  # HTTP listings carry no sizes
             try:
                 listed |= {info["name"]: info for info in fs.ls(folder, detail=True)}
             except FileNotFoundError:
                 continue  # each missing file is named below
-    found: list[tuple[str, dict]] = []
+    found: list[_Found] = []
     for path in paths:
         try:
             info = listed.get(path) or fs.info(path)
         except FileNotFoundError:
             raise SourceError(f"{path} does not exist (from {pattern!r}); check the path") from None
-        found += _folder(fs, path, pattern) if info["type"] == "directory" else [(path, info)]
+        found += _folder(fs, path, info) if info["type"] == "directory" else [_Found(fs, path, info)]
     return found
 
 
-def _folder(fs: AbstractFileSystem, path: str, pattern: str) -> list[tuple[str, dict]]:
-    entries = [(info["name"], info) for info in fs.ls(path, detail=True) if info["type"] == "file"]
-    archives = sorted(entry for entry in entries if entry[0].lower().endswith(ARCHIVE_SUFFIXES))
-    if not archives:
-        raise SourceError(f"the folder {path} (from {pattern!r}) holds no {', '.join(ARCHIVE_SUFFIXES)} file")
-    return archives
-
-
-def _shard(fs: AbstractFileSystem, path: str, info: dict) -> Shard:
-    uri = path if _is_local(fs) else fs.unstrip_protocol(path)
-    num_bytes = int(info.get("size") or 0)
-    etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
-    start, stop = 0, None
-    identity = "\0".join((uri, str(start), str(stop), str(num_bytes), etag))
-    return Shard(
-        uri=uri,
-        kind="webdataset",
-        start=start,
-        stop=stop,
-        num_bytes=num_bytes,
-        shard_id=hashlib.sha256(identity.encode()).hexdigest()[:20],
-    )
+def _folder(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> list[_Found]:
+    """The tars and Parquet files directly in a folder, else the folder itself."""
+    files = islice(list_directly_in(fs, path), _LOOKED_THROUGH)
+    archives = [_Found(fs, file["name"], file) for file in files if format_of(file["name"]) in ARCHIVE_FORMATS]
+    return sorted(archives, key=lambda entry: entry.path) or [_Found(fs, path, info)]

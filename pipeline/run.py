@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.commit import committed_shards, restore_rejects
+from pipeline.commit import committed_shards, restore_rejects, shards_of_parts
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.leases import Failure
 from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
-from pipeline.plan import pending_shards, plan_shards
+from pipeline.pending import compare_with_committed
+from pipeline.plan import plan_shards
 from pipeline.progress import Notice, OnEvent, ShardsPlanned
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError
@@ -69,23 +70,22 @@ def run_job(
     """
     started, started_at = time.monotonic(), datetime.now(UTC)
     load_tokenizer = load_tokenizer or _loader(config)
-    planned = plan_shards(config.source)
+    planned = plan_shards(config.source, image_field=config.image_field)
     store = OutputStore.open(config.output)
-    committed = committed_shards(store)
-    pending = pending_shards(planned, committed)
+    progress = compare_with_committed(planned, committed_shards(store), partial(shards_of_parts, store))
+    pending = progress.pending
     on_event(
         ShardsPlanned(
-            num_shards=len(planned),
-            num_committed=len(planned) - len(pending),
+            num_shards=progress.num_shards,
+            num_committed=len(progress.committed),
             pending_bytes=sum(shard.num_bytes for shard in pending),
         )
     )
-    strangers = committed - {shard.shard_id for shard in planned}
-    if strangers:
+    if progress.strangers:
         on_event(
             Notice(
-                message=f"{len(strangers)} parts in {store.url}/data come from shards that the source no longer has, "
-                "or has in another version; they stay in the data set"
+                message=f"{len(progress.strangers)} parts in {store.url}/data come from shards that the source "
+                "no longer has, or has in another version; they stay in the data set"
             )
         )
 
@@ -150,7 +150,7 @@ def run_job(
     return RunSummary(
         status=status,
         output=store.url,
-        num_shards=len(planned),
+        num_shards=progress.num_shards,
         reports=reports,
         failed=failed,
         num_parts=len(manifest.parts),
@@ -183,7 +183,7 @@ def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
     checkpoint = config.checkpoint
     if checkpoint is not None and "://" not in checkpoint:
         checkpoint = str(Path(checkpoint).expanduser().absolute())
-    return functools.partial(
+    return partial(
         load_configured_tokenizer,
         checkpoint,
         config.device,

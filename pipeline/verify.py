@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,8 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
+from pipeline.file_groups import unpack_group
+from pipeline.pending import compare_with_committed
 from pipeline.plan import plan_shards
-from pipeline.read import read_samples
+from pipeline.read import Place, read_places
 from pipeline.store import OutputStore
 from pipeline.verify_part import CHECKS, CheckName, Finding, VerifiedPart, verify_part
 from schemas.errors import SourceError
@@ -80,7 +85,9 @@ def verify_output(
     for name in sorted(rejects.keys() - sizes.keys()):
         _note(findings, "rejects", f"rejects/{name}", "has no token part: its shard was not committed; tokenize again")
 
-    planned = {shard.shard_id: shard for shard in plan_shards(source)} if source else None
+    image_field = run.config.get("image_field")
+    planned = plan_shards(source, image_field=image_field) if source else None
+    planned_ids = {shard.shard_id for shard in planned or ()}
     limits = Limits.model_validate(run.config.get("limits") or {})
 
     def check(name: str) -> tuple[VerifiedPart, int]:
@@ -94,8 +101,9 @@ def verify_output(
         num_samples = 0
         if planned is not None:
             for shard in part.shards:
-                if shard.shard_id in planned:
-                    num_samples += _check_keys(part, shard, limits, run.config.get("image_field"))
+                if shard.shard_id not in planned_ids and shard.kind != "files":
+                    continue  # of another source, or another version of it
+                num_samples += _check_keys(part, shard, limits, image_field)
         part.places, part.keys = {}, {}  # only the shards are still needed
         return part, num_samples
 
@@ -149,29 +157,35 @@ def _read_manifest(store: OutputStore, findings: list[Finding]) -> Manifest:
 
 def _check_keys(part: VerifiedPart, shard: Shard, limits: Limits, image_field: str | None) -> int:
     """Compare a shard's samples with the part's rows and rejects; how many samples there are."""
-    places = zip(part.places.get(shard.uri, ()), part.keys.get(shard.uri, ()), strict=True)
-    # Its first clip stands for a sample: that none is missing before another is checked without the source.
-    found = Counter((index, key) for (index, clip), key in places if clip == 0)
-    wanted = Counter[tuple[int, str]]()
-    for sample in read_samples(shard, max_sample_bytes=limits.max_sample_bytes, image_field=image_field):
-        wanted[sample.index, sample.key] += 1
+    wanted = Counter(read_places(shard, max_sample_bytes=limits.max_sample_bytes, image_field=image_field))
+    uris = {shard.uri} if shard.kind != "files" else {place.uri for place in wanted}
     stop = math.inf if shard.stop is None else shard.stop
-    found = Counter({place: n for place, n in found.items() if shard.start <= place[0] < stop})
+    # Its first clip stands for a sample: that none is missing before another is checked without the source.
+    found = Counter(
+        Place(uri, index, key)
+        for uri in uris
+        for (index, clip), key in zip(part.places.get(uri, ()), part.keys.get(uri, ()), strict=True)
+        if clip == 0 and (shard.kind == "files" or shard.start <= index < stop)
+    )
     for what, wrong in (("neither a row nor a reject", wanted - found), ("not in the source", found - wanted)):
         if wrong:
-            index, key = min(wrong)
-            part.report("keys", f"{wrong.total()} samples of {shard.uri} are {what}, first {key!r} (index {index})")
+            first = min(wrong)
+            part.report(
+                "keys",
+                f"{wrong.total()} samples of {shard.uri} are {what}, first {first.key!r} (index {first.index})",
+            )
     return wanted.total()
 
 
-def _overlaps(parts: Iterable[VerifiedPart]) -> list[Finding]:
+def _overlaps(parts: Sequence[VerifiedPart]) -> list[Finding]:
     """Parts that hold the same stretch of a source file: ids are of the place, so their rows have the same ids."""
     by_uri: dict[str, list[tuple[int, float, str]]] = {}
     for part in parts:
         for shard in part.shards:
-            stop = math.inf if shard.stop is None else shard.stop
-            by_uri.setdefault(shard.uri, []).append((shard.start, stop, part.name))
-    findings: list[Finding] = []
+            if shard.kind != "files":
+                stop = math.inf if shard.stop is None else shard.stop
+                by_uri.setdefault(shard.uri, []).append((shard.start, stop, part.name))
+    findings = _shared_files(parts)
     for uri, stretches in by_uri.items():
         stretches.sort()
         for (_, stop, first), (start, _, second) in pairwise(stretches):
@@ -181,12 +195,33 @@ def _overlaps(parts: Iterable[VerifiedPart]) -> list[Finding]:
     return findings
 
 
-def _shard_findings(parts: Iterable[VerifiedPart], planned: Mapping[str, Shard]) -> list[Finding]:
+def _shared_files(parts: Sequence[VerifiedPart]) -> list[Finding]:
+    """Parts that hold the same files of a group: 12 bytes a file of the data set are in memory."""
+    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    for number, part in enumerate(parts):
+        places = {(file.uri, file.index) for s in part.shards if s.kind == "files" for file in unpack_group(s)}
+        digests = (hashlib.blake2b(repr(place).encode(), digest_size=8).digest() for place in places)
+        hashes.append(np.frombuffer(b"".join(digests), np.uint64))
+        numbers.append(np.full(len(places), number, np.uint32))
+    of_file, of_part = np.concatenate(hashes), np.concatenate(numbers)
+    order = np.argsort(of_file, kind="stable")
+    same = np.flatnonzero(of_file[order][1:] == of_file[order][:-1])
+    findings: list[Finding] = []
+    pairs = Counter(zip(of_part[order[same]].tolist(), of_part[order[same + 1]].tolist(), strict=True))
+    for (first, second), count in sorted(pairs.items()):
+        message = f"holds {count} files that {parts[first].name} holds, too: they changed; delete the older of the two"
+        _note(findings, "duplicates", f"data/{parts[second].name}", message)
+    return findings
+
+
+def _shard_findings(parts: Iterable[VerifiedPart], planned: Sequence[Shard]) -> list[Finding]:
     findings: list[Finding] = []
     committed = {shard.shard_id: (part, shard) for part in parts for shard in part.shards}
-    for shard_id in planned.keys() - committed.keys():
-        _note(findings, "shards", planned[shard_id].uri, "has no part; run the job again")
-    for shard_id in committed.keys() - planned.keys():
+    progress = compare_with_committed(planned, committed, lambda ids: [committed[i][1] for i in ids])
+    for shard in progress.pending:
+        what = f"{shard.num_samples} files have" if shard.kind == "files" else "has"
+        _note(findings, "shards", shard.uri, f"{what} no part; run the job again")
+    for shard_id in progress.strangers:
         part, shard = committed[shard_id]
         message = f"is of {shard.uri}, which the source does not have, or has in another version"
         _note(findings, "shards", f"data/{part.name}", message)

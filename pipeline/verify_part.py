@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.columns import rejects_from_text, sample_id
+from pipeline.file_groups import unpack_group
 from pipeline.store import OutputStore
 from schemas.manifest import Part
 from schemas.records import Shard
@@ -288,9 +290,7 @@ def _foreign_ids(part: VerifiedPart, table: pa.Table) -> np.ndarray:
 
 
 def _check_places(part: VerifiedPart) -> None:
-    shards: dict[str, list[Shard]] = {}
-    for shard in part.shards:
-        shards.setdefault(shard.uri, []).append(shard)
+    inside = _places_of(part.shards)
     for uri, places in part.places.items():
         counts = Counter(places)
         twice = [index for (index, _), count in counts.items() if count > 1]
@@ -302,10 +302,23 @@ def _check_places(part: VerifiedPart) -> None:
             part.report("rows", f"{len(gaps)} samples of {uri} lack clips before their last, first index {min(gaps)}")
         if not part.shards:
             continue  # the footer could not be read, which is a finding already
-        of_uri = shards.get(uri, [])
-        strays = [i for i in clips if not any(s.start <= i < (i + 1 if s.stop is None else s.stop) for s in of_uri)]
+        ranges = inside.get(uri, [])
+        strays = [index for index in clips if not any(index in indices for indices in ranges)]
         if strays:
             part.report("rows", f"{len(strays)} samples of {uri} are outside the part's shards, first {strays[0]}")
+
+
+def _places_of(shards: Sequence[Shard]) -> dict[str, list[range]]:
+    """Source file -> the indices that shards hold of it."""
+    places: dict[str, list[range]] = {}
+    for shard in shards:
+        if shard.kind == "files":
+            for file in unpack_group(shard):
+                places.setdefault(file.uri, []).append(range(file.index, file.index + 1))
+        else:
+            stop = sys.maxsize if shard.stop is None else shard.stop
+            places.setdefault(shard.uri, []).append(range(shard.start, stop))
+    return places
 
 
 def _is_number(kind: Any) -> bool:

@@ -100,7 +100,10 @@ class Output(Section):
 class JobConfig(Section):
     """A tokenization job, as resolved from a job file and the command line; unknown keys are errors."""
 
-    source: tuple[str, ...] = Field(description="Paths, globs, brace patterns or fsspec URLs of WebDataset tars.")
+    source: tuple[str, ...] = Field(
+        description="Paths, folders, globs, brace patterns or fsspec URLs of WebDataset tars, Parquet files, lists of "
+        "URIs, images and videos."
+    )
     output: str = Field(description="Folder or fsspec URL of the data set.")
     checkpoint: str | None = Field(
         default=None, description="Checkpoint folder; default: the one that comes with tatok."
@@ -108,7 +111,11 @@ class JobConfig(Section):
     device: str | None = Field(default=None, description="torch device; default: cuda where there is one, else cpu.")
     image_field: str | None = Field(
         default=None,
-        description="Extension of the member to tokenize (e.g. 'jpg'); default: the sample's only image member.",
+        description="Extension of the tar member to tokenize (e.g. 'jpg'), or name of the column of images or URIs; "
+        "default: the sample's only image or video, the column that its type and name tell.",
+    )
+    label_from_folder: bool = Field(
+        default=False, description="The first folder below a folder source is the label of files without another."
     )
     preprocessing: Preprocessing = Preprocessing()
     dtf: DTFOverride = DTFOverride()

@@ -21,10 +21,11 @@ __all__ = [
     "Sample",
     "Shard",
     "ShardReport",
+    "SourceFile",
     "TokenSequence",
 ]
 
-ShardKind = Literal["webdataset"]
+ShardKind = Literal["webdataset", "parquet", "files"]
 Media = Literal["image", "video"]
 
 
@@ -43,11 +44,15 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Unit of work, of retry and of commit: one source file, or the samples [start, stop) of it.
+    """Unit of work, of retry and of commit: one source file, the samples [start, stop) of it, or a group of files.
 
-    `stop` is None where the shard goes to the end of the file. `shard_id` is a stable hash of
-    where the data is and what it is (uri, range, size, and the etag where the store tells one):
-    the name of the part that the shard becomes.
+    `stop` is None where the shard goes to the end of the file. `num_bytes` is what there is to read. `shard_id` is a
+    stable hash of where the data is and what it is (uri, range, size, and the etag where the store tells one): the
+    name of the part that the shard becomes.
+
+    `offset` is the byte at which the sample `start` begins, 0 where it is to be counted from the file's start.
+    `version` tells the size and the etag that a file had when it was split, "" where it was not. `listing` holds the
+    files of a group, packed (pipeline/file_groups.py); `uri` is then the folder, pattern or list that named them.
     """
 
     uri: str
@@ -56,6 +61,32 @@ class Shard:
     stop: int | None
     num_bytes: int
     shard_id: str
+    offset: int = 0
+    version: str = ""
+    listing: str = ""
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples there are, None where that is known only when they have been read."""
+        return None if self.stop is None else self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file of a group: a sample of its own, where it lies and what is known of it without opening it.
+
+    `index` is 0, or the row of the list that names the file. `num_bytes` is None and `version` (the start of its etag)
+    is "" where nobody was asked. `sidecars` are the extensions of the files beside it that belong to it ("txt", "cls",
+    "json"), `attachments` what a list says of it, under the same extensions.
+    """
+
+    uri: str
+    key: str
+    index: int = 0
+    num_bytes: int | None = None
+    version: str = ""
+    sidecars: tuple[str, ...] = ()
+    attachments: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +95,8 @@ class Sample:
 
     `index` is the sample's place in its source file, from 0; (uri, index) is unique even where `key` is not.
     One sample becomes one clip or several, each a row.
-    `attachments` maps a member's extension ("txt", "cls", "json") to its bytes.
+    `attachments` maps a member's extension ("txt", "cls", "json") to its bytes. A video that is a file of its own is
+    not read into memory: `payload` is then empty and `payload_uri` names the file to open; elsewhere it is None.
     """
 
     key: str
@@ -74,6 +106,7 @@ class Sample:
     extension: str
     payload: bytes
     attachments: Mapping[str, bytes] = field(default_factory=dict)
+    payload_uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

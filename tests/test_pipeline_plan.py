@@ -6,7 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.plan import pending_shards, plan_shards
+from pipeline.pending import compare_with_committed
+from pipeline.plan import plan_shards
 from schemas.errors import ConfigError, SourceError
 
 
@@ -93,4 +94,7 @@ def test_malformed_and_double_sources(folder: Path) -> None:
 
 def test_pending_keeps_the_order(folder: Path) -> None:
     shards = plan_shards([str(folder)])
-    assert pending_shards(shards, {shards[1].shard_id, "stranger"}) == [shards[0], *shards[2:]]
+    progress = compare_with_committed(shards, {shards[1].shard_id, "stranger"}, lambda ids: [])
+    assert progress.pending == (shards[0], *shards[2:])
+    assert (progress.committed, progress.strangers) == ({shards[1].shard_id}, {"stranger"})
+    assert progress.num_shards == len(shards)

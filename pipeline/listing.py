@@ -1,0 +1,101 @@
+"""A folder in a store -> the files below it, one after the other, in the order of their paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from fsspec.spec import AbstractFileSystem
+
+__all__ = ["ListedFile", "etag_of", "is_local", "list_below", "list_directly_in"]
+
+
+class ListedFile(NamedTuple):
+    """One file as listed: its path below the folder, its size and its etag (None and "" where the store tells none)."""
+
+    path: str
+    num_bytes: int | None
+    etag: str
+
+
+def list_below(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
+    """Every file below a folder, at any depth, by path; hidden ones (a name that starts with a dot) are left out.
+
+    A disk is listed folder by folder and S3 page by page, so that memory does not grow with the number of files, but
+    for those of one folder on a disk. Other stores are asked by fsspec, which holds about 1 kB for each file. Links
+    to folders are not followed.
+    """
+    if is_local(fs):
+        yield from _local(folder, "")
+        return
+    listed = _s3(fs, folder) if "s3" in _protocols(fs) else _any(fs, folder)
+    for file in listed:
+        if not any(name.startswith(".") for name in file.path.split("/")):
+            yield file
+
+
+def list_directly_in(fs: AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
+    """fsspec's account of every file directly in a folder, in no certain order; S3 is asked page by page."""
+    if "s3" not in _protocols(fs):
+        yield from (info for info in fs.ls(folder, detail=True) if info["type"] == "file")
+        return
+    bucket, prefix, _ = fs.split_path(folder)
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix, Delimiter="/"):
+        yield {"name": f"{bucket}/{entry['Key']}", "size": entry["Size"], "ETag": entry.get("ETag"), "type": "file"}
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether paths of this filesystem are those of the machine."""
+    return "file" in _protocols(fs)
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """The etag in fsspec's account of a file."""
+    return str(info.get("ETag") or info.get("etag") or "").strip('"')
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _local(folder: str, below: str) -> Iterator[ListedFile]:
+    with os.scandir(folder) as entries:
+        found = [
+            (entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry)
+            for entry in entries
+            if not entry.name.startswith(".")
+        ]
+    # With its slash a folder sorts where its files' paths do.
+    for name, entry in sorted(found, key=lambda item: item[0]):
+        if name.endswith("/"):
+            yield from _local(entry.path, below + name)
+        elif entry.is_file():
+            yield ListedFile(below + name, entry.stat().st_size, "")
+
+
+def _s3(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
+    # s3fs's own listing holds every entry, and keeps it.
+    bucket, prefix, _ = fs.split_path(folder)
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix):
+        if not entry["Key"].endswith("/"):
+            yield ListedFile(entry["Key"].removeprefix(prefix), int(entry["Size"]), etag_of(entry))
+
+
+def _s3_pages(fs: AbstractFileSystem, **request: str) -> Iterator[dict[str, Any]]:
+    more: dict[str, str] = {}
+    while True:
+        page = fs.call_s3("list_objects_v2", **request, **more)
+        yield from page.get("Contents", ())
+        if not page.get("IsTruncated"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _any(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
+    root = f"{folder.rstrip('/')}/"
+    for path, info in sorted(fs.find(folder, detail=True).items()):
+        if info["type"] == "file":
+            yield ListedFile(path.removeprefix(root), info.get("size"), etag_of(info))

@@ -1,0 +1,223 @@
+"""Rows of a Parquet file -> samples: bytes, {bytes, path}, or what a column of URIs leads to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.fetch import Fetcher, resolve_uri
+from pipeline.formats import extension_of, media_of
+from pipeline.misfit import Misfit, misfit_reject
+from pipeline.source_columns import SourceColumns, parquet_columns, row_attachments
+from pipeline.source_file import open_source, source_error
+from schemas.records import Reject, Sample, Shard
+
+__all__ = ["open_parquet", "read_parquet", "read_parquet_keys"]
+
+_BATCH_ROWS = 64
+_BUFFER_BYTES = 1 << 20  # of each column, instead of a row group's whole column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One row, taken apart; `media` is its bytes, or the address that it names."""
+
+    index: int
+    key: str
+    name: str
+    media: bytes | str | Misfit
+    attachments: Mapping[str, bytes]
+
+
+class StoredParquet:
+    """A Parquet file in a store; `file` is None where it is none, for the reason `misfit`."""
+
+    def __init__(self, stored: IO[bytes], uri: str) -> None:
+        self._stored, self._uri = _Stored(stored), uri
+        self.file: pq.ParquetFile | None = None
+        try:
+            self.file = pq.ParquetFile(self._stored, buffer_size=_BUFFER_BYTES)
+        except Exception as error:  # Arrow's, or whatever the store's file raised
+            self.misfit = self.damage(error, "not_parquet", "not a Parquet file")
+
+    def damage(self, error: Exception, reason: str, what: str) -> Misfit:
+        """What Arrow's error says of the file; raises SourceError where it was the store that failed."""
+        failure = self._stored.failure
+        if failure is not None:
+            raise source_error(f"cannot read {self._uri}", failure) from failure
+        if not isinstance(error, pa.ArrowException | OSError):
+            raise error
+        return Misfit(reason=reason, detail=f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+
+
+@contextmanager
+def open_parquet(uri: str) -> Iterator[StoredParquet]:
+    """Open a Parquet file and read its footer; raises SourceError where the store fails."""
+    with open_source(uri) as stored:
+        yield StoredParquet(stored, uri)
+
+
+def read_parquet(shard: Shard, *, max_sample_bytes: int, image_field: str | None = None) -> Iterator[Sample | Reject]:
+    """Yield the rows [start, stop) of a file as samples, `index` being the row's number in the file.
+
+    The key is the column `__key__`, `key`, `id` or `image_id`; else the path beside the bytes, or the URI; else the
+    file's name and the row. Columns named like a caption and a label become these, all others the metadata, except
+    for other columns of bytes, which are not read. A row group is read by batches: about 1 MiB of each column, and 64
+    rows, are in memory, beside what is fetched ahead.
+
+    Rejects, all of stage "read": "no_image" (a null), "too_large", "not_parquet", "corrupt_parquet" (once for
+    the rest of a row group; the following ones are read); of URIs also "missing", "forbidden", "unreachable" and
+    "unreadable_uri".
+
+    Raises SourceError where the store fails.
+    """
+    fetcher = Fetcher(max_bytes=max_sample_bytes)
+
+    def sample(row: _Row | Reject) -> Sample | Reject:
+        if isinstance(row, Reject):
+            return row
+        media = fetcher.fetch(row.media) if isinstance(row.media, str) else row.media
+        if isinstance(media, bytes) and len(media) > max_sample_bytes:
+            detail = f"{len(media)} bytes; at most {max_sample_bytes} are read (limits.max_sample_bytes)"
+            media = Misfit(reason="too_large", detail=detail)
+        if isinstance(media, Misfit):
+            return misfit_reject(shard.uri, row.index, row.key, media)
+        return Sample(
+            key=row.key,
+            uri=shard.uri,
+            index=row.index,
+            media=media_of(row.name, media[:12]),
+            extension=extension_of(row.name),
+            payload=media,
+            attachments=row.attachments,
+        )
+
+    def give_up(row: _Row | Reject, misfit: Misfit) -> Sample | Reject:
+        assert isinstance(row, _Row), "a reject was not fetched"
+        return misfit_reject(shard.uri, row.index, row.key, misfit)
+
+    with open_parquet(shard.uri) as parquet:
+        if parquet.file is None:
+            yield misfit_reject(shard.uri, shard.start, shard.uri.rpartition("/")[2], parquet.misfit)
+            return
+        columns = parquet_columns(parquet.file.schema_arrow, image_field, shard.uri)
+        rows = _rows(parquet, parquet.file, shard, columns)
+        if columns.holds_bytes:
+            yield from map(sample, rows)
+        else:
+            yield from fetcher.map(rows, sample, num_bytes=lambda row: None, give_up=give_up)
+
+
+def read_parquet_keys(shard: Shard, *, image_field: str | None = None) -> Iterator[tuple[int, str]]:
+    """(index, key) of every row in a shard, as `read_parquet` tells them; what URIs name is not fetched.
+
+    Raises SourceError where the store fails.
+    """
+    with open_parquet(shard.uri) as parquet:
+        if parquet.file is None:
+            yield shard.start, shard.uri.rpartition("/")[2]
+            return
+        columns = parquet_columns(parquet.file.schema_arrow, image_field, shard.uri)
+        for row in _rows(parquet, parquet.file, shard, columns):
+            yield row.index, row.key
+
+
+def _rows(
+    parquet: StoredParquet, file: pq.ParquetFile, shard: Shard, columns: SourceColumns
+) -> Iterator[_Row | Reject]:
+    end = 0
+    for group in range(file.num_row_groups):
+        at, end = end, end + file.metadata.row_group(group).num_rows
+        stop = end if shard.stop is None else min(end, shard.stop)
+        if end <= shard.start or at >= stop:
+            continue
+        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names, use_threads=False)
+        try:
+            for batch in batches:
+                first, last = max(at, shard.start), min(at + len(batch), stop)
+                if first < last:
+                    rows = batch.slice(first - at, last - first).to_pylist()
+                    yield from (_row(row, columns, shard.uri, index) for index, row in enumerate(rows, first))
+                at += len(batch)
+                if at >= stop:
+                    break
+        except (pa.ArrowException, OSError) as error:
+            index = max(at, shard.start)
+            what = f"rows {index} to {stop - 1} are lost in a damaged row group"
+            misfit = parquet.damage(error, "corrupt_parquet", what)
+            yield misfit_reject(shard.uri, index, f"{_stem(shard.uri)}/{index:08}", misfit)
+
+
+def _row(row: Mapping[str, Any], columns: SourceColumns, uri: str, index: int) -> _Row:
+    cell, path = row[columns.media], None
+    if isinstance(cell, Mapping):
+        cell, path = cell["bytes"], cell.get("path")
+        if cell is None and path:  # Hugging Face's way to name a file instead of holding it
+            cell = path
+    media: bytes | str | Misfit
+    if cell is None:
+        media = Misfit(reason="no_image", detail=f"the column {columns.media} is null")
+    else:
+        media = resolve_uri(cell, uri) if isinstance(cell, str) else bytes(cell)
+    key = row.get(columns.key) if columns.key is not None else None
+    if key is None:
+        key = cell if isinstance(cell, str) else path or f"{_stem(uri)}/{index:08}"
+    texts = row_attachments(columns, row)
+    return _Row(
+        index=index,
+        key=str(key),
+        name=(cell if isinstance(cell, str) else path) or f".{columns.media}",
+        media=media,
+        attachments={extension: text.encode() for extension, text in texts.items()},
+    )
+
+
+def _stem(uri: str) -> str:
+    return os.path.splitext(uri.rpartition("/")[2])[0]
+
+
+class _Stored:
+    """A stored file for Arrow, which remembers whether it was the store that failed."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self.failure: Exception | None = None
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        return self._remember(self._file.read, size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._remember(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass  # whoever opened it closes it
+
+    def _remember(self, call: Any, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            self.failure = error
+            raise
