@@ -37,8 +37,9 @@ def group_files(files: Iterable[SourceFile], uri: str, *, group_bytes: int, most
             group, filled = [], 0.0
         group.append(file)
         filled += share
-        # In the second half of a group, a cut every eighth of a group on average.
-        if filled >= _FIRST_CUT and _unit_hash(file) < 8 * share:
+        # In its second half a group is cut where a name says so, after an eighth of it on average: groups that begin at
+        # different files soon end at the same one.
+        if filled >= _FIRST_CUT and _unit_hash(file) < min(8 * share, 0.5):
             yield pack_group(group, uri)
             group, filled = [], 0.0
     if group:

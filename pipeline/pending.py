@@ -55,7 +55,7 @@ def compare_with_committed(
 def _without_committed_files(
     planned: Sequence[Shard], pending: Sequence[Shard], committed: Iterable[Shard]
 ) -> tuple[list[Shard], frozenset[str]]:
-    """The pending shards without the files of the committed ones; which of those hold nothing but the source's files."""
+    """The pending shards without the files of the committed ones, which of those hold only files of the source."""
     part_of: dict[bytes, str] = {}
     missing: dict[str, int] = {}  # files of a part that the source has not been found to have
     for shard in committed:

@@ -35,8 +35,8 @@ _NUM_READERS = 16  # of footers and headers, at a time
 class ShardSizes:
     """How much goes into a shard. Fixed, because ids depend on it: under other sizes nothing would be found committed.
 
-    `tar_bytes` is a range of a tar that has at least twice as many; `parquet_bytes` and
-    `parquet_rows` bound a range of a Parquet file, unless one row group has more; `group_bytes` and `group_files` bound a group of files.
+    `tar_bytes` is a range of a tar that has at least twice as many. `parquet_bytes` and `parquet_rows` bound a range of
+    a Parquet file, unless one row group has more. `group_bytes` and `group_files` bound a group of files.
     """
 
     tar_bytes: int = 1 << 30
