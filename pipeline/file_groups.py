@@ -1,8 +1,7 @@
 """Files, in order -> groups of about equal work, cut where the files themselves say, and packed into shards.
 
 Where a group ends depends on the names and sizes of the files in it alone. So files that are added or removed change
-the group that they fall into, and at most a few after it; all others keep their ids, and a next run finds them
-committed.
+the group that they fall into and a few after it; all others keep their ids, and a next run finds them committed.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def groups(files: list[SourceFile], *, group_bytes: int = 10_000, most_files: in
 SIZES = st.lists(st.one_of(st.none(), st.integers(0, 20_000)), max_size=200)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(sizes=SIZES)
 def test_each_file_is_in_one_group_and_groups_are_bounded(sizes: list[int | None]) -> None:
     files = [file(f"{i:04}.jpg", size) for i, size in enumerate(sizes)]
@@ -51,14 +51,15 @@ def test_a_large_file_stands_alone() -> None:
     assert [shard.num_samples for shard in shards] == [1, 1, 1]
 
 
-@settings(max_examples=40, deadline=None)
-@given(place=st.integers(0, 2000), count=st.integers(1, 5))
-def test_new_files_change_few_groups(place: int, count: int) -> None:
+def test_a_new_file_changes_few_groups() -> None:
     old = [file(f"{i:05}.jpg") for i in range(2000)]
-    new = [file(f"{place:05}-{i}.jpg") for i in range(count)]
     before = {shard.shard_id for shard in groups(old, group_bytes=1 << 30)}
-    after = {shard.shard_id for shard in groups([*old[:place], *new, *old[place:]], group_bytes=1 << 30)}
-    assert len(after - before) <= 12, "of about 170"
+    changed = []
+    for place in range(0, 2000, 100):
+        grown = [*old[:place], file(f"{place:05}-new.jpg"), *old[place:]]
+        changed.append(len({shard.shard_id for shard in groups(grown, group_bytes=1 << 30)} - before))
+    assert len(before) > 150
+    assert sum(changed) / len(changed) < 6
 
 
 def test_an_appended_file_changes_the_last_group_alone() -> None:

