@@ -168,14 +168,15 @@ def load_configured_tokenizer(
     threshold: float | None,
     min_tokens: int | None,
     max_tokens: int | None,
+    temporal: bool | None,
 ) -> Tokenizer:
     """Load a checkpoint and apply a job's DTF settings."""
     from tatok.tokenizer import Tokenizer  # torch takes seconds to import
 
     tokenizer = Tokenizer.load(checkpoint, device=device)
-    if threshold is None and min_tokens is None and max_tokens is None:
+    if threshold is None and min_tokens is None and max_tokens is None and temporal is None:
         return tokenizer
-    return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens)
+    return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens, temporal=temporal)
 
 
 def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
@@ -190,6 +191,7 @@ def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
         threshold=config.dtf.threshold,
         min_tokens=config.dtf.min_tokens,
         max_tokens=config.dtf.max_tokens,
+        temporal=config.dtf.temporal,
     )
 
 

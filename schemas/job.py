@@ -42,6 +42,10 @@ class DTFOverride(Section):
     min_tokens: int | None = Field(
         default=None, ge=0, description="Lower bound on the tokens of an image, globals included."
     )
+    temporal: bool | None = Field(
+        default=None,
+        description="Whether frames of a clip may follow the frame before them; false codes each as an image.",
+    )
 
 
 class Resources(Section):

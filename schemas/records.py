@@ -150,7 +150,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyStatistics:
-    """What the prior says of one image's patch codes, in bits; see docs/METHOD.md for the formulas.
+    """What the prior says of the patch codes of an image or of all frames of a clip, in bits; see docs/METHOD.md.
 
     For one-shot DTF (one round) `entropy_bits == kept_entropy_bits + residual_bits`.
     """
@@ -166,10 +166,12 @@ class EntropyStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSequence:
-    """The tokens of one image: M global codes, then the K kept patch codes in raster order.
+    """The tokens of one image or clip: M global codes, then the K kept patch codes in raster order, frame by frame.
 
     `codes` is integer [M + K]; `positions` is integer [K], the grid index of each kept patch, ascending.
     Global and patch codes have codebooks of their own, so both count from 0 to vocab_size - 1.
+    The globals of a clip come frame by frame, too: frame 0 has one for every cell, a later frame for the cells that it
+    renews. `global_frames` and `global_cells`, integer [M], tell them apart; both are None for an image, which has all.
     """
 
     codes: np.ndarray
@@ -177,6 +179,8 @@ class TokenSequence:
     num_global: int
     grid: Grid
     entropy: EntropyStatistics
+    global_frames: np.ndarray | None = None
+    global_cells: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:

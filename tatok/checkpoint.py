@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +63,7 @@ def save_checkpoint(folder: str | Path, model: TaTok, prior: Prior, dtf: DTFSett
 
 
 def _write_config(folder: Path, config: TaTokConfig, dtf: DTFSettings) -> None:
-    document = {"format": FORMAT, "model": config.document(), "dtf": asdict(dtf)}
+    document = {"format": FORMAT, "model": config.document(), "dtf": dtf.document()}
     (folder / (CONFIG + ".tmp")).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     os.replace(folder / (CONFIG + ".tmp"), folder / CONFIG)
 

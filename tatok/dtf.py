@@ -10,8 +10,8 @@ Shapes: B batch, N patch positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -43,7 +43,8 @@ class DTFSettings:
     squared pixel error in [-1, 1] units summed over a patch.
     A threshold of 0 bits or 0 distortion keeps every patch; so does a fraction of 1.
     `rounds` = R: entropies are estimated anew after each of R rounds. `min_tokens` and `max_tokens` bound an image's
-    count, globals included.
+    count, globals included; in a clip, `max_tokens` that of each frame, `min_tokens` that of frames with globals.
+    `temporal`: frames of a clip may follow the frame before them (clips.py); else each is coded as an image.
     """
 
     criterion: Criterion = "entropy"
@@ -52,6 +53,7 @@ class DTFSettings:
     rounds: int = 1
     min_tokens: int = 0
     max_tokens: int | None = None
+    temporal: bool = True
 
     def __post_init__(self) -> None:
         if self.criterion not in get_args(Criterion):
@@ -68,6 +70,13 @@ class DTFSettings:
             raise ConfigError(f"dtf.rounds is {self.rounds}; it must be at least 1")
         if self.max_tokens is not None and not self.min_tokens <= self.max_tokens:
             raise ConfigError(f"dtf.max_tokens {self.max_tokens} is below dtf.min_tokens {self.min_tokens}")
+
+    def document(self) -> dict[str, Any]:
+        """As JSON-ready values; `temporal` stands there only where it is off: images keep their fingerprint."""
+        values = asdict(self)
+        if self.temporal:
+            del values["temporal"]
+        return values
 
     @property
     def needs_positions(self) -> bool:
@@ -130,19 +139,22 @@ def filter_tokens(
     *,
     num_images: int,
     num_positions: int,
-    num_global: int,
+    num_global: int | Tensor,
     settings: DTFSettings,
     device: torch.device,
 ) -> Filtered:
     """Choose the kept patches of a batch.
 
     `estimate(visible_BN)` gives the prior's statistics where the codes at `visible_BN` (bool) are known; it is called
-    once a round. An image's result does not depend on the other images of the batch.
+    once a round. `num_global` globals, of every image or int64 [B], count towards the bounds. An image's result does
+    not depend on the other images of the batch.
     """
     kept = torch.zeros(num_images, num_positions, dtype=torch.bool, device=device)
     first = statistics = estimate(kept)
-    low = min(max(settings.min_tokens - num_global, 0), num_positions)
-    high = num_positions if settings.max_tokens is None else max(settings.max_tokens - num_global, 0)
+    num_global_B = torch.as_tensor(num_global, device=device).expand(num_images)
+    most = num_positions + num_global_B if settings.max_tokens is None else settings.max_tokens
+    low_B = (settings.min_tokens - num_global_B).clamp(0, num_positions)
+    high_B = (most - num_global_B).clamp(low_B, torch.full_like(low_B, num_positions))
     entropy_when_kept = first.entropy
     keeps_all = settings.threshold == (1.0 if settings.threshold_kind == "fraction" else 0.0)
     target = torch.zeros(num_images, dtype=torch.int64, device=device)
@@ -157,7 +169,7 @@ def filter_tokens(
             target = (units.sum(1).double() * (1 - settings.threshold)).floor().long()
         needed = torch.full_like(target, num_positions) if keeps_all else _num_needed(units, target)
         num_kept = kept.sum(1)
-        wanted = (num_kept + needed).clamp(low, max(low, min(high, num_positions))) - num_kept
+        wanted = (num_kept + needed).clamp(low_B, high_B) - num_kept
         rounds_left = settings.rounds - round_
         quota = torch.div(wanted.clamp_min(0) + rounds_left - 1, rounds_left, rounding_mode="floor")
         # Kept positions sort last: they hold 0 units, and -1 puts them behind unkept positions that hold 0 as well.

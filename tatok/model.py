@@ -32,7 +32,17 @@ from schemas.errors import ConfigError
 from tatok.layers import Transformer
 from tatok.quantizer import Quantized, VectorQuantizer
 
-__all__ = ["Codes", "Decoder", "Encoded", "Encoder", "TaTok", "TaTokConfig", "anchor_grid", "patch_coordinates"]
+__all__ = [
+    "Codes",
+    "Decoder",
+    "Encoded",
+    "Encoder",
+    "TaTok",
+    "TaTokConfig",
+    "anchor_grid",
+    "cell_of_patches",
+    "patch_coordinates",
+]
 
 
 Filler = Literal["learned", "zeros"]
@@ -106,6 +116,14 @@ def anchor_grid(num_global: int) -> tuple[int, int]:
     """Rows and columns of the thumbnail cells that anchor M >= 1 globals: the factors of M nearest to a square."""
     rows = next(r for r in range(int(num_global**0.5), 0, -1) if num_global % r == 0)
     return rows, num_global // rows
+
+
+def cell_of_patches(grid: tuple[int, int], num_global: int) -> Tensor:
+    """The anchor cell that each patch's centre lies in, int64 [N]."""
+    (height, width), (rows, columns) = grid, anchor_grid(num_global)
+    row_of = (2 * torch.arange(height) + 1) * rows // (2 * height)
+    column_of = (2 * torch.arange(width) + 1) * columns // (2 * width)
+    return (row_of[:, None] * columns + column_of).flatten()
 
 
 def patch_coordinates(height: int, width: int, num_global: int, device: torch.device) -> Tensor:
@@ -339,3 +357,41 @@ class TaTok(nn.Module):
         globals_BMC = self.global_quantizer.decode(codes.global_BM)
         vectors_BNC = self.patch_quantizer.decode(codes.patch_BN)
         return self.decode(globals_BMC, vectors_BNC, kept_BN, self.base(globals_BMC, grid), grid)
+
+    # --- frames of a clip that follow another (clips.py) ----------------------------------------------------------
+
+    def renewed_patches(self, renewed_BM: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Which patches, bool [B, N], lie (with their centres) in cells whose globals are new, bool [B, M]."""
+        return renewed_BM[:, cell_of_patches(grid, self.config.num_global).to(renewed_BM.device)]
+
+    def base_after(self, globals_BMC: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
+        """What stands in the base image's place, [B, N, P]: the base where globals are new, else the frame before."""
+        grid = self.grid(before_B3HW)
+        renewed_BN1 = self.renewed_patches(renewed_BM, grid)[:, :, None]
+        return torch.where(renewed_BN1, self.base(globals_BMC, grid), self.patches(before_B3HW))
+
+    def encode_after(self, images_B3HW: Tensor, globals_BMC: Tensor, base_BNP: Tensor) -> Quantized:
+        """Quantized patches, all N of them, of what frames show beyond `base_after`."""
+        coordinates = self.coordinates(self.grid(images_B3HW))
+        patches = self.patches(images_B3HW)
+        states, _ = self.encoder.look(patches, self.cells(images_B3HW), coordinates)
+        residual = patches - base_BNP
+        corrections = self.encoder.refine(states, globals_BMC, residual, coordinates)
+        quantized: Quantized = self.patch_quantizer(self.residual_basis.encode(residual) + corrections)
+        return quantized
+
+    def decode_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
+        """Frames, float [B, 3, H, W], from the frames before them.
+
+        Patches that have neither a token nor a new global stay exactly as they were: the decoder would correct them,
+        and its corrections again in every frame that follows.
+        """
+        grid = self.grid(before_B3HW)
+        globals_BMC = self.global_quantizer.decode(codes.global_BM)
+        vectors_BNC = self.patch_quantizer.decode(codes.patch_BN)
+        base_BNP = self.base_after(globals_BMC, renewed_BM, before_B3HW)
+        corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, self.coordinates(grid))
+        told = torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
+        changes_BN = kept_BN | self.renewed_patches(renewed_BM, grid)
+        corrected = torch.where(changes_BN[:, :, None], corrections, 0.0)
+        return _to_images((base_BNP + told + corrected).float(), grid, self.config.patch_size)

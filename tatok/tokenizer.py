@@ -14,6 +14,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.records import EntropyStatistics, Grid, TokenSequence
+from tatok import clips
 from tatok.checkpoint import Checkpoint, load_checkpoint
 from tatok.dtf import DTFSettings, Filtered, filter_tokens
 from tatok.model import Codes
@@ -100,6 +101,11 @@ class Tokenizer:
         return self._model.config.num_global
 
     @property
+    def has_cells(self) -> bool:
+        """Whether each global belongs to a cell of the image; temporal coding renews them cell by cell."""
+        return self._model.has_cells
+
+    @property
     def vocab_size(self) -> int:
         """Codes are in 0 .. vocab_size - 1, for global and patch tokens alike (each kind has its own codebook)."""
         return self._model.config.codebook_size
@@ -110,7 +116,7 @@ class Tokenizer:
         return {
             "weights_sha256": self._checkpoint.weights_sha256,
             "model": json.dumps(self._model.config.document(), sort_keys=True),
-            "dtf": json.dumps(asdict(self.dtf), sort_keys=True),
+            "dtf": json.dumps(self.dtf.document(), sort_keys=True),
             "precision": "float32",
             "torch": torch.__version__.partition("+")[0],
         }
@@ -139,35 +145,74 @@ class Tokenizer:
             return torch.empty(0, 3, 0, 0, dtype=torch.uint8, device=self.device)
         grid = sequences[0].grid
         for number, sequence in enumerate(sequences):
-            self._check(sequence, grid, number)
-        codes_BM = torch.zeros(len(sequences), self.num_global, dtype=torch.int64)
-        codes_BN = torch.zeros(len(sequences), grid.num_positions, dtype=torch.int64)
-        kept_BN = torch.zeros(len(sequences), grid.num_positions, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            row_codes = torch.from_numpy(sequence.codes.astype(np.int64))
-            positions = torch.from_numpy(sequence.positions.astype(np.int64))
-            codes_BM[row] = row_codes[: self.num_global]
-            codes_BN[row, positions] = row_codes[self.num_global :]
-            kept_BN[row, positions] = True
-        codes = Codes(codes_BM.to(self.device), codes_BN.to(self.device))
-        return to_pixels(self._model.decode_codes(codes, kept_BN.to(self.device), (grid.height, grid.width)))
+            if sequence.grid != grid:
+                raise ValueError(f"sequence {number} has grid {tuple(sequence.grid)}, the first has {tuple(grid)}")
+            if grid.frames != 1:
+                raise ValueError(f"sequence {number} is a clip of {grid.frames} frames; use decode_clips")
+            self.check_codes(sequence, number, num_global=self.num_global)
+        codes, kept_BN, _ = self.code_grids(sequences)
+        return self.rebuild_codes(codes, kept_BN, (grid.height, grid.width))
 
-    def _check(self, sequence: TokenSequence, grid: Grid, number: int) -> None:
+    def encode_clips(self, pixels: Tensor) -> list[TokenSequence]:
+        """Tokenize uint8 clips [B, T, 3, H, W], T >= 1; H and W are multiples of the patch. One sequence a clip.
+
+        With `dtf.temporal` a frame may follow the frame before it, so that tokens go to what changes (clips.py);
+        without, every frame is coded as an image. A clip of one frame gives what `encode` gives. Frames are coded one
+        after another, B at a time. Raises ValueError where the pixels are of another type or shape or have more than
+        65,536 positions a clip; ConfigError where `dtf.temporal` does not go with the settings.
+        """
+        return clips.encode_clips(self, pixels)
+
+    def decode_clips(self, sequences: Sequence[TokenSequence]) -> Tensor:
+        """Rebuild clips, uint8 [B, T, 3, H, W], from sequences of one grid and any lengths; images are clips of T = 1.
+
+        Raises ValueError where grids differ, or codes, positions or frames are out of range or order.
+        """
+        return clips.decode_clips(self, sequences)
+
+    # --- the steps of `decode` ----------------------------------------------------------------------------------
+
+    def check_codes(self, sequence: TokenSequence, number: int, *, num_global: int) -> None:
+        """Raise ValueError, naming the sequence by its number, unless its codes and positions can be decoded."""
         codes, positions = sequence.codes, sequence.positions
-        if sequence.grid != grid:
-            raise ValueError(f"sequence {number} has grid {tuple(sequence.grid)}, the first has {tuple(grid)}")
-        if grid.frames != 1:
-            raise ValueError(f"sequence {number} has {grid.frames} frames; this tokenizer decodes images")
-        if sequence.num_global != self.num_global or len(codes) != self.num_global + len(positions):
+        if sequence.num_global != num_global or len(codes) != num_global + len(positions):
             raise ValueError(
                 f"sequence {number} has {len(codes)} codes, {sequence.num_global} of them global, and {len(positions)} "
-                f"positions; expected {self.num_global} global codes and one code a position"
+                f"positions; expected {num_global} global codes and one code a position"
             )
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.vocab_size:
             raise ValueError(f"sequence {number} has codes outside 0 .. {self.vocab_size - 1}")
-        wide = positions.astype(np.int64)
-        if len(wide) and (wide[0] < 0 or wide[-1] >= grid.num_positions or (np.diff(wide) <= 0).any()):
-            raise ValueError(f"sequence {number}: positions must ascend within 0 .. {grid.num_positions - 1}")
+        wide, num_positions = positions.astype(np.int64), sequence.grid.num_positions
+        if len(wide) and (wide[0] < 0 or wide[-1] >= num_positions or (np.diff(wide) <= 0).any()):
+            raise ValueError(f"sequence {number}: positions must ascend within 0 .. {num_positions - 1}")
+
+    def code_grids(self, frames: Sequence[TokenSequence]) -> tuple[Codes, Tensor, Tensor]:
+        """Codes of images or frames of one grid, 0 where there is none; which patches, and which globals, have one.
+
+        The last two are bool [B, N] and [B, M].
+        """
+        codes_BM = np.zeros((len(frames), self.num_global), np.int64)
+        codes_BN = np.zeros((len(frames), frames[0].grid.num_positions), np.int64)
+        new_BM, kept_BN = np.zeros(codes_BM.shape, bool), np.zeros(codes_BN.shape, bool)
+        for row, frame in enumerate(frames):
+            cells = np.arange(frame.num_global) if frame.global_cells is None else frame.global_cells
+            codes_BM[row, cells], codes_BN[row, frame.positions] = np.split(frame.codes, [frame.num_global])
+            new_BM[row, cells], kept_BN[row, frame.positions] = True, True
+        tensors = [torch.from_numpy(array).to(self.device) for array in (codes_BM, codes_BN, kept_BN, new_BM)]
+        return Codes(*tensors[:2]), tensors[2], tensors[3]
+
+    @torch.inference_mode()
+    def rebuild_codes(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
+        return to_pixels(self._model.decode_codes(codes, kept_BN, grid))
+
+    @torch.inference_mode()
+    def rebuild_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before: Tensor) -> Tensor:
+        """Frames, uint8 [B, 3, H, W], that follow the decoded frames `before`, of the same type and shape.
+
+        `renewed_BM` (bool) are the globals that are new; those of `codes` are the latest of each cell.
+        """
+        return to_pixels(self._model.decode_after(codes, kept_BN, renewed_BM, to_float(before)))
 
     # --- the steps of `encode`, for calibration and evaluation --------------------------------------------------
 
@@ -187,6 +232,24 @@ class Tokenizer:
         )
 
     @torch.inference_mode()
+    def full_rate_after(self, pixels: Tensor, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
+        """All patch codes of frames that follow the decoded frames `before`, both uint8 [B, 3, H, W].
+
+        `global_BM` are the codes of the latest globals, of which those at `renewed_BM` (bool) are new.
+        """
+        images, shown = to_float(pixels.to(self.device)), to_float(before)
+        globals_BMC = self._model.global_quantizer.decode(global_BM)
+        base_BNP = self._model.base_after(globals_BMC, renewed_BM, shown)
+        patches = self._model.encode_after(images, globals_BMC, base_BNP)
+        return FullRate(
+            codes=Codes(global_BM, patches.codes),
+            globals_BMC=globals_BMC,
+            patches_BNC=patches.vectors,
+            base_BNP=base_BNP,
+            grid=self._model.grid(images),
+        )
+
+    @torch.inference_mode()
     def estimate(self, full: FullRate, visible_BN: Tensor) -> CodeStatistics:
         """What the prior says of every position when the codes at `visible_BN` (bool) are known."""
         coordinates = self._model.coordinates(full.grid)
@@ -194,22 +257,25 @@ class Tokenizer:
         return code_statistics(logits, full.codes.patch_BN, self._model.patch_quantizer.codebook_KC)
 
     @torch.inference_mode()
-    def filter(self, full: FullRate) -> Filtered:
-        """DTF's kept sets under this tokenizer's settings."""
+    def filter(self, full: FullRate, *, new_globals_B: Tensor | None = None) -> Filtered:
+        """DTF's kept sets under this tokenizer's settings, of images, or of frames that have `new_globals_B` globals.
+
+        The lower bound on the count is for images: it would make a frame spend tokens on nothing new.
+        """
         num_images, num_positions = full.codes.patch_BN.shape
         return filter_tokens(
             lambda visible: self.estimate(full, visible),
             num_images=num_images,
             num_positions=num_positions,
-            num_global=self.num_global,
-            settings=self.dtf,
+            num_global=self.num_global if new_globals_B is None else new_globals_B,
+            settings=self.dtf if new_globals_B is None else replace(self.dtf, min_tokens=0),
             device=self.device,
         )
 
     @torch.inference_mode()
     def rebuild(self, full: FullRate, kept_BN: Tensor) -> Tensor:
         """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
-        return to_pixels(self._model.decode_codes(full.codes, kept_BN, full.grid))
+        return self.rebuild_codes(full.codes, kept_BN, full.grid)
 
     def sequences(self, full: FullRate, filtered: Filtered) -> list[TokenSequence]:
         """The token sequences of a filtered batch, with their statistics."""
