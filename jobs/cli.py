@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it, so that `tatok --
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jobs.config_commands import config as config_commands
 from jobs.export_commands import compact, exports
 from jobs.generator_commands import generator
+from jobs.job_file import SetOption
 from jobs.model_commands import calibrate, distance, evaluate, train
 from jobs.picture_commands import decode, report, show
 from jobs.statistics_commands import query, stats
@@ -82,6 +85,7 @@ app.command()(verify)
 app.command()(compact)
 app.add_typer(exports, name="export")
 app.add_typer(generator, name="generator")
+app.add_typer(config_commands, name="config")
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -98,6 +102,7 @@ def tokenize(
     config: Annotated[
         Path | None, typer.Option(help="Job file (YAML); the other options and arguments override it.")
     ] = None,
+    assignments: SetOption = None,
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; default: the one of tatok.")] = None,
     device: Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one.")] = None,
     image_field: Annotated[str | None, typer.Option(help="Tar member (jpg) or table column to tokenize.")] = None,
@@ -124,15 +129,18 @@ def tokenize(
     from pipeline.progress import ProgressDisplay
     from pipeline.run import run_job
     from schemas.job import JobConfig
-    from schemas.settings import read_yaml, validated
+    from schemas.settings_file import SettingsFile, read_settings
 
-    document = read_yaml(config) if config is not None else {}
+    settings = read_settings(config) if config is not None else SettingsFile(origin="the command line")
     if paths:
         if len(paths) < 2:
             raise ConfigError(f"name at least one SOURCE and then the OUTPUT; there is only {paths[0]!r}")
-        document |= {"source": paths[:-1], "output": paths[-1]}
+        settings.override("source", paths[:-1], place="SOURCE")
+        settings.override("output", paths[-1], place="OUTPUT")
     elif config is None:
         raise ConfigError("name SOURCE and OUTPUT, or a job file with --config; see `tatok tokenize --help`")
+    settings.override_from(os.environ)
+    settings.override_with(assignments or [])
     overrides = {
         "checkpoint": checkpoint,
         "device": device,
@@ -151,8 +159,10 @@ def tokenize(
         "limits.max_failed_shards": max_failed_shards,
         "write.patch_entropy": patch_entropy,
     }
-    _override(document, overrides)
-    job = validated(JobConfig, document, origin=str(config) if config is not None else "the command line")
+    for name, value in overrides.items():
+        if value is not None:
+            settings.override(name, value, place=f"the option for {name}")
+    job = settings.validated(JobConfig)
     try:
         with ProgressDisplay() as display:
             summary = run_job(job, on_event=display)
@@ -179,18 +189,6 @@ def demo(
     if summary.status != "complete":
         _print_summary(summary)
         raise typer.Exit(EXIT_INCOMPLETE)
-
-
-def _override(document: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Put each given value (not None) under its dotted name."""
-    for name, value in overrides.items():
-        if value is None:
-            continue
-        section, _, leaf = name.rpartition(".")
-        if not section:
-            document[leaf] = value
-        elif isinstance(document.setdefault(section, {}), dict):
-            document[section] = {**document[section], leaf: value}
 
 
 def _print_summary(summary: RunSummary) -> None:

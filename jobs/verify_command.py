@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from jobs.job_file import read_job
 
 if TYPE_CHECKING:
     from pipeline.verify import Verification
@@ -27,15 +30,18 @@ def verify(
         list[str] | None,
         typer.Option(help="Also read this source again: every sample must be a row or a reject. May be repeated."),
     ] = None,
+    job: Annotated[Path | None, typer.Option(help="Job file whose `storage` says how the buckets are reached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check a data set: files against manifest, checksums, codes, positions, ids, duplicates, and the source's keys.
 
     Exit codes: 0 everything is right; 1 the check cannot be done; 3 something is wrong. Nothing is written.
     """
+    from pipeline.storage import storage_options
     from pipeline.verify import verify_output
 
-    with _progress() as on_part:
+    storage = read_job(job).storage if job is not None else {}
+    with storage_options(storage), _progress() as on_part:
         found = verify_output(output, source or (), on_part=on_part)
     print(_json(found) if as_json else _text(found))
     if not found.passed:

@@ -23,6 +23,7 @@ from pipeline.fingerprint import TokenizerSpec, decoder_identity
 from pipeline.leases import Attempt, Failure, FailureKind
 from pipeline.permanent import is_permanent
 from pipeline.progress import Throughput
+from pipeline.storage import use_storage
 from pipeline.store import OutputStore
 from schemas.errors import CommitError, ConfigError, SourceError, TatokError
 from schemas.job import JobConfig
@@ -69,6 +70,7 @@ class DecodeWorker:
         # A worker imports this module for its class alone; each kind then imports what it runs.
         from pipeline import decode, guarded, read
 
+        use_storage(config.storage)
         self._decode, self._read, self._guarded = decode.decode_sample, read.read_samples, guarded.GuardedDecoder
         self._config = config
 
@@ -125,6 +127,7 @@ class TokenizerWorker:
 
         from pipeline import commit, tokenize
 
+        use_storage(config.storage)
         torch.set_num_threads(torch_threads)  # Ray would leave it at one
         self._commit_shard, self._committed_report = commit.commit_shard, commit.committed_report
         self._tokenize_clips = tokenize.tokenize_clips

@@ -17,6 +17,7 @@ from pipeline.manifest import claim_output, mark_incomplete, mark_success, recor
 from pipeline.pending import compare_with_committed
 from pipeline.plan import plan_shards
 from pipeline.progress import Notice, OnEvent, ShardsPlanned
+from pipeline.storage import storage_options
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError
 from schemas.job import JobConfig
@@ -68,6 +69,11 @@ def run_job(
     Raises ConfigError, SourceError and CommitError where the job cannot be done at all; a shard that fails for good
     is named in the summary, and the others go on.
     """
+    with storage_options(config.storage):
+        return _run_job(config, load_tokenizer, on_event)
+
+
+def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, on_event: OnEvent) -> RunSummary:
     started, started_at = time.monotonic(), datetime.now(UTC)
     load_tokenizer = load_tokenizer or _loader(config)
     planned = plan_shards(config.source, image_field=config.image_field)

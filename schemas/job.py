@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
-from schemas.settings import Section, read_yaml, validated
+from schemas.secrets import REMEDY, credential_in_url, literal_credentials
+from schemas.settings import Section
+from schemas.settings_file import read_settings
 
 __all__ = [
     "DTFOverride",
@@ -126,16 +128,44 @@ class JobConfig(Section):
     resources: Resources = Resources()
     limits: Limits = Limits()
     write: Output = Output()
+    storage: dict[str, dict[str, JsonValue]] = Field(
+        default={},
+        description="fsspec's options by URL scheme, such as {s3: {endpoint_url: ..., anon: true}}; an option that "
+        "holds a credential is a reference, {env: NAME}, which each process looks up in its own environment.",
+    )
 
     @field_validator("source", mode="before")
     @classmethod
     def _one_source_may_stand_alone(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("source", "output", "checkpoint")
+    @classmethod
+    def _no_credential_in_urls(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        for url in (value,) if isinstance(value, str) else value or ():
+            found = credential_in_url(url)
+            if found is not None:
+                raise ValueError(
+                    f"the URL holds a credential ({found}), which would be written to every part; {REMEDY}"
+                )
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _credentials_by_reference(cls, value: dict[str, dict[str, JsonValue]]) -> dict[str, dict[str, JsonValue]]:
+        literal = list(literal_credentials(value, "storage"))
+        if literal:
+            raise ValueError(
+                f"{', '.join(literal)} would be written to run.json; {REMEDY}: "
+                f"{literal[0].rpartition('.')[2]}: {{env: NAME}}"
+            )
+        return value
+
 
 def load_job(path: str | Path) -> JobConfig:
     """Read and validate a YAML job file.
 
-    Raises ConfigError, which names the file and each wrong key, where it cannot be read or does not validate.
+    Raises ConfigError, which names the file, and the line of each wrong key, where it cannot be read or does not
+    validate.
     """
-    return validated(JobConfig, read_yaml(path), origin=str(path))
+    return read_settings(path).validated(JobConfig)

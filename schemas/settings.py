@@ -1,51 +1,81 @@
-"""YAML files of settings -> validated, frozen pydantic models; unknown keys are errors."""
+"""Mappings -> validated, frozen pydantic models; unknown keys are errors that name the nearest known one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import ConfigError
 
-__all__ = ["Section", "read_yaml", "validated"]
+__all__ = ["AnySection", "Section", "validated"]
 
 
 class Section(BaseModel):
     """A group of settings: immutable, and refuses keys that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of settings without validating them.
+def validated(
+    kind: type[AnySection],
+    document: Mapping[str, Any],
+    *,
+    origin: str,
+    places: Mapping[tuple[str | int, ...], str] | None = None,
+) -> AnySection:
+    """The settings in `document`; `origin` is how messages call what they come from, `places` where each stands there.
 
-    Raises ConfigError, which names the file, where it cannot be read or is no mapping.
-    """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, lines such as `output: data/tokens`")
-    return document
-
-
-def validated(kind: type[AnySection], document: Mapping[str, Any], *, origin: str) -> AnySection:
-    """The settings in `document`; `origin` is how messages call the place they come from.
-
-    Raises ConfigError, which names each wrong setting.
+    Raises ConfigError, which names each wrong setting, its place, and for an unknown one the nearest that exists.
     """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(top level)'}: {e['msg']}" for e in error.errors()]
+        lines = []
+        for each in error.errors():
+            loc = each["loc"]
+            name = ".".join(str(part) for part in loc) or "(top level)"
+            message = each["msg"].removeprefix("Value error, ")
+            if each["type"] == "extra_forbidden":
+                message = "no such setting" + _suggestion(kind, loc)
+            place = next((f"{places[loc[:n]]}: " for n in range(len(loc), 0, -1) if places and loc[:n] in places), "")
+            lines.append(f"  {place}{name}: {message}")
         raise ConfigError(f"{origin}: wrong settings\n" + "\n".join(lines)) from error
+
+
+def _suggestion(kind: type[BaseModel], loc: tuple[str | int, ...]) -> str:
+    wanted, section = str(loc[-1]), kind
+    for part in loc[:-1]:
+        below = _section_of(section, str(part))
+        if below is None:
+            return ""
+        section = below
+    beside = {".".join([*map(str, loc[:-1]), name]) for name in section.model_fields}
+
+    def likeness(name: str) -> float:
+        ratio = difflib.SequenceMatcher(None, wanted, name.rpartition(".")[2]).ratio()
+        return ratio if name in beside else ratio - 0.1  # perhaps the right key in the wrong section
+
+    nearest = max(_all_names(kind), key=likeness)
+    if likeness(nearest) >= 0.6:
+        return f"; did you mean {nearest}?"
+    return f"; there are {', '.join(section.model_fields)}"
+
+
+def _section_of(kind: type[BaseModel], name: str) -> type[BaseModel] | None:
+    info = kind.model_fields.get(name)
+    kinds = (info.annotation, *get_args(info.annotation)) if info is not None else ()
+    return next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+
+
+def _all_names(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name in kind.model_fields:
+        yield prefix + name
+        below = _section_of(kind, name)
+        if below is not None:
+            yield from _all_names(below, f"{prefix}{name}.")

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from schemas.errors import ConfigError
-from schemas.settings import Section, read_yaml, validated
+from schemas.settings import Section
+from schemas.settings_file import read_settings
 from tatok.dtf import DTFSettings
 from tatok.model import TaTokConfig
 
@@ -93,4 +94,4 @@ def check_batch_sizes(config: TrainingConfig, num_workers: int) -> None:
 
 def load_training_config(path: str | Path) -> TrainingConfig:
     """Read a training file; raises ConfigError that names the file and each wrong key."""
-    return validated(TrainingConfig, read_yaml(path), origin=str(path))
+    return read_settings(path).validated(TrainingConfig)
