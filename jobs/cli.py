@@ -20,6 +20,8 @@ from jobs.job_file import SetOption
 from jobs.model_commands import calibrate, distance, evaluate, train
 from jobs.picture_commands import decode, report, show
 from jobs.statistics_commands import query, stats
+from jobs.submit_commands import jobs as jobs_commands
+from jobs.submit_commands import submit
 from jobs.verify_command import verify
 from schemas.errors import ConfigError, TatokError
 
@@ -85,6 +87,8 @@ app.command()(verify)
 app.command()(compact)
 app.add_typer(exports, name="export")
 app.add_typer(generator, name="generator")
+app.command()(submit)
+app.add_typer(jobs_commands, name="jobs")
 app.add_typer(config_commands, name="config")
 
 

@@ -1,0 +1,178 @@
+"""The commands that run a job on a cluster: submit, and jobs list, status, logs, stop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from jobs.job_file import JobFile, SetOption, read_job
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jobs.submission import Cluster, SubmittedJob
+
+__all__ = ["jobs", "submit"]
+
+EXIT_INTERRUPTED = 130
+EXIT_ERROR = 1
+
+Address = Annotated[
+    str,
+    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The head's dashboard, where Ray takes jobs."),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `submit` prints it.")]
+_LOCAL = "http://127.0.0.1:8265"
+
+jobs = typer.Typer(no_args_is_help=True, help="Submitted jobs: list, status, logs, stop.")
+
+
+def submit(
+    job: JobFile,
+    address: Address = _LOCAL,
+    assignments: SetOption = None,
+    image: Annotated[
+        str | None, typer.Option(help="Run in this container image, which has tatok, instead of packing it.")
+    ] = None,
+    dependencies: Annotated[
+        Literal["pinned", "installed"],
+        typer.Option(help="Install tatok's requirements in the versions of this machine, or take the cluster's."),
+    ] = "pinned",
+    kuberay: Annotated[
+        Path | None,
+        typer.Option(help="Write a RayJob for Kubernetes to this file instead of submitting; needs --image."),
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="With --kuberay: the namespace.")] = "default",
+    service_account: Annotated[
+        str | None, typer.Option(help="With --kuberay: the pods' service account, which may use the buckets.")
+    ] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="With --kuberay: a Secret whose entries become the pods' environment.")
+    ] = None,
+    num_gpus: Annotated[
+        int, typer.Option(min=1, help="With --kuberay: GPU pods, where resources.num_tokenizers does not say.")
+    ] = 1,
+    spot: Annotated[
+        bool, typer.Option("--spot/--no-spot", help="With --kuberay: workers may run on spot nodes.")
+    ] = True,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once instead of following the log.")] = False,
+) -> None:
+    """Run a job on a Ray cluster by its Job Submission; the same command again goes on where the last run stopped.
+
+    tatok's packages, the job's settings and a local checkpoint travel; credentials do not: the cluster's nodes must
+    have their own, by a role, a mounted secret or the environment that `ray start` had.
+
+    Exit codes: those of `tatok tokenize`, or of the signal that killed the driver; 1 also where
+    the job was stopped or lost; 130 where following was interrupted, which leaves the job running.
+    """
+    config = read_job(job, assignments)
+    if kuberay is not None:
+        if image is None:
+            raise ConfigError("--kuberay needs --image, the container image that the pods run; see Dockerfile")
+        from importlib.metadata import version
+
+        from jobs.kuberay import Kubernetes, rendered
+
+        kubernetes = Kubernetes(
+            image=image,
+            ray_version=version("ray"),
+            namespace=namespace,
+            service_account=service_account,
+            secret=secret,
+            num_gpus=num_gpus,
+            spot=spot,
+        )
+        kuberay.write_text(rendered(config, job.stem, kubernetes), encoding="utf-8")
+        print(f"{kuberay}: run it with `kubectl create -f {kuberay}`")
+        return
+    from jobs.submission import Cluster
+
+    cluster = Cluster(address)
+    job_id = cluster.submit(config, name=job.stem, image=image, dependencies=dependencies)
+    print(job_id)
+    if not detach:
+        _follow(cluster, job_id, address)
+
+
+@jobs.command("list")
+def list_jobs(address: Address = _LOCAL) -> None:
+    """List the cluster's tatok jobs, the latest first."""
+    from rich import print as print_rich
+    from rich.table import Table
+
+    from jobs.submission import Cluster
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("id", "status", "started", "took", "output"):
+        table.add_column(title, overflow="fold")
+    for job in Cluster(address).jobs():
+        started = job.started_at.isoformat(sep=" ", timespec="seconds") if job.started_at else ""
+        table.add_row(job.id, job.status, started, _duration(job), job.output)
+    print_rich(table)
+
+
+@jobs.command()
+def status(job_id: JobId, address: Address = _LOCAL) -> None:
+    """Say what a job is doing, or what became of it."""
+    from jobs.submission import Cluster
+
+    job = Cluster(address).job(job_id)
+    print(f"{job.id}: {job.status}\nsource: {job.source}\noutput: {job.output}")
+    if took := _duration(job):
+        print(f"took: {took}")
+    if job.exit_code is not None:
+        print(f"exit code: {job.exit_code}")
+    if job.message:
+        print(job.message.strip())
+
+
+@jobs.command()
+def logs(
+    job_id: JobId,
+    address: Address = _LOCAL,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+) -> None:
+    """Print what a job's driver has said."""
+    from jobs.submission import Cluster
+
+    cluster = Cluster(address)
+    if follow:
+        _follow(cluster, job_id, address)
+    else:
+        print(cluster.logs(job_id), end="")
+
+
+@jobs.command()
+def stop(job_id: JobId, address: Address = _LOCAL) -> None:
+    """End a job; its committed parts stay, and submitting it again goes on from them."""
+    from jobs.submission import Cluster
+
+    print("stopped" if Cluster(address).stop(job_id) else "the job was over already")
+
+
+def _follow(cluster: Cluster, job_id: str, address: str) -> None:
+    def say(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        job = cluster.follow(job_id, say)
+    except KeyboardInterrupt:
+        typer.secho(
+            f"the job goes on; `tatok jobs logs -f {job_id} --address {address}` follows it, `tatok jobs stop` ends it",
+            fg="yellow",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if job.status != "SUCCEEDED":
+        typer.secho(f"{job.status}: {job.message.strip()}", fg="red", err=True)
+        typer.secho("submit the same job again to go on from its committed parts", err=True)
+        raise typer.Exit(job.exit_code if job.exit_code and job.exit_code > 0 else EXIT_ERROR)
+
+
+def _duration(job: SubmittedJob) -> str:
+    if job.started_at is None or job.ended_at is None:
+        return ""
+    return str(job.ended_at - job.started_at).partition(".")[0]
