@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed chaos clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed chaos fuzz bench-memory clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,16 @@ SEED := 0
 
 chaos: setup
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/chaos.py --runs $(RUNS) --seed $(SEED) --json docs/results/chaos.json
+
+# Mutated images, archives and job files against the real job: each is accounted for once.
+INPUTS := 20000
+
+fuzz: setup
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/fuzz.py --inputs $(INPUTS) --seed $(SEED) --json docs/results/fuzz.json
+
+# Peak memory over 1,000 photos of 24 Mpixel, all processes together, against its bound.
+bench-memory: setup
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/memory.py --json docs/results/memory.json
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

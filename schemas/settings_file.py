@@ -23,6 +23,8 @@ __all__ = ["OVERRIDE_PREFIX", "SettingsFile", "parse_assignment", "read_settings
 
 OVERRIDE_PREFIX = "TATOK__"
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
+# PyYAML lets through what dates that are none, numbers of 5,000 digits and 3,000 brackets raise in it.
+_NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 
 Place = tuple[str | int, ...]
 
@@ -84,8 +86,8 @@ def read_settings(path: str | Path, *, environment: Mapping[str, str] | None = N
         return SettingsFile(origin=str(path), values=loader.construct_document(root), places=walk.places)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except _NOT_YAML as error:
+        raise ConfigError(f"{path} is not valid YAML: {error or type(error).__name__}") from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -99,8 +101,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def _parse(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{what}: {text!r} is not valid YAML: {error}") from error
+    except _NOT_YAML as error:
+        raise ConfigError(f"{what}: {text!r} is not valid YAML: {error or type(error).__name__}") from error
 
 
 class _Walk:
@@ -121,7 +123,7 @@ class _Walk:
             keys = set()
             for key, value in node.value:
                 line = key.start_mark.line + 1
-                if key.value in keys and isinstance(key, yaml.ScalarNode):
+                if isinstance(key, yaml.ScalarNode) and key.value in keys:
                     raise ConfigError(f"{self._path}, line {line}: {key.value} is set twice; keep one")
                 if isinstance(key, yaml.ScalarNode):
                     keys.add(key.value)

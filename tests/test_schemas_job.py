@@ -33,6 +33,11 @@ def test_one_source_may_stand_alone() -> None:
         ("source: a.tar\noutput: o\nresources: {batch_size: 0}\n", "resources.batch_size"),
         ("- a\n- b\n", "mapping"),
         ("source: [\n", "YAML"),
+        ("source: " + "[" * 3000, "YAML"),
+        ("source: 2001-99-99\n", "YAML"),
+        ("source: " + "9" * 5000, "YAML"),
+        ("source: !!timestamp ''\n", "YAML"),
+        ("source: a.tar\n? [a, b]\n: c\n", "YAML"),
     ],
 )
 def test_wrong_job_file_names_itself_and_the_setting(tmp_path: Path, text: str, words: str) -> None:
