@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed chaos fuzz bench-memory clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-decode chaos fuzz bench-memory clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,11 @@ bench-speed: setup
 	rm -rf runs/speed-tokens
 	$(BIN)/tatok tokenize $(HELDOUT) runs/speed-tokens
 	$(BIN)/python benchmarks/claims_speed.py runs/speed-tokens --json docs/results/speed.json
+
+# Photos a second on one core, by decoder.
+RAW ?= $(wildcard ../shared/corpus/photos-raw-*.tar)
+bench-decode: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decode.py $(RAW) --json docs/results/decode.json
 
 # Random kills over real runs on a Ray of three nodes; each data set is verified against its source.
 RUNS := 100

@@ -306,7 +306,7 @@ class _Scheduler:
             started.is_ready = True
             self._check_spec(told)
         else:
-            require_equal("decoder", decoder_identity(), told)
+            require_equal("decoder", decoder_identity(self._config.preprocessing.decoder), told)
             self._idle_decoders.append(started)
 
     def _check_spec(self, spec: TokenizerSpec) -> None:

@@ -76,7 +76,7 @@ class DecodeWorker:
 
     def ready(self) -> dict[str, str]:
         """What the pixels of this process depend on, once it can work."""
-        return decoder_identity()
+        return decoder_identity(self._config.preprocessing.decoder)
 
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
@@ -172,6 +172,7 @@ class TokenizerWorker:
                 batch_size=config.resources.batch_size,
                 vocab_size=self._tokenizer.vocab_size,
                 patch_entropy=config.write.patch_entropy,
+                max_waiting_bytes=config.resources.max_bytes_in_flight // 4,
             )
             return self._commit_shard(
                 self._store,

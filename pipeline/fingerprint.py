@@ -42,13 +42,20 @@ class TokenizerSpec:
         )
 
 
-def decoder_identity() -> dict[str, str]:
-    """The libraries of this process whose versions change pixels."""
-    return {
-        "decoder": "pillow",
-        "pillow": PIL.__version__,
-        "libjpeg_turbo": str(features.version_feature("libjpeg_turbo")),
-    }
+def decoder_identity(decoder: str = "pillow") -> dict[str, str]:
+    """The libraries of this process whose versions change pixels; `decoder` is preprocessing.decoder.
+
+    Raises ConfigError where the decoder is not installed.
+    """
+    libraries = {"decoder": decoder, "pillow": PIL.__version__, "littlecms2": str(features.version("littlecms2"))}
+    libraries |= {name: str(features.version(name)) for name in ("libjpeg_turbo", "jpg_2000", "webp", "avif")}
+    if decoder != "pillow":
+        try:
+            from pipeline import fast
+        except ImportError as error:
+            raise ConfigError(f"preprocessing.decoder is {decoder}: {error}; pip install simplejpeg") from error
+        libraries |= fast.identity()
+    return libraries
 
 
 def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, str]:
@@ -67,7 +74,7 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
     if config.label_from_folder:  # absent where it is off, as in data sets older than it
         entries["label_from_folder"] = "true"
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
-    entries |= decoder_identity()
+    entries |= decoder_identity(config.preprocessing.decoder)
     return dict(sorted(entries.items()))
 
 

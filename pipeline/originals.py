@@ -68,6 +68,8 @@ class Recipe:
             for name, value in run.fingerprint.items()
             if name.startswith("preprocessing.")
         }
+        if run.schema_version == "1":
+            recorded.setdefault("icc_profiles", "ignore")  # which is what that version did
         field = run.config.get("image_field")
         if "image_field" in run.fingerprint:
             field = json.loads(run.fingerprint["image_field"])

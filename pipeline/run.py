@@ -202,9 +202,11 @@ def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
 
 
 def _check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:
-    size = config.preprocessing.image_size
-    if size % spec.patch_size:
+    preprocessing, patch = config.preprocessing, spec.patch_size
+    named = "side_multiple" if preprocessing.mode in ("resize", "buckets") else "image_size"
+    size = preprocessing.sides_divide_by
+    if size % patch:
         raise ConfigError(
-            f"preprocessing.image_size is {size}; it must be a multiple of the checkpoint's patch of "
-            f"{spec.patch_size} pixels, such as {max(size // spec.patch_size, 1) * spec.patch_size}"
+            f"preprocessing.{named} is {size}; it must be a multiple of the checkpoint's patch of "
+            f"{patch} pixels, such as {max(size // patch, 1) * patch}"
         )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from pipeline.columns import token_table
+from schemas.errors import TatokError
 from schemas.records import Clip, Reject, TokenSequence
 
 __all__ = ["Encode", "FittingEncode", "TokenizedBatch", "tokenize_clips"]
 
 _FITTED_CALLS = 32
+_WINDOW_BATCHES = 8  # as many batches as items may wait for others of their shape
 
 Encode = Callable[[torch.Tensor], Sequence[TokenSequence]]
 """uint8 [B, 3, H, W] -> B token sequences; `Tokenizer.encode` is one."""
@@ -22,7 +25,7 @@ Encode = Callable[[torch.Tensor], Sequence[TokenSequence]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedBatch:
-    """Rows of one tokenizer call, and the rejects that stood before and among them."""
+    """Rows that follow each other in the source, and the rejects that stood before and among them."""
 
     rows: pa.Table
     rejects: Sequence[Reject]
@@ -65,41 +68,105 @@ class FittingEncode:
 
 
 def tokenize_clips(
-    decoded: Iterable[Clip | Reject], encode: Encode, *, batch_size: int, vocab_size: int, patch_entropy: bool
+    decoded: Iterable[Clip | Reject],
+    encode: Encode,
+    *,
+    batch_size: int,
+    vocab_size: int,
+    patch_entropy: bool,
+    max_waiting_bytes: int = 256 << 20,
 ) -> Iterator[TokenizedBatch]:
     """Tokenize in batches of equal shape and yield the rows in the order of `decoded`.
 
-    The batches depend on the clips and batch_size alone, never on timing, so that a shard that is done again gives
-    the same bytes.
+    Clips of one shape wait for each other, so that batches are full where shapes alternate: for at most
+    8 * batch_size items, and while the pixels of all that wait come to less than `max_waiting_bytes`. The batches
+    depend on the clips and the arguments alone, never on timing, so that a shard that is done again gives the same
+    bytes.
     """
-    clips: list[Clip] = []
-    rejects: list[Reject] = []
-
-    def flush() -> TokenizedBatch:
-        rows, num_tokens = _encode(clips, encode, vocab_size=vocab_size, patch_entropy=patch_entropy)
-        batch = TokenizedBatch(rows=rows, rejects=tuple(rejects), num_tokens=num_tokens)
-        clips.clear()
-        rejects.clear()
-        return batch
-
+    line = _Line(encode, batch_size)
     for item in decoded:
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            if clips and item.pixels.shape != clips[0].pixels.shape:
-                yield flush()
-            clips.append(item)
+        line.add(item)
+        while line.longest_wait >= _WINDOW_BATCHES * batch_size or line.waiting_bytes > max_waiting_bytes:
+            line.encode_oldest()
         # Rejects count too: a shard of nothing else must neither pile up nor look as if it stood still.
-        if len(clips) >= batch_size or len(rejects) >= 4 * batch_size:
-            yield flush()
-    if clips or rejects:
-        yield flush()
+        while line.num_ready >= batch_size:
+            yield line.take(batch_size, vocab_size=vocab_size, patch_entropy=patch_entropy)
+    while line.num_items:
+        line.encode_oldest()
+        if line.num_ready:
+            yield line.take(line.num_ready, vocab_size=vocab_size, patch_entropy=patch_entropy)
 
 
-def _encode(clips: Sequence[Clip], encode: Encode, *, vocab_size: int, patch_entropy: bool) -> tuple[pa.Table, int]:
-    sequences: Sequence[TokenSequence] = ()
-    if clips:
-        pixels_BCHW = torch.from_numpy(np.concatenate([clip.pixels for clip in clips]))
-        sequences = encode(pixels_BCHW)
-    rows = token_table(clips, sequences, vocab_size=vocab_size, patch_entropy=patch_entropy)
-    return rows, sum(sequence.num_tokens for sequence in sequences)
+class _Line:
+    """Items in their order; those at its head that have been encoded, and rejects, are ready to leave."""
+
+    def __init__(self, encode: Encode, batch_size: int) -> None:
+        self.waiting_bytes = 0  # of pixels
+        self.num_ready = 0  # items at the head
+        self._encode = encode
+        self._batch_size = batch_size
+        self._items: deque[Clip | Reject] = deque()
+        self._first = 0  # number of the item at the head
+        self._waiting: dict[tuple[int, ...], list[int]] = {}  # shape -> numbers of the clips that wait
+        self._done: dict[int, TokenSequence] = {}
+
+    @property
+    def num_items(self) -> int:
+        return len(self._items)
+
+    @property
+    def longest_wait(self) -> int:
+        """Items that have come since the clip that has waited longest, that one included."""
+        oldest = min((numbers[0] for numbers in self._waiting.values()), default=self._first + len(self._items))
+        return self._first + len(self._items) - oldest
+
+    def add(self, item: Clip | Reject) -> None:
+        self._items.append(item)
+        if isinstance(item, Clip):
+            alike = self._waiting.setdefault(item.pixels.shape, [])
+            alike.append(self._first + len(self._items) - 1)
+            self.waiting_bytes += item.pixels.nbytes
+            if len(alike) >= self._batch_size:
+                self._encode_alike(item.pixels.shape)
+        self._count_ready()
+
+    def encode_oldest(self) -> None:
+        """Encode the clip that has waited longest, and those of its shape."""
+        if self._waiting:
+            self._encode_alike(min(self._waiting, key=lambda shape: self._waiting[shape][0]))
+            self._count_ready()
+
+    def take(self, count: int, *, vocab_size: int, patch_entropy: bool) -> TokenizedBatch:
+        """Let the first `count` items leave, which must be ready."""
+        items = [self._items.popleft() for _ in range(count)]
+        clips = [item for item in items if isinstance(item, Clip)]
+        numbers = range(self._first, self._first + count)
+        sequences = [self._done.pop(number) for number in numbers if number in self._done]
+        self._first += count
+        self.num_ready -= count
+        return TokenizedBatch(
+            rows=token_table(clips, sequences, vocab_size=vocab_size, patch_entropy=patch_entropy),
+            rejects=tuple(item for item in items if isinstance(item, Reject)),
+            num_tokens=sum(sequence.num_tokens for sequence in sequences),
+        )
+
+    def _encode_alike(self, shape: tuple[int, ...]) -> None:
+        numbers = self._waiting.pop(shape)
+        clips = [self._items[number - self._first] for number in numbers]
+        pixels_BTCHW = [clip.pixels for clip in clips if isinstance(clip, Clip)]
+        sequences = self._encode(torch.from_numpy(np.concatenate(pixels_BTCHW)))
+        if len(sequences) != len(clips):
+            raise TatokError(f"the tokenizer returned {len(sequences)} sequences for {len(clips)} images")
+        self._done |= zip(numbers, sequences, strict=True)
+        for number, clip in zip(numbers, clips, strict=True):
+            assert isinstance(clip, Clip)
+            self.waiting_bytes -= clip.pixels.nbytes
+            # The row needs the number of frames; the pixels are let go.
+            self._items[number - self._first] = replace(clip, pixels=np.empty((shape[0], 3, 0, 0), np.uint8))
+
+    def _count_ready(self) -> None:
+        while self.num_ready < len(self._items):
+            item = self._items[self.num_ready]
+            if isinstance(item, Clip) and self._first + self.num_ready not in self._done:
+                return
+            self.num_ready += 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator
 
+from schemas.preprocessing import Preprocessing
 from schemas.secrets import REMEDY, credential_in_url, literal_credentials
 from schemas.settings import Section
 from schemas.settings_file import read_settings
@@ -20,18 +20,6 @@ __all__ = [
     "Resources",
     "load_job",
 ]
-
-
-class Preprocessing(Section):
-    """Source image -> the square crop that is tokenized."""
-
-    image_size: int = Field(
-        default=256, ge=16, le=4096, description="Side of the centre crop in pixels, a multiple of the patch."
-    )
-    resample: Literal["bicubic", "bilinear", "lanczos"] = Field(
-        default="bicubic", description="Filter that brings the shorter side to image_size."
-    )
-    background: tuple[int, int, int] = Field(default=(255, 255, 255), description="RGB under transparent pixels.")
 
 
 class DTFOverride(Section):
@@ -84,6 +72,9 @@ class Limits(Section):
         default=178_956_970, ge=1, description="Larger images are rejected before they are decoded."
     )
     min_side: int = Field(default=16, ge=1, description="Images with a shorter side below this are rejected.")
+    max_aspect_ratio: float | None = Field(
+        default=None, ge=1, description="Images whose sides differ by more than this factor are rejected."
+    )
     max_sample_bytes: int = Field(default=256 << 20, ge=1, description="Larger samples are rejected unread.")
     max_decode_bytes: int = Field(
         default=4 << 30,

@@ -42,10 +42,15 @@ def hostile_tar(folder: Path) -> str:
 
 
 def write_real_data(
-    url: str, sources: tuple[str, ...], *, image_size: int = 256, tokenizer: Tokenizer | FakeTokenizer | None = None
+    url: str,
+    sources: tuple[str, ...],
+    *,
+    image_size: int = 256,
+    tokenizer: Tokenizer | FakeTokenizer | None = None,
+    **preprocessing: object,
 ) -> None:
     """Tokenize tars into `url` on the CPU, in this process; with the shipped checkpoint unless another one is given."""
-    config = JobConfig(source=sources, output=url, preprocessing={"image_size": image_size})  # type: ignore[arg-type]
+    config = JobConfig(source=sources, output=url, preprocessing={"image_size": image_size} | preprocessing)  # type: ignore[arg-type]
     tokenizer = tokenizer or Tokenizer.load(device="cpu")
     spec = TokenizerSpec.of(tokenizer)  # type: ignore[arg-type]
     fingerprint = run_fingerprint(config, spec)

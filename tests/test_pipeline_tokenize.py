@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -67,12 +68,59 @@ def test_batches_are_full_and_of_one_shape() -> None:
 
     items = [clip(0), reject(1), clip(2), clip(3), clip(4, side=64), clip(5, side=64), reject(6)]
     batches = list(tokenize_clips(items, encode, batch_size=2, vocab_size=1024, patch_entropy=False))
-    assert sizes == [(2, 3, 32, 32), (1, 3, 32, 32), (2, 3, 64, 64)]
+    assert sizes == [(2, 3, 32, 32), (2, 3, 64, 64), (1, 3, 32, 32)]
     assert [key for batch in batches for key in batch.rows["key"].to_pylist()] == ["k0", "k2", "k3", "k4", "k5"]
     assert [item.key for batch in batches for item in batch.rejects] == ["k1", "k6"]
     assert sum(batch.num_tokens for batch in batches) == sum(
         sum(batch.rows["num_tokens"].to_pylist()) for batch in batches
     )
+
+
+def test_shapes_that_alternate_give_full_batches_and_keep_their_order() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
+        sizes.append(tuple(pixels.shape))
+        return FAKE.encode(pixels)
+
+    sides = [32, 48, 32, 64, 48] * 40 + [80] + [32, 48] * 40
+    items = [reject(i) if i % 7 == 3 else clip(i, side=side) for i, side in enumerate(sides)]
+    batches = list(tokenize_clips(items, encode, batch_size=4, vocab_size=1024, patch_entropy=False))
+    order = [key for batch in batches for key in batch.rows["key"].to_pylist()]
+    assert order == [item.key for item in items if isinstance(item, Clip)]
+    assert [item for batch in batches for item in batch.rejects] == [item for item in items if isinstance(item, Reject)]
+    assert sum(size == (4, *size[1:]) for size in sizes) >= 0.9 * len(sizes)
+    assert max(len(batch.rows) + len(batch.rejects) for batch in batches) <= 8 * 4
+    # The only clip of its shape waits for a while, not for ever, and rows are what each clip gives alone.
+    alone = {item.key: FAKE.encode(torch.from_numpy(item.pixels))[0] for item in items if isinstance(item, Clip)}
+    for batch in batches:
+        for row in batch.rows.to_pylist():
+            assert row["tokens"] == alone[row["key"]].codes.tolist()
+            assert (row["num_frames"], row["grid_height"]) == (1, alone[row["key"]].grid.height)
+
+
+def test_waiting_is_bounded_by_bytes_and_by_time() -> None:
+    seen = 0
+
+    def items() -> Iterator[Clip]:
+        nonlocal seen
+        for index in range(200):
+            seen = index
+            yield clip(index, side=16 * (1 + index % 50))
+
+    calls: list[int] = []
+
+    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
+        calls.append(seen)
+        return FAKE.encode(pixels)
+
+    options = {"batch_size": 4, "vocab_size": 1024, "patch_entropy": False}
+    first = next(iter(tokenize_clips(items(), encode, **options)))  # type: ignore[arg-type]
+    assert first.rows["key"].to_pylist()[0] == "k0"
+    assert seen <= 8 * 4 + 4, "the first clip has not waited longer"
+    calls.clear()
+    list(tokenize_clips(items(), encode, max_waiting_bytes=1, **options))  # type: ignore[arg-type]
+    assert calls == list(range(200)), "nothing waits where there is no room for it"
 
 
 def test_rejects_alone_come_out_in_bounded_batches() -> None:

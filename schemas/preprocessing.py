@@ -1,0 +1,88 @@
+"""Preprocessing: which parts of a source image are tokenized, and how their pixels are made."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.settings import Section
+
+__all__ = ["Buckets", "Preprocessing", "RandomCrops"]
+
+
+class RandomCrops(Section):
+    """Squares at random places, for the mode random_crop; the same in every run over the same source."""
+
+    num_crops: int = Field(default=1, ge=1, le=100, description="Crops of an image, each a row.")
+    min_scale: float = Field(
+        default=1.0, gt=0, le=1, description="Smallest side of a crop, as a share of the image's shorter side."
+    )
+
+
+class Buckets(Section):
+    """Grids of many shapes at one number of pixels, for the mode buckets."""
+
+    max_aspect_ratio: float = Field(
+        default=4.0, ge=1, le=64, description="Longer side by shorter side of the most elongated grid."
+    )
+
+
+class Preprocessing(Section):
+    """Source image -> the pixels that are tokenized."""
+
+    mode: Literal["centre_crop", "random_crop", "resize", "buckets"] = Field(
+        default="centre_crop",
+        description="centre_crop: the largest centred square. random_crop: squares at random places. resize: the whole "
+        "image, its shorter side brought to image_size, both sides rounded to side_multiple. buckets: the largest "
+        "centred part that has the shape of the nearest bucket, a grid of at most image_size x image_size pixels.",
+    )
+    image_size: int = Field(
+        default=256,
+        ge=16,
+        le=4096,
+        description="Side of the square in pixels, a multiple of the patch; see mode for its other meanings.",
+    )
+    side_multiple: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Sides are multiples of it in the modes resize and buckets; a multiple of the patch.",
+    )
+    random_crops: RandomCrops = RandomCrops()
+    buckets: Buckets = Buckets()
+    flips: Literal["none", "random", "both"] = Field(
+        default="none",
+        description="Mirroring left to right. random: of every second crop, by chance. both: each crop is two rows.",
+    )
+    seed: int = Field(default=0, ge=0, description="Chooses, together with the sample's id, what is left to chance.")
+    resample: Literal["bicubic", "bilinear", "lanczos"] = Field(
+        default="bicubic", description="Filter that resizes, always antialiased."
+    )
+    background: tuple[int, int, int] = Field(default=(255, 255, 255), description="RGB under transparent pixels.")
+    icc_profiles: Literal["apply", "ignore"] = Field(
+        default="apply",
+        description="Whether an embedded colour profile is followed, to sRGB; a damaged one is ignored.",
+    )
+    decoder: Literal["pillow", "simplejpeg"] = Field(
+        default="pillow",
+        description="simplejpeg: regular JPEGs are decoded by simplejpeg, and torch resizes; quicker, and rounded "
+        "otherwise in a few pixels (make bench-decode). What is not regular goes through Pillow.",
+    )
+
+    @model_validator(mode="after")
+    def _torch_has_no_lanczos(self) -> Self:
+        if self.decoder == "simplejpeg" and self.resample == "lanczos":
+            raise ValueError("decoder simplejpeg resizes by torch, which has no lanczos; choose bicubic or bilinear")
+        return self
+
+    @model_validator(mode="after")
+    def _square_fits_the_multiple(self) -> Self:
+        if self.mode in ("resize", "buckets") and self.image_size % self.side_multiple:
+            raise ValueError(f"image_size {self.image_size} is no multiple of side_multiple {self.side_multiple}")
+        return self
+
+    @property
+    def sides_divide_by(self) -> int:
+        """The largest number that divides the sides of everything that is tokenized."""
+        return self.side_multiple if self.mode in ("resize", "buckets") else self.image_size

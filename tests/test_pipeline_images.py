@@ -1,0 +1,270 @@
+"""Every format, in every way that photos are stored, becomes the same photo; docs/SOURCES.md names these tests."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import encoded
+from PIL import Image, ImageChops, ImageCms
+
+from pipeline.images import FORMATS, View, decode_image
+from schemas.errors import DecodeError
+from schemas.job import Limits
+from schemas.preprocessing import Preprocessing
+
+SMALL = Preprocessing(image_size=32)
+EXACT = {"PNG", "TIFF", "BMP", "DIB", "PPM", "ICO", "PCX", "SGI", "QOI", "DDS", "PSD"}
+WRITTEN_BY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "AVIF": {"quality": 95}}
+
+
+def view_of(payload: bytes, preprocessing: Preprocessing = SMALL, **limits: float) -> View:
+    [view] = decode_image(payload, preprocessing, Limits(**limits), sample_id="s")  # type: ignore[arg-type]
+    return view
+
+
+def reason_of(payload: bytes, preprocessing: Preprocessing = SMALL, **limits: float) -> str:
+    with pytest.raises(DecodeError) as caught:
+        view_of(payload, preprocessing, **limits)
+    return caught.value.reason
+
+
+def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int = 64, height: int = 48) -> Image.Image:
+    coarse = np.random.default_rng(5).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def psd(image: Image.Image) -> bytes:
+    """The smallest PSD that Pillow reads: header, three empty blocks, raw planes."""
+    header = b"8BPS\0\1" + bytes(6) + (3).to_bytes(2, "big")
+    header += image.height.to_bytes(4, "big") + image.width.to_bytes(4, "big") + b"\0\x08\0\x03"
+    return header + bytes(12) + b"\0\0" + b"".join(plane.tobytes() for plane in image.split())
+
+
+def stored(image: Image.Image, image_format: str) -> bytes:
+    if image_format == "PSD":
+        return psd(image)
+    options = {"sizes": [image.size]} if image_format == "ICO" else WRITTEN_BY.get(image_format, {})
+    return saved(image, image_format, **options)
+
+
+def mean_difference(left: View, right: View) -> float:
+    return float(np.abs(left.pixels.astype(int) - right.pixels.astype(int)).mean())
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_formats(image_format: str) -> None:
+    expected, found = view_of(saved(photo())), view_of(stored(photo(), image_format))
+    assert (found.width, found.height, found.crop) == (64, 48, expected.crop)
+    assert mean_difference(found, expected) <= (0 if image_format in EXACT else 16 if image_format == "GIF" else 4)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_formats_cut_short(image_format: str) -> None:
+    whole = stored(photo(200, 160), image_format)
+    assert reason_of(whole[: len(whole) // 2]) in {"truncated", "corrupt", "not_an_image"}
+
+
+def test_two_pictures_in_one_jpeg() -> None:
+    both = saved(photo(), "MPO", save_all=True, append_images=[photo(32, 24)], quality=95)
+    assert mean_difference(view_of(both), view_of(saved(photo()))) <= 4
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_first_frame_of_an_animation(image_format: str) -> None:
+    others = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    moving = saved(photo(), image_format, save_all=True, append_images=others)
+    assert mean_difference(view_of(moving), view_of(saved(photo()))) <= (16 if image_format == "GIF" else 8)
+
+
+KINDS = {
+    "palette": (lambda: photo().quantize(64), "PNG", {}, 12),
+    "palette of 2 bits": (lambda: Image.new("P", (64, 48), 1), "PNG", {"bits": 2}, None),
+    "palette with alpha": (lambda: photo().quantize(64), "PNG", {"transparency": 0}, 60),
+    "grey": (lambda: photo().convert("L"), "JPEG", {"quality": 95}, None),
+    "grey with alpha": (lambda: photo().convert("LA"), "PNG", {}, None),
+    "one bit": (lambda: photo().convert("1"), "TIFF", {}, None),
+    "16-bit grey PNG": (lambda: Image.fromarray(np.asarray(photo().convert("L")).astype("<u2") * 257), "PNG", {}, None),
+    "16-bit grey TIFF": (
+        lambda: Image.fromarray(np.asarray(photo().convert("L")).astype("<u2") * 257),
+        "TIFF",
+        {"compression": "tiff_deflate"},
+        None,
+    ),
+    "CMYK TIFF": (lambda: photo().convert("CMYK"), "TIFF", {}, 1),
+    "YCbCr TIFF": (lambda: photo().convert("YCbCr"), "TIFF", {}, 2),
+    "Lab TIFF": (
+        lambda: ImageCms.profileToProfile(
+            photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        ),
+        "TIFF",
+        {},
+        3,
+    ),
+    "opaque alpha": (lambda: photo().convert("RGBA"), "PNG", {}, 0),
+    "progressive JPEG": (photo, "JPEG", {"quality": 95, "progressive": True}, 4),
+    "JPEG of whole chroma": (photo, "JPEG", {"quality": 95, "subsampling": 0}, 3),
+    "JPEG with restarts": (photo, "JPEG", {"quality": 95, "restart_marker_rows": 1}, 4),
+    "lossless WebP": (photo, "WEBP", {"lossless": True}, 0),
+    "WebP with alpha": (lambda: photo().convert("RGBA"), "WEBP", {"lossless": True}, 0),
+    "AVIF with alpha": (lambda: photo().convert("RGBA"), "AVIF", {"quality": 95}, 4),
+    "lossless JPEG 2000": (photo, "JPEG2000", {}, 0),
+    "LZW TIFF": (photo, "TIFF", {"compression": "tiff_lzw"}, 0),
+    "JPEG TIFF": (photo, "TIFF", {"compression": "jpeg", "quality": 95}, 4),
+    "big TIFF": (photo, "TIFF", {"big_tiff": True}, 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_kinds_of_pixels(kind: str, decoder: str) -> None:
+    make, image_format, options, at_most = KINDS[kind]
+    image = make()
+    preprocessing = Preprocessing(image_size=48, decoder=decoder)  # type: ignore[arg-type]
+    found = view_of(saved(image, image_format, **options), preprocessing)
+    if at_most is not None:
+        assert mean_difference(found, view_of(saved(photo()), preprocessing)) <= at_most
+        return
+    # Compared with what Pillow itself makes of the pixels; 16 bits are 257 times 8 here.
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    assert mean_difference(found, view_of(saved(image.convert("RGB")), preprocessing)) <= 3
+
+
+def test_cmyk_jpegs_with_and_without_adobes_inversion() -> None:
+    cmyk = photo().convert("CMYK")
+    adobe = saved(cmyk, "JPEG", quality=95)
+    marker = adobe.index(b"\xff\xee")
+    length = int.from_bytes(adobe[marker + 2 : marker + 4], "big")
+    assert adobe[marker + 4 : marker + 9] == b"Adobe"
+    inverted = saved(ImageChops.invert(cmyk), "JPEG", quality=95)
+    plain = inverted[:marker] + inverted[marker + 2 + length :]
+    expected = view_of(saved(photo()))
+    assert mean_difference(view_of(adobe), expected) <= 4
+    assert mean_difference(view_of(plain), expected) <= 4
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0), (0, 0, 0)])
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF", "AVIF", "ICO", "GIF", "QOI", "DDS", "SGI"])
+def test_alpha_shows_the_background(image_format: str, colour: tuple[int, int, int]) -> None:
+    clear = Image.new("RGBA", (48, 48), (0, 0, 255, 0))
+    pixels = view_of(stored(clear, image_format), Preprocessing(image_size=32, background=colour)).pixels
+    assert np.abs(pixels[0, :, 9, 9].astype(int) - colour).max() <= 3
+
+
+# --- colour profiles ------------------------------------------------------------------------------------------------
+
+
+def swapped_profile() -> bytes:
+    """An sRGB profile in which the red and the green colorants have changed places."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
+        name = bytes(profile[at : at + 4])
+        profile[at : at + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(name, name)
+    return bytes(profile)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("PNG", {}),
+        ("TIFF", {}),
+        ("WEBP", {"lossless": True}),
+        ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ],
+)
+def test_profiles_are_followed(image_format: str, options: dict[str, object]) -> None:
+    red = saved(Image.new("RGB", (48, 48), (255, 0, 0)), image_format, icc_profile=swapped_profile(), **options)
+    found = view_of(red).pixels[0, :, 9, 9].astype(int)
+    assert np.abs(found - (0, 255, 0)).max() <= 12, "red by this profile is green"
+    ignoring = view_of(red, Preprocessing(image_size=32, icc_profiles="ignore")).pixels[0, :, 9, 9].astype(int)
+    assert np.abs(ignoring - (255, 0, 0)).max() <= 3
+    clear = Image.new("RGBA", (48, 48), (255, 0, 0, 0))
+    if image_format not in ("JPEG",):
+        blank = view_of(saved(clear, image_format, icc_profile=swapped_profile(), **options)).pixels
+        assert blank.min() >= 252, "the background is sRGB already"
+
+
+def test_profiles_that_say_nothing_change_nothing() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    whole = swapped_profile()
+    plain = view_of(saved(photo()))
+    for profile in (b"no profile", whole[: len(whole) // 2], whole[:128] + bytes(len(whole) - 128), b"\0" * 500):
+        assert mean_difference(view_of(saved(photo(), icc_profile=profile)), plain) == 0, "a damaged profile"
+    assert mean_difference(view_of(saved(photo(), icc_profile=srgb)), plain) <= 1
+    grey = photo().convert("L")
+    of_other_channels = view_of(saved(grey, icc_profile=whole))
+    assert mean_difference(of_other_channels, view_of(saved(grey))) == 0
+
+
+# --- what is filtered -----------------------------------------------------------------------------------------------
+
+
+def test_sizes_and_shapes_are_filtered_unread() -> None:
+    assert reason_of(encoded(0, 300, 40, "PNG"), min_side=41) == "too_small"
+    assert reason_of(encoded(0, 300, 40, "PNG"), max_aspect_ratio=7.4) == "too_elongated"
+    assert view_of(encoded(0, 300, 40, "PNG"), max_aspect_ratio=7.5).width == 300
+    assert reason_of(encoded(0, 40, 300, "JPEG"), max_aspect_ratio=7.4) == "too_elongated"
+    assert reason_of(encoded(0, 300, 40, "PNG"), max_pixels=11_999) == "too_many_pixels"
+    endless = Preprocessing(image_size=256, mode="resize", side_multiple=1)
+    assert reason_of(encoded(0, 4000, 16, "PNG"), endless) == "too_elongated"
+
+
+# --- the fast path --------------------------------------------------------------------------------------------------
+
+MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE = 3, 0.1  # of 255, for a photo; the fast path's stated tolerance
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_the_fast_path_gives_pillows_pixels(corpus: Path, resample: str) -> None:
+    slow, fast = (
+        Preprocessing(image_size=256, decoder=decoder, resample=resample)  # type: ignore[arg-type]
+        for decoder in ("pillow", "simplejpeg")
+    )
+    worst = 0
+    with tarfile.open(corpus / "photos-raw-0000.tar") as tar:
+        photos = [member for member in tar if member.name.endswith(".jpg")][:40]
+        assert len(photos) == 40
+        for member in photos:
+            file = tar.extractfile(member)
+            assert file is not None
+            payload = file.read()
+            difference = np.abs(view_of(payload, slow).pixels.astype(int) - view_of(payload, fast).pixels)
+            assert difference.max() <= MAX_DIFFERENCE, member.name
+            assert difference.mean() <= MAX_MEAN_DIFFERENCE, member.name
+            worst = max(worst, int(difference.max()))
+    assert worst > 0, "torch's rounding is not Pillow's: were it, this was not the fast path"
+
+
+def test_the_fast_path_turns_upright_and_leaves_damage_to_pillow() -> None:
+    fast = Preprocessing(image_size=32, decoder="simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(photo(), "JPEG", exif=exif, quality=95)
+    assert (view_of(turned, fast).width, view_of(turned, fast).height) == (48, 64)
+    assert mean_difference(view_of(turned, fast), view_of(turned)) <= MAX_MEAN_DIFFERENCE
+    whole = saved(photo(200, 160), "JPEG", quality=95)
+    assert reason_of(whole[: len(whole) // 2], fast) == reason_of(whole[: len(whole) // 2]) == "truncated"
+    dented = bytearray(whole)
+    dented[len(whole) // 2 : len(whole) // 2 + 40] = bytes(40)
+    assert outcome(bytes(dented), fast) == outcome(bytes(dented), SMALL)
+
+
+def outcome(payload: bytes, preprocessing: Preprocessing) -> str:
+    """The reason, or the pixels but for their last bits."""
+    try:
+        view = view_of(payload, preprocessing)
+    except DecodeError as error:
+        return error.reason
+    return (view.pixels.astype(int).mean((0, 2, 3)) // 4).tolist().__repr__()
