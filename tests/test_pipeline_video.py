@@ -1,0 +1,171 @@
+"""Video decoders: frames, stamps and pictures of good files in every container; where damaged ones end."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_videos import CODECS, cut_to, drain, noise, number_of, picture, rotated, video_bytes
+
+from pipeline.video import VideoDamage
+from pipeline.video_decord import DecordReader
+from pipeline.video_pyav import PyAVReader
+from schemas.errors import DecodeError
+from schemas.job import Limits
+
+LIMITS = Limits()
+READERS = [PyAVReader, DecordReader]
+DECORD_SHIFTS = {"mpg", "mpegts"}  # their frames, at times, and is found out
+
+needs_ffprobe = pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
+
+
+@cache
+def moving_video(container: str) -> bytes:
+    return video_bytes(40, container=container, pictures=noise(40))
+
+
+def ffprobe_stamps(path: Path) -> list[float]:
+    command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=best_effort_timestamp_time"]
+    output = subprocess.run([*command, "-of", "json", str(path)], capture_output=True, text=True, check=True).stdout
+    return [float(frame["best_effort_timestamp_time"]) for frame in json.loads(output)["frames"]]
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_every_container_gives_its_frames_in_order(container: str) -> None:
+    frames, damage = drain(PyAVReader(video_bytes(30, container=container), LIMITS))
+    assert damage is None
+    assert [number_of(frame.rgb()) for frame in frames] == list(range(30))
+    steps = np.diff([frame.pts_s for frame in frames])
+    assert np.allclose(steps, 0.04, atol=0.0015)
+
+
+@pytest.mark.parametrize("container", CODECS)
+def test_decord_gives_the_same_pixels_or_is_found_out(container: str) -> None:
+    video = moving_video(container)
+    expected, _ = drain(PyAVReader(video, LIMITS))
+    frames, damage = drain(DecordReader(video, LIMITS))
+    assert len(frames) == 40 if damage is None else container in DECORD_SHIFTS
+    for frame, other in zip(frames, expected, strict=False):
+        assert frame.pts_s == other.pts_s
+        assert np.abs(frame.rgb().astype(int) - other.rgb()).mean() <= 1
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("reader", READERS)
+def test_variable_frame_rates_keep_their_stamps(reader: type, container: str) -> None:
+    stamps_ms = [0, 40, 80, 200, 210, 300, 1000, 1040]
+    frames, damage = drain(reader(video_bytes(8, container=container, stamps_ms=stamps_ms), LIMITS))
+    assert damage is None
+    assert [round(1000 * frame.pts_s) for frame in frames] == stamps_ms
+
+
+@needs_ffprobe
+@pytest.mark.parametrize("container", sorted(set(CODECS) - {"mpg"}))  # there, ffprobe leaves stamps out
+def test_stamps_are_those_of_ffprobe(tmp_path: Path, container: str) -> None:
+    path = tmp_path / f"video.{container}"
+    path.write_bytes(video_bytes(30, container=container, audio_s=1.5 if container in ("mp4", "mkv") else 0))
+    frames, damage = drain(PyAVReader(path.read_bytes(), LIMITS))
+    assert damage is None
+    assert [frame.pts_s for frame in frames] == pytest.approx(ffprobe_stamps(path), abs=1e-6)
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("reader", READERS)
+def test_rotation_in_the_header_turns_frames_clockwise(reader: type, quarter_turns: int) -> None:
+    frames, _ = drain(reader(rotated(video_bytes(3), quarter_turns=quarter_turns), LIMITS))
+    expected = np.rot90(picture(0, 96, 64), -quarter_turns)
+    assert frames[0].rgb().shape == expected.shape
+    assert np.abs(frames[0].rgb().astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_edit_lists_cut_the_frames_that_players_do_not_show(reader: type) -> None:
+    video = cut_to(video_bytes(40), start_ticks=1024 + 10 * 512, duration_ms=1200)
+    frames, damage = drain(reader(video, LIMITS))
+    assert damage is None
+    assert [number_of(frame.rgb()) for frame in frames] == list(range(10, 40))
+    assert frames[0].pts_s == 0
+
+
+@pytest.mark.parametrize("fraction", [0.6, 0.75, 0.95])
+@pytest.mark.parametrize("container", CODECS)
+def test_a_truncated_video_keeps_good_frames_and_tells_the_second(container: str, fraction: float) -> None:
+    video = moving_video(container)
+    whole, _ = drain(PyAVReader(video, LIMITS))
+    frames, damage = drain(PyAVReader(video[: int(fraction * len(video))], LIMITS))
+    assert isinstance(damage, VideoDamage)
+    assert damage.reason in ("truncated", "corrupt")
+    assert len(frames) < 40
+    for frame, good in zip(frames, whole, strict=False):
+        assert np.array_equal(frame.rgb(), good.rgb())
+    next_s = whole[len(frames)].pts_s
+    assert damage.at_s == pytest.approx(next_s, abs=0.2)
+    assert f"from {damage.at_s:.3f} s on" in damage.detail
+
+
+def test_frames_shown_before_a_damaged_reference_are_not_trusted() -> None:
+    """B frames are decoded after the frame that they lean on and shown before it; only that one is marked."""
+    video = video_bytes(60, pictures=noise(60), bf="3", g="60", threads="1")
+    whole, _ = drain(PyAVReader(video, LIMITS))
+    generator, num_damaged = random.Random(0), 0
+    for _ in range(25):
+        broken = bytearray(video)
+        at = generator.randrange(len(video) // 2, len(video) - 100)
+        broken[at : at + 40] = generator.randbytes(40)
+        frames, damage = drain(PyAVReader(bytes(broken), LIMITS))
+        if damage is not None:
+            num_damaged += 1
+            for frame, good in zip(frames, whole, strict=False):
+                assert np.array_equal(frame.rgb(), good.rgb())
+    assert num_damaged >= 15
+
+
+def test_lenient_readers_go_on_through_damage() -> None:
+    video = bytearray(moving_video("mp4"))
+    middle = len(video) // 2
+    video[middle : middle + 200] = bytes(200)
+    strict, damage = drain(PyAVReader(bytes(video), LIMITS))
+    lenient, none = drain(PyAVReader(bytes(video), LIMITS, strict=False))
+    assert damage is not None
+    assert none is None
+    assert len(lenient) > len(strict)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "empty"),
+        (b"no video", "not_a_video"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", "not_a_video"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "not_a_video"),
+    ],
+    ids=["empty", "text", "playlist", "concat"],
+)
+def test_what_is_no_video_is_refused(reader: type, payload: bytes, reason: str) -> None:
+    with pytest.raises(DecodeError) as error:
+        reader(payload, LIMITS)
+    assert error.value.reason == reason
+
+
+def test_sizes_are_checked_before_decoding() -> None:
+    video = video_bytes(2)
+    for limits, reason in ((Limits(max_pixels=96 * 63), "too_many_pixels"), (Limits(min_side=65), "too_small")):
+        with pytest.raises(DecodeError) as error:
+            PyAVReader(video, limits)
+        assert error.value.reason == reason
+
+
+def test_info_is_the_containers() -> None:
+    with PyAVReader(video_bytes(50), LIMITS) as reader:
+        info = reader.info
+    assert (info.width, info.height, info.codec, info.num_frames) == (96, 64, "h264", 50)
+    assert info.average_fps == pytest.approx(25)
+    assert info.duration_s == pytest.approx(2.0)
