@@ -24,6 +24,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.cluster_actors import DecodeWorker, Heartbeat, TokenizerWorker, first_line, start_error, was_killed
+from pipeline.filters import filter_identity
 from pipeline.fingerprint import TokenizerSpec, decoder_identity, require_equal
 from pipeline.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
 from pipeline.progress import Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
@@ -306,7 +307,8 @@ class _Scheduler:
             started.is_ready = True
             self._check_spec(told)
         else:
-            require_equal("decoder", decoder_identity(self._config.preprocessing.decoder), told)
+            expected = decoder_identity(self._config.preprocessing.decoder) | filter_identity(self._config.filter)
+            require_equal("decoder", expected, told)
             self._idle_decoders.append(started)
 
     def _check_spec(self, spec: TokenizerSpec) -> None:
@@ -381,7 +383,7 @@ class _Scheduler:
         return Throughput(
             num_rows=sum(report.num_rows for report in reports) + sum(counts.num_rows for counts in at_work),
             num_tokens=sum(report.num_tokens for report in reports) + sum(counts.num_tokens for counts in at_work),
-            num_rejects=sum(report.num_rejects for report in reports) + sum(counts.num_rejects for counts in at_work),
+            num_rejects=sum(report.num_faults for report in reports) + sum(counts.num_rejects for counts in at_work),
         )
 
     def _gone_wrong(self) -> StoppedBy | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from pipeline.filters import apply_filter, filter_identity, load_filter
 from pipeline.fingerprint import TokenizerSpec, decoder_identity
 from pipeline.leases import Attempt, Failure, FailureKind
 from pipeline.permanent import is_permanent
@@ -27,7 +28,7 @@ from pipeline.storage import use_storage
 from pipeline.store import OutputStore
 from schemas.errors import CommitError, ConfigError, SourceError, TatokError
 from schemas.job import JobConfig
-from schemas.records import Clip, Reject, Sample, Shard, ShardReport
+from schemas.records import Clip, Reject, Sample, Shard, ShardReport, is_intended
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +74,15 @@ class DecodeWorker:
         use_storage(config.storage)
         self._decode, self._read, self._guarded = decode.decode_sample, read.read_samples, guarded.GuardedDecoder
         self._config = config
+        self._filter = None if config.filter is None else load_filter(config.filter)
 
     def ready(self) -> dict[str, str]:
-        """What the pixels of this process depend on, once it can work."""
-        return decoder_identity(self._config.preprocessing.decoder)
+        """What the rows of this process depend on, once it can work."""
+        return decoder_identity(self._config.preprocessing.decoder) | filter_identity(self._config.filter)
+
+    def _filtered(self, decode: Callable[[Sample], Iterator[Clip | Reject]], sample: Sample) -> Iterator[Clip | Reject]:
+        assert self._filter is not None
+        return apply_filter(self._filter, sample, decode(sample))
 
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
@@ -105,6 +111,8 @@ class DecodeWorker:
                     decode=self._decode,
                 )
                 decode = stack.enter_context(guard).decode
+            if self._filter is not None:
+                decode = partial(self._filtered, decode)
             for sample in samples:
                 for result in [sample] if isinstance(sample, Reject) else decode(sample):
                     chunk.append(result)
@@ -157,7 +165,7 @@ class TokenizerWorker:
             counts = Throughput(
                 num_rows=before.counts.num_rows + len(batch.rows),
                 num_tokens=before.counts.num_tokens + batch.num_tokens,
-                num_rejects=before.counts.num_rejects + len(batch.rejects),
+                num_rejects=before.counts.num_rejects + sum(not is_intended(r.reason) for r in batch.rejects),
             )
             self._heartbeats[attempt] = replace(before, counts=counts)
 

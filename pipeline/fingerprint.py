@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import PIL
 from PIL import features
 
+from pipeline.filters import filter_identity
 from schemas.errors import ConfigError
 from schemas.job import JobConfig
 from schemas.tokens import SCHEMA_VERSION
@@ -74,7 +75,7 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
     if config.label_from_folder:  # absent where it is off, as in data sets older than it
         entries["label_from_folder"] = "true"
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
-    entries |= decoder_identity(config.preprocessing.decoder)
+    entries |= decoder_identity(config.preprocessing.decoder) | filter_identity(config.filter)
     return dict(sorted(entries.items()))
 
 

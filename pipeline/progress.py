@@ -40,7 +40,10 @@ class ShardsPlanned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Counts of this run so far, shards at work included; never go down but where an attempt is lost."""
+    """Counts of this run so far, shards at work included; never go down but where an attempt is lost.
+
+    Rejects that the job asked for, duplicates and what its filter drops, are not among `num_rejects`.
+    """
 
     num_rows: int
     num_tokens: int

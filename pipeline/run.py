@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.commit import committed_shards, restore_rejects, shards_of_parts
+from pipeline.filters import load_filter
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.leases import Failure
 from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
@@ -76,6 +77,8 @@ def run_job(
 def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, on_event: OnEvent) -> RunSummary:
     started, started_at = time.monotonic(), datetime.now(UTC)
     load_tokenizer = load_tokenizer or _loader(config)
+    if config.filter is not None:
+        load_filter(config.filter)  # what is wrong with it is told before anything starts
     planned = plan_shards(config.source, image_field=config.image_field)
     store = OutputStore.open(config.output)
     progress = compare_with_committed(planned, committed_shards(store), partial(shards_of_parts, store))

@@ -115,6 +115,11 @@ class JobConfig(Section):
         default=False, description="The first folder below a folder source is the label of files without another."
     )
     preprocessing: Preprocessing = Preprocessing()
+    filter: str | None = Field(
+        default=None,
+        description="A function, as module:function, that is given a sample's schemas.records.SampleFacts and returns "
+        "whether to keep it, or a text that says why not.",
+    )
     dtf: DTFOverride = DTFOverride()
     resources: Resources = Resources()
     limits: Limits = Limits()

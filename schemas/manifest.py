@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from schemas.records import is_intended
 from schemas.tokens import SCHEMA_VERSION
 
 __all__ = ["MANIFEST", "RUN", "RUNS", "SUCCESS", "CompactedFrom", "Manifest", "Part", "RunDocument", "RunRecord"]
@@ -58,9 +59,9 @@ class Manifest:
 
     @property
     def reject_fraction(self) -> float:
-        """Rejects as a share of all samples; 0 where there are none."""
-        num_rejects = sum(self.rejects.values())
-        return num_rejects / max(num_rejects + self.num_rows, 1)
+        """Rejects that the job did not ask for, as a share of all samples; 0 where there are none."""
+        num_faults = sum(count for reason, count in self.rejects.items() if not is_intended(reason))
+        return num_faults / max(sum(self.rejects.values()) + self.num_rows, 1)
 
     def to_json(self) -> str:
         """The text of manifest.json: the totals, then every part."""

@@ -13,20 +13,32 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 __all__ = [
+    "DUPLICATE",
+    "FILTERED",
     "Clip",
     "Crop",
     "EntropyStatistics",
     "Grid",
     "Reject",
     "Sample",
+    "SampleFacts",
     "Shard",
     "ShardReport",
     "SourceFile",
     "TokenSequence",
+    "is_intended",
 ]
 
 ShardKind = Literal["webdataset", "parquet", "files"]
 Media = Literal["image", "video"]
+
+DUPLICATE, FILTERED = "duplicate", "filtered"
+"""Reasons of rejects that a job asks for; FILTERED may be followed by ": " and the filter's own."""
+
+
+def is_intended(reason: str) -> bool:
+    """Whether the job asked for such rejects, so that they say nothing about the health of its source."""
+    return reason == DUPLICATE or reason.partition(":")[0] == FILTERED
 
 
 class Grid(NamedTuple):
@@ -149,6 +161,27 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampleFacts:
+    """What a user's filter decides by; `width` and `height` are upright, texts are None where there are none.
+
+    `num_bytes` and `sha256` are those of the encoded image or video; `metadata` is JSON.
+    """
+
+    key: str
+    uri: str
+    index: int
+    media: Media
+    extension: str
+    num_bytes: int
+    sha256: str
+    width: int
+    height: int
+    caption: str | None
+    label: str | None
+    metadata: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyStatistics:
     """What the prior says of the patch codes of an image or of all frames of a clip, in bits; see docs/METHOD.md.
 
@@ -203,7 +236,7 @@ class Reject:
     key: str
     uri: str
     index: int
-    stage: Literal["read", "decode", "tokenize"]
+    stage: Literal["read", "dedup", "decode", "filter", "tokenize"]
     reason: str
     detail: str
     clip_index: int = 0
@@ -230,3 +263,8 @@ class ShardReport:
     def num_rejects(self) -> int:
         """Rejects of every reason."""
         return sum(self.rejects.values())
+
+    @property
+    def num_faults(self) -> int:
+        """Rejects that nobody asked for."""
+        return sum(count for reason, count in self.rejects.items() if not is_intended(reason))
