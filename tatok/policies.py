@@ -37,17 +37,20 @@ class Policy:
 
 
 def grid_positions(height: int, width: int, num_kept: int) -> Tensor:
-    """An even kept set, bool [N]: a lattice of r x c points, r * c nearest to `num_kept`, r / c to the grid's."""
-    if num_kept <= 0:
-        return torch.zeros(height * width, dtype=torch.bool)
-    rows, columns = min(
-        ((r, max(1, round(num_kept / r))) for r in range(1, height + 1)),
-        key=lambda rc: (abs(rc[0] * rc[1] - num_kept), abs(math.log(rc[0] * width / (rc[1] * height)))),
-    )
-    ys = ((torch.arange(rows) + 0.5) * height / rows).long()
-    xs = ((torch.arange(min(columns, width)) + 0.5) * width / min(columns, width)).long()
+    """An even kept set, bool [N], of exactly `num_kept` positions (at most N) for a grid of `height` x `width`.
+
+    As many evenly spaced rows as a square lattice would have, the kept positions shared out evenly among the rows and
+    evenly spaced in each.
+    """
+    num_kept = min(num_kept, height * width)
     kept = torch.zeros(height, width, dtype=torch.bool)
-    kept[ys[:, None], xs[None, :]] = True
+    if num_kept > 0:
+        fewest = -(-num_kept // width)  # rows that hold so many at all
+        num_rows = min(max(round(math.sqrt(num_kept * height / width)), fewest, 1), height, num_kept)
+        for row in range(num_rows):
+            num_here = (row + 1) * num_kept // num_rows - row * num_kept // num_rows
+            columns = ((torch.arange(num_here) + 0.5) * width / num_here).long()
+            kept[int((row + 0.5) * height / num_rows), columns] = True
     return kept.flatten()
 
 

@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from schemas.errors import ConfigError
 from tatok.generator import Generator, GeneratorConfig
 from tatok.generator_checkpoint import GeneratorCheckpoint, save_generator
+from tatok.tokenizer import Tokenizer
 
+NUM_GLOBAL = Tokenizer.load().num_global
 TINY = {"width": 64, "num_layers": 1, "num_heads": 1}
 OPTIONS = [
     "--batch",
@@ -45,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generator(folder: Path, **changes: object) -> str:
     config = GeneratorConfig(
-        **{"vocab_size": 4096, "num_global": 16, "grid": (1, 8, 8), "num_classes": 2, **TINY, **changes}
+        **{"vocab_size": 4096, "num_global": NUM_GLOBAL, "grid": (1, 8, 8), "num_classes": 2, **TINY, **changes}
     )  # type: ignore[arg-type]
     save_generator(
         folder, GeneratorCheckpoint(generator=Generator(config), classes=("0", "1"), tokenizer_weights_sha256="")
@@ -76,7 +78,7 @@ def test_the_bench_writes_what_it_measured(data: Path, tmp_path: Path) -> None:
         assert comparison["min_ratio"] <= comparison["median_ratio"] <= comparison["max_ratio"]
         assert comparison["median_end_to_end_ratio"] > 0
         assert comparison["baseline_tokens"] == 64
-        assert 16 <= comparison["contender_tokens"] <= 80
+        assert NUM_GLOBAL <= comparison["contender_tokens"] <= NUM_GLOBAL + 64
     told, never = figures["comparisons"][:2]
     assert told["contender_tokens"] == never["contender_tokens"]  # both were told the same rows
     assert told["tail"] < never["tail"]
