@@ -150,7 +150,7 @@ def decode(
     checkpoint: CheckpointOption = None,
     device: Device = None,
 ) -> None:
-    """Turn the tokens of images back into PNG files, one KEY.png each; files that exist are replaced."""
+    """Turn tokens back into PNG files, one KEY.png each, a clip's frames side by side; existing files are replaced."""
     import io
 
     from PIL import Image
@@ -161,7 +161,6 @@ def decode(
 
     data = TokenizedData.open(output)
     table = read_rows(data, list(dict.fromkeys(find_rows(data, keys))))
-    _refuse_clips(table)
     tokenizer = _tokenizer_of(data, checkpoint, device)
     sequences = token_sequences(table)
     images = _decode(tokenizer, sequences, data)
@@ -248,7 +247,7 @@ def _tokenizer_of(data: TokenizedData, checkpoint: str | None, device: str | Non
 
 
 def _decode(tokenizer: Tokenizer, sequences: Sequence[TokenSequence], data: TokenizedData) -> Iterator[np.ndarray]:
-    """Pixels, uint8 [3, H, W], of each sequence in order; sequences of one grid are decoded together."""
+    """Pixels, uint8 [3, H, T * W], of each sequence in order, its frames side by side; alike ones decode together."""
     from itertools import groupby
 
     from schemas.errors import SourceError
@@ -257,11 +256,12 @@ def _decode(tokenizer: Tokenizer, sequences: Sequence[TokenSequence], data: Toke
         group = list(alike)
         for first in range(0, len(group), DECODE_BATCH):
             try:
-                yield from tokenizer.decode(group[first : first + DECODE_BATCH]).cpu().numpy()
+                clips_BT3HW = tokenizer.decode_clips(group[first : first + DECODE_BATCH])
             except ValueError as error:
                 raise SourceError(
                     f"{data.url} holds tokens that cannot be decoded: {error}; is a part damaged?"
                 ) from error
+            yield from clips_BT3HW.permute(0, 2, 3, 1, 4).flatten(3).cpu().numpy()
 
 
 def _refuse_clips(table: pa.Table) -> None:
@@ -269,7 +269,10 @@ def _refuse_clips(table: pa.Table) -> None:
 
     for key, num_frames in zip(*(table.column(name).to_pylist() for name in ("key", "grid_frames")), strict=True):
         if num_frames > 1:
-            raise ConfigError(f"{key!r} is a clip of {num_frames} token frames; only images can be decoded and drawn")
+            raise ConfigError(
+                f"{key!r} is a clip of {num_frames} token frames; `tatok show` draws images only, `tatok decode` turns "
+                "clips into strips of frames"
+            )
 
 
 def _file_names(table: pa.Table) -> list[str]:

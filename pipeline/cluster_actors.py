@@ -143,7 +143,7 @@ class TokenizerWorker:
         self._store = store
         self._tokenizer = load_tokenizer()
         self._model_lock = threading.Lock()
-        self._encode = tokenize.FittingEncode(self._tokenizer.encode)
+        self._encode = tokenize.FittingEncode(self._tokenizer.encode_clips)
         # One writer a key, and dict stores are atomic.
         self._heartbeats: dict[Attempt, Heartbeat] = {}
 

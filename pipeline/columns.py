@@ -58,6 +58,8 @@ def token_table(
         "frame_pts_s": [clip.frame_pts_s for clip in clips],
         "tokens": _lists([sequence.codes for sequence in sequences], schema.field("tokens").type),
         "positions": _lists([sequence.positions for sequence in sequences], schema.field("positions").type),
+        "global_frames": [sequence.global_frames for sequence in sequences],
+        "global_cells": [sequence.global_cells for sequence in sequences],
         "num_tokens": [sequence.num_tokens for sequence in sequences],
         "num_global_tokens": [sequence.num_global for sequence in sequences],
         "num_patch_tokens": [sequence.num_patches for sequence in sequences],
@@ -137,5 +139,11 @@ def _check_ranges(clips: Sequence[Clip], sequences: Sequence[TokenSequence], voc
             raise TatokError(f"{clip.key}: codes {codes.min()} .. {codes.max()} exceed the codebook of {vocab_size}")
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < sequence.grid.num_positions:
             raise TatokError(f"{clip.key}: a position is outside the grid of {sequence.grid.num_positions}")
+        num_places = [None if of is None else len(of) for of in (sequence.global_frames, sequence.global_cells)]
+        if num_places != [None if sequence.grid.frames == 1 else sequence.num_global] * 2:
+            raise TatokError(
+                f"{clip.key}: {num_places} frames and cells for {sequence.num_global} globals in "
+                f"{sequence.grid.frames} frames; an image has None, a clip one for each"
+            )
         if len(codes) != sequence.num_global + len(positions):
             raise TatokError(f"{clip.key}: {len(codes)} codes for {sequence.num_global} globals + {len(positions)}")

@@ -36,6 +36,8 @@ COLUMNS = {
     "frame_pts_s": "videos: the time of each frame, in seconds",
     "tokens": "codes: the global tokens first, then the kept patch tokens in raster order",
     "positions": "grid index of each kept patch, ascending; as long as `num_patch_tokens`",
+    "global_frames": "clips: the frame that each global token belongs to, ascending; null for an image",
+    "global_cells": "clips: the cell of the frame that each global token describes; null for an image, which has all",
     "num_tokens": "length of `tokens`",
     "num_global_tokens": "how many of them are global",
     "num_patch_tokens": "how many of them are kept patches",

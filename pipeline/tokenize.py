@@ -20,7 +20,7 @@ _FITTED_CALLS = 32
 _WINDOW_BATCHES = 8  # as many batches as items may wait for others of their shape
 
 Encode = Callable[[torch.Tensor], Sequence[TokenSequence]]
-"""uint8 [B, 3, H, W] -> B token sequences; `Tokenizer.encode` is one."""
+"""uint8 clips [B, T, 3, H, W] -> B token sequences; `Tokenizer.encode_clips` is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +35,19 @@ class TokenizedBatch:
 class FittingEncode:
     """An `Encode` in parts that fit the device's memory: halved when it runs out, doubled when it has not for long.
 
-    Results are in the order of the images. Raises torch.OutOfMemoryError where a single image does not fit.
+    Results are in the order of the clips. Raises torch.OutOfMemoryError where a single clip does not fit.
     """
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode
-        self._most: int | None = None  # images at a time; None: as many as come
+        self._most: int | None = None  # clips at a time; None: as many as come
         self._num_fitted = 0  # calls since the last change of it
 
-    def __call__(self, pixels_BCHW: torch.Tensor) -> list[TokenSequence]:
-        """Token sequences of the images."""
+    def __call__(self, pixels_BTCHW: torch.Tensor) -> list[TokenSequence]:
+        """Token sequences of the clips."""
         sequences: list[TokenSequence] = []
-        while len(sequences) < len(pixels_BCHW):
-            part = pixels_BCHW[len(sequences) :][: self._most]
+        while len(sequences) < len(pixels_BTCHW):
+            part = pixels_BTCHW[len(sequences) :][: self._most]
             try:
                 sequences += self._encode(part)
             except torch.OutOfMemoryError:
@@ -56,14 +56,14 @@ class FittingEncode:
                 self._most, self._num_fitted = len(part) // 2, 0
                 torch.cuda.empty_cache()
                 continue
-            self._grow(len(pixels_BCHW))
+            self._grow(len(pixels_BTCHW))
         return sequences
 
-    def _grow(self, num_images: int) -> None:
+    def _grow(self, num_clips: int) -> None:
         self._num_fitted += 1
         if self._most is not None and self._num_fitted >= _FITTED_CALLS:
             self._most, self._num_fitted = 2 * self._most, 0
-            if self._most >= num_images:
+            if self._most >= num_clips:
                 self._most = None
 
 
@@ -154,7 +154,7 @@ class _Line:
         numbers = self._waiting.pop(shape)
         clips = [self._items[number - self._first] for number in numbers]
         pixels_BTCHW = [clip.pixels for clip in clips if isinstance(clip, Clip)]
-        sequences = self._encode(torch.from_numpy(np.concatenate(pixels_BTCHW)))
+        sequences = self._encode(torch.from_numpy(np.stack(pixels_BTCHW)))
         if len(sequences) != len(clips):
             raise TatokError(f"the tokenizer returned {len(sequences)} sequences for {len(clips)} images")
         self._done |= zip(numbers, sequences, strict=True)

@@ -48,7 +48,7 @@ CHECKS: Mapping[CheckName, str] = {
     "schema": "every part has the declared columns",
     "checksum": "every part has the bytes that the manifest recorded",
     "codes": "codes are inside the codebook; counts of tokens, globals and patches agree",
-    "positions": "positions ascend inside the grid",
+    "positions": "positions ascend inside the grid; clips place their globals",
     "rows": "sample ids name their source; clips count from 0; entropies are finite; crops lie in the image",
     "rejects": "every part has its rejects part; no clip is in both",
     "duplicates": "no clip stands in two rows, no sample in two parts",
@@ -243,6 +243,7 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
     starts = np.cumsum(kept) - kept
     falls[starts[kept > 0]] = False  # the first position of a row follows another row's last
     note("positions", _any_in_row(falls, kept), "positions that do not ascend")
+    note("positions", _misplaced_globals(table, number["grid_frames"], num_global), "globals without their places")
     if "patch_entropy_bits" in table.schema.names:
         of_patches = _lengths(table["patch_entropy_bits"].combine_chunks())
         note("rows", of_patches != num_positions, "not an entropy for every position")
@@ -255,6 +256,24 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
     note("rows", ~inside, "a crop outside the image")
     note("rows", _foreign_ids(part, table), "a sample_id that is not of its source_uri, source_index, key, clip_index")
     return int(lengths.sum())
+
+
+def _misplaced_globals(table: pa.Table, num_frames: np.ndarray, num_global: np.ndarray) -> np.ndarray:
+    """Which rows do not tell the frame and cell of each global, ascending: clips must, images must not."""
+    frames, cells = (table[name].combine_chunks() for name in ("global_frames", "global_cells"))
+    wrong = np.zeros(len(table), dtype=bool)
+    for places in (frames, cells):
+        wrong |= pc.is_valid(places).to_numpy(zero_copy_only=False) != (num_frames > 1)
+        wrong |= (num_frames > 1) & (_lengths(places) != num_global)
+    if wrong.any():
+        return wrong  # the lists do not belong together
+    lengths = _lengths(frames)
+    frame, cell = (places.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for places in (frames, cells))
+    outside = frame >= np.repeat(num_frames, lengths)
+    falls = np.zeros(len(frame), dtype=bool)
+    falls[1:] = np.diff((frame << 16) + cell) <= 0
+    falls[(np.cumsum(lengths) - lengths)[lengths > 0]] = False
+    return _any_in_row(outside | falls, lengths)
 
 
 def _check_rejects(

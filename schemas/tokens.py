@@ -23,7 +23,8 @@ __all__ = [
 SCHEMA_VERSION = "2"
 """Raised whenever a column changes its name, type or meaning.
 
-Version 1 had no `clip_index` and no `flipped` (0 and false in all its rows). Its data sets are read as they are:
+Version 1 had no `clip_index` and no `flipped` (0 and false in all its rows), and no clips of several frames, whose
+globals `global_frames` and `global_cells` place. Its data sets are read as they are:
 loaded, queried, decoded. What checks, merges or adds to parts asks for the present version.
 """
 
@@ -52,6 +53,7 @@ def code_type(vocab_size: int) -> pa.DataType:
 def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
     """The token table: one row an image or clip.
 
+    `global_frames` and `global_cells` tell the place of each global token of a clip; they are null for images.
     With `patch_entropy` the column `patch_entropy_bits` (float16, all N positions in raster order) is there.
     """
     fields = [
@@ -75,6 +77,8 @@ def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
         pa.field("frame_pts_s", pa.list_(pa.float64())),
         pa.field("tokens", pa.list_(pa.field("element", code_type(vocab_size), nullable=False)), nullable=False),
         pa.field("positions", pa.list_(pa.field("element", pa.uint16(), nullable=False)), nullable=False),
+        pa.field("global_frames", pa.list_(pa.field("element", pa.uint16(), nullable=False))),
+        pa.field("global_cells", pa.list_(pa.field("element", pa.uint16(), nullable=False))),
         pa.field("num_tokens", pa.int32(), nullable=False),
         pa.field("num_global_tokens", pa.int32(), nullable=False),
         pa.field("num_patch_tokens", pa.int32(), nullable=False),

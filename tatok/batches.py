@@ -58,6 +58,7 @@ class TokenRow(_Tensors):
 
     `tokens` int64 [L], each in 0 .. vocab_size - 1 of its own kind's codebook; `kinds` int64 [L], 0 global and 1 patch;
     `positions` int32 [L, 3], the patch's (frame, row, column), -1 for globals; `grid` its (frames, height, width).
+    Which frame and cell a clip's globals belong to is told by the columns `global_frames` and `global_cells`.
     `columns` holds the further columns asked for; `row` numbers the row in the data set, so that `dataset[row]` is it.
     """
 

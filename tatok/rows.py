@@ -37,9 +37,14 @@ def token_sequences(table: pa.Table) -> list[TokenSequence]:
     tokens, positions = _arrays(table, "tokens"), _arrays(table, "positions")
     has_patches = "patch_entropy_bits" in table.column_names
     patches = _arrays(table, "patch_entropy_bits") if has_patches else [None] * len(table)
+    # Data sets of schema version 1 hold images only.
+    frames_of, cells_of = (
+        _arrays(table, name) if name in table.column_names else [None] * len(table)
+        for name in ("global_frames", "global_cells")
+    )
     sequences = []
-    for codes, places, entropy_N, num_global, frames, height, width, *bits in zip(
-        tokens, positions, patches, *scalars, strict=True
+    for codes, places, entropy_N, global_frames, global_cells, num_global, frames, height, width, *bits in zip(
+        tokens, positions, patches, frames_of, cells_of, *scalars, strict=True
     ):
         grid = Grid(frames, height, width)
         if entropy_N is None:
@@ -60,10 +65,14 @@ def token_sequences(table: pa.Table) -> list[TokenSequence]:
                     entropy_max_bits=most,
                     patch_entropy_bits_N=entropy_N.astype(np.float32),
                 ),
+                global_frames=global_frames,
+                global_cells=global_cells,
             )
         )
     return sequences
 
 
-def _arrays(table: pa.Table, name: str) -> list[np.ndarray]:
-    return [row.values.to_numpy(zero_copy_only=False) for row in table.column(name)]
+def _arrays(table: pa.Table, name: str) -> list[np.ndarray | None]:
+    """The array of each row, None where it is null."""
+    lists = (row.values for row in table.column(name))
+    return [None if values is None else values.to_numpy(zero_copy_only=False) for values in lists]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from schemas.records import EntropyStatistics, Grid, TokenSequence
+from tatok.frames import join_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,11 @@ class FakeTokenizer:
             Path(self.kill_self_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return [self._encode(image) for image in pixels]
+
+    def encode_clips(self, pixels: torch.Tensor) -> list[TokenSequence]:
+        assert pixels.ndim == 5, pixels.shape
+        frames = self.encode(pixels.flatten(0, 1))
+        return [join_frames(frames[i : i + pixels.shape[1]]) for i in range(0, len(frames), pixels.shape[1])]
 
     def _encode(self, pixels_CHW: torch.Tensor) -> TokenSequence:
         grid = Grid(1, pixels_CHW.shape[1] // self.patch_size, pixels_CHW.shape[2] // self.patch_size)

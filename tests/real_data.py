@@ -69,7 +69,7 @@ def write_real_data(
             store,
             shard,
             tokenize_clips(
-                decoded(shard), tokenizer.encode, batch_size=8, vocab_size=spec.vocab_size, patch_entropy=True
+                decoded(shard), tokenizer.encode_clips, batch_size=8, vocab_size=spec.vocab_size, patch_entropy=True
             ),
             fingerprint=fingerprint,
             vocab_size=spec.vocab_size,

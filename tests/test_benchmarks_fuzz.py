@@ -85,7 +85,7 @@ def test_every_sample_of_an_archive_is_a_row_or_a_reject(
     commit_shard(
         store,
         shard,
-        tokenize_clips(decoded, FAKE.encode, batch_size=4, vocab_size=FAKE.vocab_size, patch_entropy=True),
+        tokenize_clips(decoded, FAKE.encode_clips, batch_size=4, vocab_size=FAKE.vocab_size, patch_entropy=True),
         fingerprint={},
         vocab_size=FAKE.vocab_size,
         patch_entropy=True,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import real_data
 from conftest import photo_members, tar_bytes
 from PIL import Image
 from real_data import DEMO_PHOTOS, HOSTILE_KEY, hostile_tar, write_real_data
@@ -18,6 +22,7 @@ from synthetic_tokens import write_synthetic
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
+from schemas.records import Clip, Reject
 from tatok.lookup import find_rows, read_rows
 from tatok.parts import TokenizedData
 from tatok.rows import token_sequences
@@ -196,11 +201,26 @@ def test_another_checkpoint_is_refused(command: list[str], real: Path, here: Pat
     assert not (here / "out").exists()
 
 
-@pytest.mark.parametrize("command", [["show"], ["decode", "-o", "out"]])
-def test_clips_are_refused(command: list[str], real: Path, here: Path) -> None:
-    clips = here / "set"
-    shutil.copytree(real, clips)
-    rewrite(clips, "grid_frames", 4)
-    result = invoke(*command, clips, "coffee")
-    assert result.exit_code == 1
-    assert "'coffee' is a clip of 4 token frames" in result.output
+def test_a_clip_decodes_to_a_strip_of_its_frames(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_sample = real_data.decode_sample
+
+    def mirrored_too(*arguments: Any) -> Iterator[Clip | Reject]:
+        for clip in decode_sample(*arguments):
+            assert isinstance(clip, Clip)
+            yield replace(clip, pixels=np.concatenate([clip.pixels, clip.pixels[..., ::-1]]))
+
+    monkeypatch.setattr(real_data, "decode_sample", mirrored_too)
+    source = here / "photos.tar"
+    source.write_bytes(tar_bytes(photo_members(0, 3)[:1]))
+    write_real_data(str(here / "set"), (str(source),), image_size=64)
+    [key] = TokenizedData.open(here / "set").read_all(["key"]).column("key").to_pylist()
+    result = invoke("decode", here / "set", key, "-o", here / "out")
+    assert result.exit_code == 0, result.output
+    [sequence] = token_sequences(TokenizedData.open(here / "set").read_all())
+    assert sequence.grid.frames == 2
+    first, second = Tokenizer.load(device="cpu").decode_clips([sequence])[0].numpy()
+    [picture] = (here / "out").iterdir()
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)).transpose(2, 0, 1), np.dstack([first, second]))
+    shown = invoke("show", here / "set", key)
+    assert shown.exit_code == 1
+    assert "is a clip of 2 token frames" in shown.output

@@ -31,7 +31,7 @@ def shard(name: str = "s0") -> Shard:
 def batches(first: int = 0, count: int = 7) -> Iterator[TokenizedBatch]:
     items: list[Clip | Reject] = [clip(i) for i in range(first, first + count)]
     items.insert(2, reject(99))
-    return tokenize_clips(items, FAKE.encode, batch_size=3, vocab_size=1024, patch_entropy=True)
+    return tokenize_clips(items, FAKE.encode_clips, batch_size=3, vocab_size=1024, patch_entropy=True)
 
 
 def commit(store: OutputStore, name: str = "s0", *, row_group_rows: int = 4, **options: int) -> ShardReport:
@@ -159,7 +159,7 @@ def test_rejects_are_those_of_the_attempt_that_won(store: OutputStore, tmp_path:
     lost = commit_shard(
         store,
         shard(),
-        tokenize_clips(others, FAKE.encode, batch_size=3, vocab_size=1024, patch_entropy=True),
+        tokenize_clips(others, FAKE.encode_clips, batch_size=3, vocab_size=1024, patch_entropy=True),
         fingerprint={"weights": "abc"},
         vocab_size=1024,
         patch_entropy=True,

@@ -13,6 +13,7 @@ from pipeline.columns import rejects_table, sample_id, token_table
 from pipeline.tokenize import FittingEncode, TokenizedBatch, tokenize_clips
 from schemas.errors import TatokError
 from schemas.records import Clip, Crop, Reject, TokenSequence
+from tatok.rows import token_sequences
 
 FAKE = FakeTokenizer()
 
@@ -38,7 +39,9 @@ def reject(index: int) -> Reject:
 
 
 def tokenize(items: list[Clip | Reject], batch_size: int = 4) -> list[TokenizedBatch]:
-    batches = tokenize_clips(items, FAKE.encode, batch_size=batch_size, vocab_size=FAKE.vocab_size, patch_entropy=True)
+    batches = tokenize_clips(
+        items, FAKE.encode_clips, batch_size=batch_size, vocab_size=FAKE.vocab_size, patch_entropy=True
+    )
     return list(batches)
 
 
@@ -64,11 +67,11 @@ def test_batches_are_full_and_of_one_shape() -> None:
 
     def encode(pixels: torch.Tensor) -> list[TokenSequence]:
         sizes.append(tuple(pixels.shape))
-        return FAKE.encode(pixels)
+        return FAKE.encode_clips(pixels)
 
     items = [clip(0), reject(1), clip(2), clip(3), clip(4, side=64), clip(5, side=64), reject(6)]
     batches = list(tokenize_clips(items, encode, batch_size=2, vocab_size=1024, patch_entropy=False))
-    assert sizes == [(2, 3, 32, 32), (2, 3, 64, 64), (1, 3, 32, 32)]
+    assert sizes == [(2, 1, 3, 32, 32), (2, 1, 3, 64, 64), (1, 1, 3, 32, 32)]
     assert [key for batch in batches for key in batch.rows["key"].to_pylist()] == ["k0", "k2", "k3", "k4", "k5"]
     assert [item.key for batch in batches for item in batch.rejects] == ["k1", "k6"]
     assert sum(batch.num_tokens for batch in batches) == sum(
@@ -81,7 +84,7 @@ def test_shapes_that_alternate_give_full_batches_and_keep_their_order() -> None:
 
     def encode(pixels: torch.Tensor) -> list[TokenSequence]:
         sizes.append(tuple(pixels.shape))
-        return FAKE.encode(pixels)
+        return FAKE.encode_clips(pixels)
 
     sides = [32, 48, 32, 64, 48] * 40 + [80] + [32, 48] * 40
     items = [reject(i) if i % 7 == 3 else clip(i, side=side) for i, side in enumerate(sides)]
@@ -112,7 +115,7 @@ def test_waiting_is_bounded_by_bytes_and_by_time() -> None:
 
     def encode(pixels: torch.Tensor) -> list[TokenSequence]:
         calls.append(seen)
-        return FAKE.encode(pixels)
+        return FAKE.encode_clips(pixels)
 
     options = {"batch_size": 4, "vocab_size": 1024, "patch_entropy": False}
     first = next(iter(tokenize_clips(items(), encode, **options)))  # type: ignore[arg-type]
@@ -172,6 +175,30 @@ def test_clips_tell_their_place_and_their_times() -> None:
     ids = [*table["sample_id"].to_pylist(), *(row["sample_id"] for row in of_rejects)]
     assert ids == [sample_id("u", 3, "k3", clip_index) for clip_index in range(3)]
     assert of_rejects[0]["clip_index"] == 2
+
+
+def test_one_row_is_one_clip() -> None:
+    long = [replace(clip(i), pixels=np.concatenate([clip(i).pixels, clip(i + 1).pixels])) for i in (0, 5)]
+    table = pa.concat_tables(batch.rows for batch in tokenize([clip(3), *long]))
+    expected = FAKE.encode_clips(torch.from_numpy(np.stack([clip.pixels for clip in long])))
+    image, *rows = table.to_pylist()
+    assert (image["num_frames"], image["global_frames"], image["global_cells"]) == (1, None, None)
+    for row, sequence in zip(rows, expected, strict=True):
+        assert (row["num_frames"], row["grid_frames"], row["num_global_tokens"]) == (2, 2, 2 * FAKE.num_global)
+        assert row["tokens"] == sequence.codes.tolist()
+        assert row["positions"] == sequence.positions.tolist()
+        assert row["global_frames"] == [0, 0, 0, 0, 1, 1, 1, 1]
+        assert row["global_cells"] == [0, 1, 2, 3] * 2
+    for again, sequence in zip(token_sequences(table)[1:], expected, strict=True):
+        assert again.global_frames.tolist() == sequence.global_frames.tolist()
+        assert again.global_cells.tolist() == sequence.global_cells.tolist()
+        assert again.grid == sequence.grid
+
+
+def test_a_clip_must_place_its_globals() -> None:
+    sequence = FAKE.encode_clips(torch.from_numpy(clip(0).pixels)[None].expand(1, 2, -1, -1, -1))[0]
+    with pytest.raises(TatokError, match=r"k0: \[8, None\] frames and cells for 8 globals in 2 frames"):
+        token_table([clip(0)], [replace(sequence, global_cells=None)], vocab_size=1024, patch_entropy=False)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_grows_back() -> None:

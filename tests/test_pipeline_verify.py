@@ -150,9 +150,18 @@ def second_clip_of_nothing(table: pa.Table) -> pa.Table:
     return with_number(table, "clip_index", 1)
 
 
+def clip_without_places(table: pa.Table) -> pa.Table:
+    """The first row says that it is a clip, which would have to place its globals."""
+    table = with_number(table, "grid_frames", 2)
+    entropies = table["patch_entropy_bits"].to_pylist()
+    entropies[0] *= 2
+    return with_lists(table, "patch_entropy_bits", entropies)
+
+
 @pytest.mark.parametrize(
     ("change", "checks", "with_source"),
     [
+        (clip_without_places, {"positions"}, set()),
         (keep_first_code_high, {"codes"}, set()),
         (swap_positions, {"positions"}, set()),
         (last_position_outside, {"positions"}, set()),

@@ -54,7 +54,7 @@ def test_a_key_goes_before_a_sample_id(tmp_path: Path) -> None:
     store = OutputStore.open(str(tmp_path / "out"))
     first = clip(0)
     namesake = replace(clip(1), key=sample_id(first.uri, first.index, first.key)[:8])
-    batches = tokenize_clips([first, namesake], FAKE.encode, batch_size=2, vocab_size=1024, patch_entropy=True)
+    batches = tokenize_clips([first, namesake], FAKE.encode_clips, batch_size=2, vocab_size=1024, patch_entropy=True)
     commit_shard(store, shard(), batches, fingerprint={}, vocab_size=1024, patch_entropy=True, row_group_rows=10)
     data = TokenizedData.open(store.url)
     name = sample_id(first.uri, first.index, first.key)
