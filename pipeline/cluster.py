@@ -37,7 +37,7 @@ from schemas.records import Shard, ShardReport
 if TYPE_CHECKING:
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["Outcome", "run_shards"]
+__all__ = ["Outcome", "run_shards", "start_ray"]
 
 _POLL_S = 1.0
 _PLACEMENT_NOTICE_S = 30.0
@@ -73,7 +73,7 @@ def run_shards(
     """
     started_ray = not ray.is_initialized()
     if started_ray:
-        _start_ray(config, len(shards))
+        start_ray(config, len(shards))
     actors: list[Any] = []
     try:
         total = ray.cluster_resources()
@@ -88,7 +88,8 @@ def run_shards(
             ray.shutdown()
 
 
-def _start_ray(config: JobConfig, num_shards: int) -> None:
+def start_ray(config: JobConfig, num_shards: int) -> None:
+    """Connect to the Ray at RAY_ADDRESS, or start one on this machine; raises TatokError where that fails."""
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -201,7 +202,7 @@ class _Scheduler:
 
     def _start_decoder(self) -> None:
         self._num_decoders += 1
-        actor = DecodeWorker.options(num_cpus=self._sizes.cpus_per_actor).remote(self._config)  # type: ignore[attr-defined]
+        actor = DecodeWorker.options(num_cpus=self._sizes.cpus_per_actor).remote(self._config, self._store)  # type: ignore[attr-defined]
         self._actors.append(actor)
         self._starting[actor.ready.remote()] = actor
 

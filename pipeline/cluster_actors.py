@@ -67,13 +67,15 @@ class _DecoderLost(Exception):
 class DecodeWorker:
     """Reads and decodes one shard at a time, in a process of its own."""
 
-    def __init__(self, config: JobConfig) -> None:
+    def __init__(self, config: JobConfig, store: OutputStore) -> None:
         # A worker imports this module for its class alone; each kind then imports what it runs.
-        from pipeline import decode, guarded, read
+        from pipeline import decode, dedup, guarded, read
 
         use_storage(config.storage)
         self._decode, self._read, self._guarded = decode.decode_sample, read.read_samples, guarded.GuardedDecoder
         self._config = config
+        self._store = store
+        self._read_dropped, self._drop_duplicates = dedup.read_dropped, dedup.drop_duplicates
         self._filter = None if config.filter is None else load_filter(config.filter)
 
     def ready(self) -> dict[str, str]:
@@ -99,6 +101,8 @@ class DecodeWorker:
             image_field=config.image_field,
             label_from_folder=config.label_from_folder,
         )
+        if config.dedup == "exact":
+            samples = self._drop_duplicates(samples, self._read_dropped(self._store, shard))
         with ExitStack() as stack:
             decode: Callable[[Sample], Iterator[Clip | Reject]] = partial(
                 self._decode, preprocessing=config.preprocessing, limits=config.limits

@@ -74,6 +74,8 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
     entries["image_field"] = json.dumps(config.image_field)
     if config.label_from_folder:  # absent where it is off, as in data sets older than it
         entries["label_from_folder"] = "true"
+    if config.dedup != "none":
+        entries["dedup"] = config.dedup
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
     entries |= decoder_identity(config.preprocessing.decoder) | filter_identity(config.filter)
     return dict(sorted(entries.items()))

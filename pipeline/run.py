@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,7 @@ from pipeline.leases import Failure
 from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
 from pipeline.pending import compare_with_committed
 from pipeline.plan import plan_shards
-from pipeline.progress import Notice, OnEvent, ShardsPlanned
+from pipeline.progress import Notice, OnEvent, ShardFailed, ShardsPlanned
 from pipeline.storage import storage_options
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError
@@ -120,11 +120,19 @@ def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, 
             )
         from pipeline.cluster import run_shards  # Ray takes seconds to import and a run may not need it
 
+        unread: Mapping[Shard, Failure] = {}
         try:
-            outcome = run_shards(config, store, pending, load_tokenizer=load_tokenizer, claim=claim, on_event=on_event)
+            if config.dedup == "exact":
+                unread = _find_duplicates(config, store, pending, on_event)
+            to_do = [shard for shard in pending if shard not in unread]
+            if to_do:
+                outcome = run_shards(
+                    config, store, to_do, load_tokenizer=load_tokenizer, claim=claim, on_event=on_event
+                )
+                reports, failed, stopped_by = outcome.reports, outcome.failed, outcome.stopped_by
         finally:
             store.sweep_scratch()
-        reports, failed, stopped_by = outcome.reports, outcome.failed, outcome.stopped_by
+        failed = {**unread, **failed}
     else:
         claim(TokenizerSpec.of(load_tokenizer()))
 
@@ -168,6 +176,24 @@ def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, 
         rejects=manifest.rejects,
         seconds=time.monotonic() - started,
     )
+
+
+def _find_duplicates(
+    config: JobConfig, store: OutputStore, pending: Sequence[Shard], on_event: OnEvent
+) -> Mapping[Shard, Failure]:
+    """Hash what is not hashed yet and list the duplicates of every pending shard; the shards that cannot be read."""
+    from pipeline.dedup import hashed_shards, list_duplicates
+    from pipeline.dedup_cluster import hash_shards
+
+    hashed = hashed_shards(store)
+    to_hash = [shard for shard in pending if shard.shard_id not in hashed]
+    unread = hash_shards(config, store, to_hash, on_event=on_event) if to_hash else {}
+    for shard, failure in unread.items():
+        on_event(ShardFailed(shard=shard, reason=failure.message))
+    readable = [shard for shard in pending if shard not in unread]
+    count = list_duplicates(store, readable, committed_shards(store))
+    on_event(Notice(message=f"dedup: {count:,} duplicates in {len(readable):,} shards"))
+    return unread
 
 
 def load_configured_tokenizer(

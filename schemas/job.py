@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator
 
@@ -115,6 +116,11 @@ class JobConfig(Section):
         default=False, description="The first folder below a folder source is the label of files without another."
     )
     preprocessing: Preprocessing = Preprocessing()
+    dedup: Literal["none", "exact"] = Field(
+        default="none",
+        description="exact: of samples with the same bytes one is kept, the first by address and place; the source is "
+        "read twice. Comes before the filter.",
+    )
     filter: str | None = Field(
         default=None,
         description="A function, as module:function, that is given a sample's schemas.records.SampleFacts and returns "
