@@ -19,6 +19,7 @@ from jobs.generator_commands import generator
 from jobs.job_file import SetOption
 from jobs.model_commands import calibrate, distance, evaluate, train
 from jobs.picture_commands import decode, report, show
+from jobs.plan_command import plan
 from jobs.statistics_commands import query, stats
 from jobs.submit_commands import jobs as jobs_commands
 from jobs.submit_commands import submit
@@ -74,6 +75,7 @@ def main(
     """Images in, variable-length token sequences out."""
 
 
+app.command()(plan)
 app.command()(train)
 app.command()(calibrate)
 app.command("eval")(evaluate)

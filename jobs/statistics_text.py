@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Throughput,
     )
 
-__all__ = ["groups_text", "statistics_text"]
+__all__ = ["bytes_text", "groups_text", "statistics_text"]
 
 _HISTOGRAMS = {
     "num_tokens": "tokens an image",
@@ -162,9 +162,10 @@ def _rejects(statistics: DataSetStatistics) -> list[str]:
 
 def _size(size: SizeOnDisk) -> list[str]:
     if not size.column_bytes:
-        return [f"{_bytes(size.num_bytes)} on disk"]
+        return [f"{bytes_text(size.num_bytes)} on disk"]
     return [
-        f"{_bytes(size.num_bytes)} on disk: {size.bytes_per_token:.2f} bytes a token, {size.bytes_per_row:.0f} a row",
+        f"{bytes_text(size.num_bytes)} on disk: "
+        f"{size.bytes_per_token:.2f} bytes a token, {size.bytes_per_row:.0f} a row",
         f"of which {_shares(size.column_bytes)}",
     ]
 
@@ -214,7 +215,8 @@ def _short(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
+    """A number of bytes for people."""
     size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

@@ -71,13 +71,13 @@ def pack_group(files: Sequence[SourceFile], uri: str) -> Shard:
         stop=len(files),
         num_bytes=sum(file.num_bytes or 0 for file in files),
         shard_id=identity.hexdigest()[:20],
-        listing=base64.b85encode(packed).decode("ascii"),
+        listing=base64.b64encode(packed).decode("ascii"),
     )
 
 
 def unpack_group(shard: Shard) -> list[SourceFile]:
     """The files of a shard of the kind "files", in order."""
-    columns = json.loads(zlib.decompress(base64.b85decode(shard.listing)))
+    columns = json.loads(zlib.decompress(base64.b64decode(shard.listing)))
     return [
         SourceFile(
             key=key,

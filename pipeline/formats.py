@@ -32,6 +32,7 @@ IMAGE_EXTENSIONS = (
 VIDEO_EXTENSIONS = frozenset(
     ["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "mts", "wmv", "flv", "ogv", "3gp", "y4m"]
 )
+_MEDIA_EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # images in the container of MP4
@@ -40,7 +41,8 @@ _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # images
 def extension_of(uri: str) -> str:
     """The lower-case extension of a path's or URL's base name, without the dot; "" where there is none."""
     path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
-    return path.rpartition("/")[2].lower().rpartition(".")[2] if "." in path.rpartition("/")[2] else ""
+    _, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
 
 
 def format_of(uri: str) -> SourceFormat:
@@ -57,13 +59,13 @@ def format_of(uri: str) -> SourceFormat:
 
 def is_media(name: str) -> bool:
     """Whether a name has an image's or a video's extension."""
-    return extension_of(name) in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+    return extension_of(name) in _MEDIA_EXTENSIONS
 
 
 def media_of(name: str, head: bytes = b"") -> Literal["image", "video"]:
     """By the extension; where that says nothing, by the first bytes (12 suffice); an image in doubt."""
     extension = extension_of(name)
-    if extension in IMAGE_EXTENSIONS or extension in VIDEO_EXTENSIONS:
+    if extension in _MEDIA_EXTENSIONS:
         return "video" if extension in VIDEO_EXTENSIONS else "image"
     is_mp4 = head[4:8] == b"ftyp" and head[8:12] not in _STILL_BRANDS
     is_avi = head[:4] == b"RIFF" and head[8:12] == b"AVI "

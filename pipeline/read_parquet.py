@@ -20,7 +20,8 @@ from schemas.records import Reject, Sample, Shard
 
 __all__ = ["open_parquet", "read_parquet", "read_parquet_keys"]
 
-_BATCH_ROWS = 64
+_BATCH_BYTES = 16 << 20
+_MAX_BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20  # of each column, instead of a row group's whole column
 
 
@@ -68,8 +69,8 @@ def read_parquet(shard: Shard, *, max_sample_bytes: int, image_field: str | None
 
     The key is the column `__key__`, `key`, `id` or `image_id`; else the path beside the bytes, or the URI; else the
     file's name and the row. Columns named like a caption and a label become these, all others the metadata, except
-    for other columns of bytes, which are not read. A row group is read by batches: about 1 MiB of each column, and 64
-    rows, are in memory, beside what is fetched ahead.
+    for other columns of bytes, which are not read. A row group is read by batches of about 16 MiB, which is held twice,
+    beside 1 MiB of each column, a page, and what is fetched ahead.
 
     Rejects, all of stage "read": "no_image" (a null), "too_large", "not_parquet", "corrupt_parquet" (once for
     the rest of a row group; the following ones are read); of URIs also "missing", "forbidden", "unreachable" and
@@ -137,7 +138,9 @@ def _rows(
         stop = end if shard.stop is None else min(end, shard.stop)
         if end <= shard.start or at >= stop:
             continue
-        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names, use_threads=False)
+        mean_bytes = file.metadata.row_group(group).total_byte_size // max(end - at, 1)
+        batch_rows = min(max(_BATCH_BYTES // max(mean_bytes, 1), 1), _MAX_BATCH_ROWS)
+        batches = file.iter_batches(batch_rows, row_groups=[group], columns=columns.names, use_threads=False)
         try:
             for batch in batches:
                 first, last = max(at, shard.start), min(at + len(batch), stop)
