@@ -1,4 +1,4 @@
-"""Every layout in every store: the same photos, captions and labels come out (docs/SOURCES.md names these tests)."""
+"""Every format in every layout in every store: the same photos and words come out (docs/SOURCES.md names the cases)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import jpeg, tar_bytes
+from conftest import encoded, tar_bytes
 from web_server import serving
 
+from pipeline.decode import decode_sample
 from pipeline.plan import plan_shards
 from pipeline.read import Place, read_places, read_samples
 from schemas.errors import SourceError
-from schemas.records import Sample
+from schemas.job import Limits, Preprocessing
+from schemas.records import Clip, Sample
 
 Put = Callable[[str, bytes], str]
 """Stores a file under a name and returns its address."""
 
-PHOTOS = {f"p{i}": jpeg(i) for i in range(6)}
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
+PHOTOS = {f"p{i}": encoded(i, 48, 32, image_format) for i, image_format in enumerate(FORMATS)}
+PHOTOS["p7"] = b"\0\0\0\x18ftypisom" + bytes(100)
+EXTENSIONS = ("jpg", "png", "webp", "avif", "gif", "tif", "bmp", "mp4")
+NAMES = {key: f"{key}.{extension}" for key, extension in zip(PHOTOS, EXTENSIONS, strict=True)}
 CAPTIONS = {key: f"photo {key}, ünïcödé" for key in PHOTOS}
 LABELS = {key: key[1:] for key in PHOTOS}
 
@@ -33,7 +39,7 @@ def members(keys: Iterator[str] | list[str]) -> list[tuple[str, bytes]]:
         member
         for key in keys
         for member in (
-            (f"{key}.jpg", PHOTOS[key]),
+            (NAMES[key], PHOTOS[key]),
             (f"{key}.txt", CAPTIONS[key].encode()),
             (f"{key}.cls", LABELS[key].encode()),
         )
@@ -69,18 +75,18 @@ def tars_by_braces(put: Put) -> str:
 
 
 def parquet_bytes(put: Put) -> str:
-    return put("photos.parquet", parquet(key=list(PHOTOS), jpg=list(PHOTOS.values()), **texts()))
+    return put("photos.parquet", parquet(key=list(PHOTOS), image=list(PHOTOS.values()), **texts()))
 
 
 def parquet_struct(put: Put) -> str:
-    images = [{"bytes": photo, "path": f"{key}.jpg"} for key, photo in PHOTOS.items()]
+    images = [{"bytes": photo, "path": NAMES[key]} for key, photo in PHOTOS.items()]
     return put("photos.parquet", parquet(key=list(PHOTOS), image=images, **texts()))
 
 
 def parquet_uris(put: Put) -> str:
     """Every other URI is relative."""
-    uris = [put(f"{key}.jpg", photo) for key, photo in PHOTOS.items()]
-    uris[::2] = [f"{key}.jpg" for key in list(PHOTOS)[::2]]
+    uris = [put(NAMES[key], photo) for key, photo in PHOTOS.items()]
+    uris[::2] = [NAMES[key] for key in list(PHOTOS)[::2]]
     return put("photos.parquet", parquet(key=list(PHOTOS), url=uris, **texts()))
 
 
@@ -97,20 +103,20 @@ def files_by_glob(put: Put) -> str:
 
 
 def list_txt(put: Put) -> str:
-    uris = [put(f"{key}.jpg", photo) for key, photo in PHOTOS.items()]
+    uris = [put(NAMES[key], photo) for key, photo in PHOTOS.items()]
     return put("list.txt", "\n".join(["# photos", *uris, ""]).encode())
 
 
 def list_csv(put: Put) -> str:
     for key, photo in PHOTOS.items():
-        put(f"{key}.jpg", photo)
-    rows = [f'{key}.jpg,"{CAPTIONS[key]}",{LABELS[key]},{key}' for key in PHOTOS]
+        put(NAMES[key], photo)
+    rows = [f'{NAMES[key]},"{CAPTIONS[key]}",{LABELS[key]},{key}' for key in PHOTOS]
     return put("list.csv", "\r\n".join(["url,caption,label,key", *rows]).encode())
 
 
 def list_jsonl(put: Put) -> str:
     rows = [
-        json.dumps({"key": key, "uri": put(f"{key}.jpg", photo), "text": CAPTIONS[key], "cls": int(LABELS[key])})
+        json.dumps({"key": key, "uri": put(NAMES[key], photo), "text": CAPTIONS[key], "cls": int(LABELS[key])})
         for key, photo in PHOTOS.items()
     ]
     return put("list.jsonl", "\n".join(rows).encode())
@@ -151,6 +157,15 @@ def put(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Put]:
                 yield lambda name, data: put_local(name, data).replace(str(tmp_path), web.url)
 
 
+def content(sample: Sample) -> bytes:
+    """The bytes, which a video that is a file of its own leaves where they lie."""
+    if sample.payload_uri is None:
+        return sample.payload
+    assert sample.payload == b""
+    with fsspec.open(sample.payload_uri, "rb") as file:
+        return bytes(file.read())
+
+
 @pytest.mark.parametrize("put", STORES, indirect=True)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_layout_in_store(layout: Callable[[Put], str], put: Put, request: pytest.FixtureRequest) -> None:
@@ -159,13 +174,15 @@ def test_layout_in_store(layout: Callable[[Put], str], put: Put, request: pytest
     source = layout(put)
     shards = plan_shards([source])
     samples = [sample for shard in shards for sample in read_samples(shard, max_sample_bytes=1 << 20)]
-    assert all(isinstance(sample, Sample) for sample in samples), samples
-    key_of = {photo: key for key, photo in PHOTOS.items()}
-    assert [key_of[sample.payload] for sample in samples] == list(PHOTOS)
-    assert {sample.media for sample in samples} == {"image"}
-    for sample in samples:
-        key = key_of[sample.payload]
+    assert len(samples) == len(PHOTOS)
+    for sample, key in zip(samples, PHOTOS, strict=True):
+        assert isinstance(sample, Sample)
         assert key in sample.key
+        assert content(sample) == PHOTOS[key]
+        assert sample.media == ("video" if key == "p7" else "image")
+        if sample.media == "image":
+            [clip] = decode_sample(sample, Preprocessing(image_size=16), Limits())
+            assert isinstance(clip, Clip), (key, clip)
         if layout is not list_txt:
             assert sample.attachments["txt"].decode() == CAPTIONS[key]
             assert sample.attachments["cls"].decode() == LABELS[key]
