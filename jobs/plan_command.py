@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.survey import Survey
+    from schemas.job import JobConfig
     from schemas.records import Shard
 
 __all__ = ["plan"]
@@ -48,18 +50,27 @@ def plan(
     Exit codes: 0 the plan was printed; 1 the source or the output cannot be understood; 2 wrong usage.
     """
     from pipeline.survey import survey_source
-    from schemas.settings import read_yaml
 
-    document = read_yaml(config) if config is not None else {}
-    named = source or document.get("source")
+    named = tuple(source or ())
+    if config is not None:
+        job = _job(config, {"source": source, "output": output, "image_field": image_field})
+        named, output, image_field = job.source, job.output, job.image_field
     if not named:
         raise ConfigError("name a SOURCE, or a job file with --config; see `tatok plan --help`")
-    found = survey_source(
-        [named] if isinstance(named, str) else list(named),
-        image_field=image_field or document.get("image_field"),
-        output=output or document.get("output"),
-    )
+    found = survey_source(named, image_field=image_field, output=output)
     print(_json(found) if as_json else _text(found))
+
+
+def _job(config: Path, overrides: dict[str, Any]) -> JobConfig:
+    from schemas.job import JobConfig
+    from schemas.settings_file import read_settings
+
+    settings = read_settings(config)
+    settings.override_from(os.environ)
+    for name, value in overrides.items():
+        if value:
+            settings.override(name, value, place=f"the option for {name}")
+    return settings.validated(JobConfig)
 
 
 def _text(found: Survey) -> str:
