@@ -1,14 +1,15 @@
-"""Every format, in every way that photos are stored, becomes the same photo; docs/SOURCES.md names these tests."""
+"""Every format, in every way that photos are stored, becomes the same photo; docs/IMAGES.md names these tests."""
 
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import encoded
+from conftest import TESTS, encoded
 from PIL import Image, ImageChops, ImageCms
 
 from pipeline.images import FORMATS, View, decode_image
@@ -159,6 +160,19 @@ def test_alpha_shows_the_background(image_format: str, colour: tuple[int, int, i
     clear = Image.new("RGBA", (48, 48), (0, 0, 255, 0))
     pixels = view_of(stored(clear, image_format), Preprocessing(image_size=32, background=colour)).pixels
     assert np.abs(pixels[0, :, 9, 9].astype(int) - colour).max() <= 3
+
+
+def test_the_document_names_formats_and_tests_that_are() -> None:
+    text = (TESTS.parent / "docs" / "IMAGES.md").read_text(encoding="utf-8")
+    table = text[: text.index("What is in a file decides")]
+    assert set(re.findall(r"`([A-Z0-9]+)`", table)) == set(FORMATS)
+    defined = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_pipeline_*.py"))
+    named = set(re.findall(r"\b(test_\w+)`", text)) - {"test_pipeline_images"}
+    assert len(named) >= 12
+    for name in named:
+        assert f"def {name}(" in defined, name
+    for path in re.findall(r"`tests/(\w+\.py)", text):
+        assert (TESTS / path).exists(), path
 
 
 # --- colour profiles ------------------------------------------------------------------------------------------------
