@@ -95,17 +95,20 @@ def plan_shards(
     for pattern in sources:
         found = _expand(pattern)
         for entry in found:
-            _refuse_second(entry.uri, pattern, named)
+            _refuse_second(entry, pattern, named)
         shards += _shards(found, pattern, image_field, sizes)
     return shards
 
 
-def _refuse_second(uri: str, pattern: str, named: dict[str, str]) -> None:
+def _refuse_second(entry: _Found, pattern: str, named: dict[str, str]) -> None:
     """Raise ConfigError where an address, a folder above it or a file below it was named before."""
+    uri = entry.uri
     above = [uri]
     while "/" in above[-1].rstrip("/"):
         above.append(above[-1].rstrip("/").rpartition("/")[0])
     other = next((folder for folder in above if folder in named), None)
+    if other is None and entry.is_folder:
+        other = next((below for below in named if below.startswith(f"{uri.rstrip('/')}/")), None)
     if other is not None:
         raise ConfigError(
             f"{uri} is named twice, by {named[other]!r} and {pattern!r}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 import time
@@ -12,8 +13,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import photo_members, tar_bytes
+from conftest import jpeg, photo_members, tar_bytes
 
 from pipeline import originals
 from pipeline.decode import decode_sample
@@ -151,3 +153,16 @@ def test_places_of_a_table() -> None:
         SourcePlace(uri="a", index=3, sha256="x"),
         SourcePlace(uri="b", index=4, sha256="y"),
     ]
+
+
+def test_rows_of_every_layout_are_found_again(tmp_path: Path) -> None:
+    """Also a tar without a telling name, and a photo without an extension, out of a list."""
+    photos = [jpeg(i, 64, 64) for i in range(4)]
+    pq.write_table(pa.table({"image": photos[:2]}), tmp_path / "a.parquet", row_group_size=1)
+    (tmp_path / "archive").write_bytes(gzip.compress(tar_bytes([("x.jpg", photos[2])])))
+    (tmp_path / "plain").write_bytes(photos[3])
+    (tmp_path / "list.txt").write_text("plain")
+    clips = [clip for name in ("a.parquet", "archive", "list.txt") for clip in clips_of(f"{tmp_path}/{name}")]
+    found = read_originals([place(clip) for clip in clips], RECIPE)
+    assert len(found) == 4
+    assert all(isinstance(found[place(clip)], Clip) for clip in clips)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import photo_members, tar_bytes, write_photo_shards
+from conftest import jpeg, photo_members, tar_bytes, write_photo_shards
 from fake_tokenizer import FakeTokenizer
 from real_data import write_real_data
 from typer.testing import CliRunner
@@ -277,3 +277,18 @@ def test_in_a_bucket(s3_bucket: str, sound: Written) -> None:
     url = f"s3://{s3_bucket}/verified"
     s3fs.S3FileSystem().put(str(sound.output), url, recursive=True)
     assert found(verify_output(url)) == set()
+
+
+def test_a_file_in_two_parts_is_found(tmp_path: Path) -> None:
+    """As after two runs at the same time over a folder that changed between them."""
+    photos, output = tmp_path / "photos", str(tmp_path / "out")
+    photos.mkdir()
+    for i in range(3):
+        (photos / f"{i}.jpg").write_bytes(jpeg(i, 64, 64))
+    write_real_data(output, (str(photos),), image_size=64, tokenizer=FakeTokenizer())
+    (photos / "3.jpg").write_bytes(jpeg(3, 64, 64))
+    assert verify_output(output).passed
+    write_real_data(output, (str(photos),), image_size=64, tokenizer=FakeTokenizer())
+    [finding] = verify_output(output).findings
+    assert finding.check == "duplicates"
+    assert "3 files" in finding.message
