@@ -70,6 +70,12 @@ RAW ?= $(wildcard ../shared/corpus/photos-raw-*.tar)
 bench-decode: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decode.py $(RAW) --json docs/results/decode.json
 
+# Temporal TaTok and frame by frame on real clips (docs/TEMPORAL.md).
+VIDEOS ?= ../shared/corpus/video
+
+bench-temporal: setup
+	$(BIN)/python benchmarks/temporal.py $(VIDEOS) --json docs/results/temporal.json --document docs/TEMPORAL.md
+
 # Random kills over real runs on a Ray of three nodes; each data set is verified against its source.
 RUNS := 100
 SEED := 0

@@ -1,0 +1,58 @@
+"""docs/TEMPORAL.md out of the results of temporal.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from temporal import ClipResult
+
+__all__ = ["STATIC_CAMERAS", "document"]
+
+STATIC_CAMERAS = ("bottle-detection", "car-detection", "opencvdoc_box")
+
+_COLUMNS = (
+    "clip",
+    "camera",
+    "frames",
+    "frames a s",
+    "threshold",
+    "temporal: tokens a s",
+    "PSNR",
+    "frame by frame: tokens a s",
+    "PSNR",
+    "ratio at equal PSNR",
+)
+
+_HEAD = """# Temporal TaTok on real clips
+
+Written by `make bench-temporal` (`benchmarks/temporal.py`) out of [results/temporal.json](results/temporal.json).
+None of these clips was trained on: the checkpoint has seen photos only, and temporal coding adds no weights to it
+([METHOD.md](METHOD.md)).
+
+The first frames of each clip at the rate given, centre-cropped to {side}x{side}. PSNR is that of the mean squared error
+over the clip. *Frame by frame* is `temporal: false`, at the same threshold. The ratio is temporal tokens over those
+that frame-by-frame coding needs for the *same PSNR*, read off its curve over thresholds (linear between the points
+measured). Where temporal PSNR lies above that curve, the curve's last count stands, which flatters frame by frame;
+where it lies below what globals alone give, there is no ratio.
+
+"""
+
+
+def document(results: Sequence[ClipResult], about: Mapping[str, object]) -> str:
+    """The whole text."""
+    lines = []
+    for result in sorted(results, key=lambda result: (result.name not in STATIC_CAMERAS, result.name)):
+        camera = "static" if result.name in STATIC_CAMERAS else "moving, cuts, or close-up"
+        seconds = result.num_frames / result.fps
+        for point in result.temporal:
+            ratio = result.ratio(point)
+            same = min(result.frame_by_frame, key=lambda p: abs(p.threshold - point.threshold))
+            lines.append(
+                f"| {result.name} | {camera} | {result.num_frames} | {result.fps:g} | {point.threshold:g} | "
+                f"{point.tokens / seconds:,.0f} | {point.psnr_db:.2f} | {same.tokens / seconds:,.0f} | "
+                f"{same.psnr_db:.2f} | {'-' if ratio is None else f'{ratio:.2f}'} |"
+            )
+    head = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return _HEAD.format(**about) + "\n".join([*head, *lines]) + "\n"
