@@ -25,7 +25,8 @@ def files_with_sidecars(listed: Iterable[ListedFile], folder: str) -> Iterator[S
         group = list(names)
         texts = {file.path: file for file in group if file.path.rpartition(".")[2] in ATTACHMENTS}
         for file in group:
-            if not is_media(file.path):
+            uri = f"{folder.rstrip('/')}/{file.path}"
+            if not is_media(uri):
                 continue
             stem = file.path.rpartition(".")[0]
             beside = {
@@ -37,7 +38,7 @@ def files_with_sidecars(listed: Iterable[ListedFile], folder: str) -> Iterator[S
                     [version, *(f"{text.num_bytes}:{text.etag[:_VERSION_CHARS]}" for text in beside.values())]
                 )
             yield SourceFile(
-                uri=f"{folder.rstrip('/')}/{file.path}",
+                uri=uri,
                 key=file.path,
                 num_bytes=file.num_bytes,
                 version=version,

@@ -192,6 +192,15 @@ def test_layout_in_store(layout: Callable[[Put], str], put: Put, request: pytest
     assert plan_shards([source]) == shards, "ids are stable"
 
 
+def test_an_address_with_a_query(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(PHOTOS["p0"])
+    with serving(tmp_path) as web:
+        [shard] = plan_shards([f"{web.url}/a.jpg?width=100"])
+        [sample] = read_samples(shard, max_sample_bytes=1 << 20)
+    assert isinstance(sample, Sample)
+    assert (sample.payload, sample.extension) == (PHOTOS["p0"], "jpg")
+
+
 def test_folder_of_a_web_server_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with serving(tmp_path) as web, pytest.raises(SourceError, match="list"):
