@@ -35,6 +35,7 @@ _RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,17 +62,21 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One part of an image as it is tokenized; `pixels` is uint8 [1, 3, H, W], sizes are the image's, upright."""
+    """One part of an image as it is tokenized; `pixels` is uint8 [T, 3, H, W], sizes are the image's, upright.
+
+    `frame_pts_s` is the time of each frame of an animation, None for an image, which has T = 1.
+    """
 
     pixels: np.ndarray
     width: int
     height: int
     crop: Crop
     flipped: bool
+    frame_pts_s: tuple[float, ...] | None = None
 
 
 def decode_image(payload: bytes, preprocessing: Preprocessing, limits: Limits, *, sample_id: str) -> Iterator[View]:
-    """Decode, turn upright, convert to sRGB, and make the views that `preprocessing` asks for; animations give frame 1.
+    """Decode, turn upright, convert to sRGB, and make the views that `preprocessing` asks for.
 
     Each view is cropped, then resampled once, antialiased, from full-resolution pixels. Transparent pixels lie on
     `preprocessing.background`; 16-bit grey is scaled to 8.
@@ -82,12 +87,53 @@ def decode_image(payload: bytes, preprocessing: Preprocessing, limits: Limits, *
     if not payload:
         raise DecodeError("empty", "the member has no bytes")
     with _damage_named(payload, limits), Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-        rgb = _upright_rgb(image, payload, preprocessing, limits)
+        if preprocessing.animation == "clip" and image.format in _ANIMATED:
+            views = _animation(image, payload, preprocessing, limits, sample_id)
+        else:
+            views = []
+            rgb = _upright_rgb(image, payload, preprocessing, limits)
+    if views:
+        yield from views
+        return
     height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
     for view in planned_views(width, height, preprocessing, sample_id):
         with _damage_named(payload, limits):
             pixels = _pixels(rgb, view, preprocessing)
         yield View(pixels=pixels, width=width, height=height, crop=view.crop, flipped=view.flipped)
+
+
+def _animation(
+    image: Image.Image, payload: bytes, preprocessing: Preprocessing, limits: Limits, sample_id: str
+) -> list[View]:
+    """Views of the first `max_frames` frames, all cut alike; of an image, where there is only one."""
+    plans: list[ViewPlan] = []
+    frames: list[list[np.ndarray]] = []  # for each plan
+    times_s = [0.0]
+    for number in range(preprocessing.max_frames):
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+        rgb = _upright_rgb(image, payload, preprocessing, limits)
+        assert isinstance(rgb, Image.Image), "no animation is a JPEG"
+        if not number:
+            plans = planned_views(rgb.width, rgb.height, preprocessing, sample_id)
+            frames = [[] for _ in plans]
+            size = rgb.size
+        for plan, pixels in zip(plans, frames, strict=True):
+            pixels.append(_pixels(rgb, plan, preprocessing))
+        times_s.append(times_s[-1] + float(image.info.get("duration") or 0) / 1000)
+    return [
+        View(
+            pixels=np.concatenate(pixels),
+            width=size[0],
+            height=size[1],
+            crop=plan.crop,
+            flipped=plan.flipped,
+            frame_pts_s=tuple(times_s[:-1]) if len(pixels) > 1 else None,
+        )
+        for plan, pixels in zip(plans, frames, strict=True)
+    ]
 
 
 @contextmanager

@@ -56,6 +56,13 @@ class Preprocessing(Section):
         description="Mirroring left to right. random: of every second crop, by chance. both: each crop is two rows.",
     )
     seed: int = Field(default=0, ge=0, description="Chooses, together with the sample's id, what is left to chance.")
+    animation: Literal["first_frame", "clip"] = Field(
+        default="first_frame",
+        description="What an animated GIF, PNG, WebP or AVIF gives: an image, or a clip with the time of each frame.",
+    )
+    max_frames: int = Field(
+        default=64, ge=2, le=4096, description="Frames of an animation that its clip holds; later ones are left out."
+    )
     resample: Literal["bicubic", "bilinear", "lanczos"] = Field(
         default="bicubic", description="Filter that resizes, always antialiased."
     )

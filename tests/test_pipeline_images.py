@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TESTS, encoded
+from conftest import TESTS, encoded, tar_bytes
 from PIL import Image, ImageChops, ImageCms
+from real_data import write_real_data
 
 from pipeline.images import FORMATS, View, decode_image
+from pipeline.verify import verify_output
 from schemas.errors import DecodeError
 from schemas.job import Limits
 from schemas.preprocessing import Preprocessing
+from tatok.parts import TokenizedData
 
 SMALL = Preprocessing(image_size=32)
 EXACT = {"PNG", "TIFF", "BMP", "DIB", "PPM", "ICO", "PCX", "SGI", "QOI", "DDS", "PSD"}
@@ -85,6 +88,40 @@ def test_the_first_frame_of_an_animation(image_format: str) -> None:
     others = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
     moving = saved(photo(), image_format, save_all=True, append_images=others)
     assert mean_difference(view_of(moving), view_of(saved(photo()))) <= (16 if image_format == "GIF" else 8)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_an_animation_as_a_clip(image_format: str) -> None:
+    clips = Preprocessing(image_size=32, animation="clip", max_frames=3, flips="both")
+    colours = ["red", "lime", "blue", "white"]
+    first, *others = [Image.new("RGB", (64, 48), colour) for colour in colours]
+    moving = saved(first, image_format, save_all=True, append_images=others, duration=[100, 200, 50, 100])
+    plain, mirrored = decode_image(moving, clips, Limits(), sample_id="s")
+    assert plain.frame_pts_s == pytest.approx((0.0, 0.1, 0.3), abs=0.011)
+    assert plain.pixels.shape == (3, 3, 32, 32), "the fourth frame is one too many"
+    assert np.abs(plain.pixels[:, :, 9, 9].astype(int) - [[255, 0, 0], [0, 255, 0], [0, 0, 255]]).max() <= 8
+    assert np.array_equal(mirrored.pixels, plain.pixels[..., ::-1])
+    still = saved(photo(), image_format)
+    [alone, _] = decode_image(still, clips, Limits(), sample_id="s")
+    assert alone.frame_pts_s is None
+    assert np.array_equal(alone.pixels, view_of(still).pixels)
+    with pytest.raises(DecodeError):
+        list(decode_image(moving[: len(moving) // 2], clips, Limits(), sample_id="s"))
+
+
+def test_a_clip_of_an_animation_becomes_a_row(tmp_path: Path) -> None:
+    others = [photo().rotate(10 * i) for i in (1, 2, 3)]
+    moving = saved(photo(), "GIF", save_all=True, append_images=others, duration=40)
+    (tmp_path / "moving.tar").write_bytes(tar_bytes([("moving.gif", moving), ("still.png", saved(photo()))]))
+    output = str(tmp_path / "out")
+    write_real_data(output, (f"{tmp_path}/moving.tar",), image_size=64, animation="clip")
+    rows = TokenizedData.open(output).read_all().to_pylist()
+    columns = ("key", "media", "num_frames", "grid_frames", "clip_start_s", "frame_pts_s")
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        ("moving", "video", 4, 4, 0.0, [0.0, 0.04, 0.08, 0.12]),
+        ("still", "image", 1, 1, None, None),
+    ]
+    assert verify_output(output, [f"{tmp_path}/moving.tar"]).findings == ()
 
 
 KINDS = {
