@@ -162,6 +162,7 @@ def one_run(
                 if now - began > _MOST_S:
                     findings.append(f"a try took more than {_MOST_S:g} s")
                     driver.kill()
+                    driver.wait()
                 time.sleep(0.05)
                 if rng.random() < 0.005:  # every ten seconds or so
                     nodes.replace_lost()

@@ -20,6 +20,7 @@ from schemas.errors import CommitError, ConfigError
 __all__ = ["OutputStore"]
 
 _STALE_SCRATCH_S = 24 * 3600
+_IN_PIECES_BYTES = 32 << 20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -106,9 +107,15 @@ class OutputStore:
             return None
 
     def write_text(self, name: str, text: str, *, create: bool = False) -> bool:
-        """Write atomically; with `create`, only where there is none: False says that another came first."""
+        """Write atomically; with `create`, only where there is none: False says that another came first.
+
+        Raises CommitError where the disk or the store refuses.
+        """
         with self.scratch_file() as path:
-            path.write_text(text, encoding="utf-8")
+            try:
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise CommitError(f"cannot write {path}: {error}; free space, then run again") from error
             return self.publish(path, name, create=create)
 
     def remove(self, name: str) -> None:
@@ -205,6 +212,11 @@ class OutputStore:
                 return False
             self._fs.put_file(str(path), target)
             return True
+        # Large files go up in pieces. The condition holds for their assembly too, but a lost race costs the whole way.
+        if path.stat().st_size >= _IN_PIECES_BYTES:
+            self._fs.invalidate_cache()
+            if self._fs.exists(target):
+                return False
         try:
             self._fs.put_file(str(path), target, mode="create")
         except OSError:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_s3 import FaultyS3, faulty_s3
 from PIL import Image
 
 TESTS = Path(__file__).parent
@@ -86,17 +87,24 @@ def corpus() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def s3_port() -> Iterator[int]:
-    """A port for the S3 server; the environment leads every client there, also Ray's workers."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """A port for the S3 endpoint; the environment leads every client there, also Ray's workers."""
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        # Clients that lose patience within a test's time.
+        patch.setenv("AWS_MAX_ATTEMPTS", "2")
+        patch.setenv("FSSPEC_S3", '{"config_kwargs": {"read_timeout": 6}}')
         yield port
 
 
@@ -116,14 +124,28 @@ def local_ray(s3_port: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_bucket(s3_port: int) -> Iterator[str]:
-    """An empty bucket on an S3 server in this process."""
-    server = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer(
-        ip_address="127.0.0.1", port=s3_port, verbose=False
-    )
+def s3_server(s3_port: int) -> Iterator[FaultyS3]:
+    """An S3 server in this process with an empty bucket, behind an endpoint that fails when a test says so."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    port = free_port()
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     import s3fs
 
-    s3fs.S3FileSystem().mkdir("photos")
-    yield "photos"
+    with faulty_s3(s3_port, port) as endpoint:
+        s3fs.S3FileSystem().mkdir("photos")
+        yield endpoint
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: FaultyS3) -> str:
+    """An empty bucket on an S3 server in this process."""
+    return "photos"
+
+
+@pytest.fixture
+def failing_s3(s3_server: FaultyS3) -> Iterator[FaultyS3]:
+    """The endpoint of `s3_bucket`, to be given faults; without any afterwards."""
+    yield s3_server
+    s3_server.set()

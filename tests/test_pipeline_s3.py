@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -32,6 +33,21 @@ def test_store_on_s3(s3_bucket: str) -> None:
     assert store.read_text("run.json") == "c"
     store.remove("run.json")
     assert store.read_text("run.json") is None
+
+
+def test_a_part_in_pieces_does_not_replace_one(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The condition is the multipart upload's too; who was slower leaves no pieces behind."""
+    fs = fsspec.filesystem("s3")  # instances are shared
+    monkeypatch.setattr(fs, "put_file", partial(fs.put_file, chunksize=5 << 20))
+    store = OutputStore.open(f"s3://{s3_bucket}/pieces").probe()
+    path = tmp_path / "part"
+    path.write_bytes(b"a" * (11 << 20))
+    assert store.publish(path, "data/part", create=True)
+    assert store.etag("data/part").endswith("-3"), "of three pieces"
+    path.write_bytes(b"b" * (11 << 20))
+    assert not store.publish(path, "data/part", create=True)
+    assert fs.cat_file(f"{s3_bucket}/pieces/data/part", start=0, end=1) == b"a"
+    assert "Uploads" not in fs.call_s3("list_multipart_uploads", Bucket=s3_bucket)
 
 
 def test_store_that_ignores_create_only(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
