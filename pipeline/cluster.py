@@ -257,25 +257,24 @@ class _Scheduler:
 
     def _resize(self, now: float) -> None:
         """Start actors on what has joined the cluster; make room for a tokenizer where none is left."""
-        if now - self._resized_at < _RESIZE_S or self._spec is None:
+        if now - self._resized_at < _RESIZE_S:
             return
         self._resized_at = now
         total = ray.cluster_resources()
-        sizes = resize(
-            self._sizes,
-            self._config,
-            num_shards=self._ledger.num_unsettled,
-            num_cpus=total.get("CPU", 1.0),
-            num_gpus=total.get("GPU", 0.0),
-        )
-        for _ in range(sizes.num_tokenizers - len(self._slots)):
-            self._start_tokenizer()
-        for _ in range(sizes.num_decoders - self._num_decoders):
-            self._start_decoder()
-        if any(slot.is_ready for slot in self._slots):
+        num_cpus, num_gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
+        if self._spec is not None:
+            num_shards = self._ledger.num_unsettled
+            sizes = resize(self._sizes, self._config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=num_gpus)
+            for _ in range(sizes.num_tokenizers - len(self._slots)):
+                self._start_tokenizer()
+            for _ in range(sizes.num_decoders - self._num_decoders):
+                self._start_decoder()
+        # A first tokenizer may take long to load; it lacks a place only where a node was lost meanwhile.
+        wanted_cpus = (len(self._slots) + self._num_decoders) * self._sizes.cpus_per_actor
+        if any(slot.is_ready for slot in self._slots) or (self._spec is None and wanted_cpus <= num_cpus):
             self._room_wanted_at = now
         elif now - self._room_wanted_at > _ROOM_S and self._idle_decoders:
-            # The node of the last tokenizer is gone, and decoders have the CPUs that its successor waits for.
+            # Decoders have the CPUs that a tokenizer waits for.
             self._room_wanted_at = now
             self._discard_decoder(self._idle_decoders.pop())
 

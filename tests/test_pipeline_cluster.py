@@ -21,6 +21,7 @@ from conftest import encoded, jpeg, photo_members, tar_bytes, write_photo_shards
 from fake_tokenizer import FakeTokenizer, load_fake, load_other_fake
 from test_pipeline_decode import png_bomb
 
+from pipeline import cluster
 from pipeline.fingerprint import TokenizerSpec
 from pipeline.progress import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
 from pipeline.run import RunSummary, _check_image_size, run_job
@@ -275,6 +276,28 @@ def test_killed_tokenizer_is_replaced(photo_shards: Callable[..., str], tmp_path
     assert (tmp_path / "killed").exists()
     assert (summary.status, summary.num_rows) == ("complete", 20)
     assert any(isinstance(event, ShardRetried) and "tokenizer" in event.reason for event in events)
+
+
+def load_at_the_second_attempt(mark: str) -> FakeTokenizer:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return FakeTokenizer()
+
+
+def test_decoders_make_room_for_a_tokenizer_where_a_node_is_lost_before_any_has_loaded(
+    photo_shards: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Planned for five CPUs, of which four are there; what the dying tokenizer leaves, a waiting decoder takes.
+    promised = iter([{"CPU": 5.0}])
+    there = cluster.ray.cluster_resources
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: next(promised, None) or there())
+    monkeypatch.setattr(cluster, "_RESIZE_S", 0.5)
+    monkeypatch.setattr(cluster, "_ROOM_S", 1.0)
+    config = job(photo_shards(num_shards=5, photos_per_shard=2), tmp_path / "out", resources={"num_decoders": 4})
+    load = functools.partial(load_at_the_second_attempt, str(tmp_path / "mark"))
+    summary = run(config, load_tokenizer=load)
+    assert (summary.status, summary.num_rows) == ("complete", 10)
 
 
 def test_hanging_source_is_given_up_and_named(photo_shards: Callable[..., str], tmp_path: Path) -> None:
