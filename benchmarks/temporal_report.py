@@ -69,8 +69,8 @@ def document(results: Sequence[ClipResult], about: Mapping[str, object]) -> str:
         poorest, point = min(result.frame_by_frame, key=lambda p: p.psnr_db), result.temporal[0]
         if result.ratio(point) is None:
             unrated.append(
-                f"{result.name} ({point.tokens} tokens at {point.psnr_db:.2f} dB; globals alone, {poorest.tokens} tokens "
-                f"at {poorest.psnr_db:.2f} dB)"
+                f"{result.name} ({point.tokens} tokens at {point.psnr_db:.2f} dB; "
+                f"globals alone, {poorest.tokens} tokens at {poorest.psnr_db:.2f} dB)"
             )
     verdict = f"\nMissed: {', '.join(missed) or 'none'}. Without a ratio: {', '.join(unrated) or 'none'}."
     return _HEAD.format(**about) + "\n".join([*head, *lines, verdict]) + "\n"
