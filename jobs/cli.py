@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from jobs.config_commands import config as config_commands
+from jobs.doctor_command import doctor
 from jobs.export_commands import compact, exports
 from jobs.generator_commands import generator
 from jobs.job_file import SetOption
@@ -89,6 +90,7 @@ app.command()(verify)
 app.command()(compact)
 app.add_typer(exports, name="export")
 app.add_typer(generator, name="generator")
+app.command()(doctor)
 app.command()(submit)
 app.add_typer(jobs_commands, name="jobs")
 app.add_typer(config_commands, name="config")

@@ -26,8 +26,9 @@ from schemas.job import JobConfig
 __all__ = ["Cluster", "Dependencies", "SubmittedJob"]
 
 Dependencies = Literal["pinned", "installed"]
+TOKENIZE = "tokenize --config"
 _OUTPUT, _SOURCE = "tatok.output", "tatok.source"  # in Ray's metadata of a job
-_COMMAND = "python -m jobs.cli tokenize --config"
+_PYTHON = "python -m jobs.cli"
 _POLL_S = 1.0
 
 
@@ -62,15 +63,17 @@ class Cluster:
         with self._answering():
             self._client = JobSubmissionClient(address)
 
-    def submit(self, job: JobConfig, *, name: str, image: str | None, dependencies: Dependencies) -> str:
-        """Start `tatok tokenize` there, on what `pack` takes along, or within a container image; returns the id.
+    def submit(
+        self, job: JobConfig, *, name: str, image: str | None, dependencies: Dependencies, command: str = TOKENIZE
+    ) -> str:
+        """Start tatok's `command` on the job there, with what `pack` takes along or within an image; returns the id.
 
         `dependencies`: "pinned" installs tatok's requirements in this machine's versions, "installed" takes what the
         cluster has. Raises ConfigError where the job cannot run elsewhere or holds a credential.
         """
         metadata = {_OUTPUT: job.output, _SOURCE: ", ".join(job.source)}
         if image is not None:
-            entrypoint = image_entrypoint(job)
+            entrypoint = image_entrypoint(job, command)
             self._refuse_credentials(entrypoint, metadata)
             return self._submit(entrypoint, {"image_uri": image}, metadata, name)
         with tempfile.TemporaryDirectory(prefix="tatok-submit-") as folder:
@@ -78,7 +81,7 @@ class Cluster:
             environment: dict[str, Any] = {"working_dir": folder}
             if dependencies == "pinned":
                 environment["pip"] = pinned_requirements((*job.source, job.output, job.checkpoint or ""))
-            entrypoint = f"{_COMMAND} {JOB}"
+            entrypoint = f"{_PYTHON} {command} {JOB}"
             self._refuse_credentials(entrypoint, metadata)
             return self._submit(entrypoint, environment, metadata, name)
 
@@ -147,9 +150,10 @@ class Cluster:
             raise TatokError(said % "does not answer" + remedy) from error
 
 
-def image_entrypoint(job: JobConfig) -> str:
+def image_entrypoint(job: JobConfig, command: str = TOKENIZE) -> str:
     """The driver's command where tatok comes with a container image; the job stands on the command line."""
-    return f"echo {shlex.quote(for_the_cluster(job, packs_checkpoint=False).model_dump_json())} | {_COMMAND} /dev/stdin"
+    document = for_the_cluster(job, packs_checkpoint=False).model_dump_json()
+    return f"printf %s {shlex.quote(document)} | {_PYTHON} {command} /dev/stdin"
 
 
 def _job(details: JobDetails) -> SubmittedJob:

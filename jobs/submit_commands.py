@@ -13,8 +13,9 @@ from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from jobs.submission import Cluster, SubmittedJob
+    from schemas.job import JobConfig
 
-__all__ = ["jobs", "submit"]
+__all__ = ["examine_there", "jobs", "submit"]
 
 EXIT_INTERRUPTED = 130
 EXIT_ERROR = 1
@@ -94,6 +95,16 @@ def submit(
     print(job_id)
     if not detach:
         _follow(cluster, job_id, address)
+
+
+def examine_there(config: JobConfig, address: str, *, name: str, samples: int, as_json: bool) -> None:
+    """Run `tatok doctor` as a job of the cluster, with what it has installed, and follow it."""
+    from jobs.submission import Cluster
+
+    cluster = Cluster(address)
+    command = f"doctor --samples {samples}{' --json' if as_json else ''}"
+    job_id = cluster.submit(config, name=f"doctor-{name}", image=None, dependencies="installed", command=command)
+    _follow(cluster, job_id, address)
 
 
 @jobs.command("list")

@@ -20,7 +20,15 @@ from schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDo
 from schemas.records import ShardReport
 from schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, FOOTER_SHARDS, SCHEMA_VERSION
 
-__all__ = ["claim_output", "mark_incomplete", "mark_success", "read_manifest", "record_run", "update_manifest"]
+__all__ = [
+    "claim_output",
+    "mark_incomplete",
+    "mark_success",
+    "read_manifest",
+    "record_run",
+    "require_same_run",
+    "update_manifest",
+]
 
 
 def claim_output(store: OutputStore, config: JobConfig, fingerprint: Mapping[str, str]) -> None:
@@ -44,6 +52,18 @@ def claim_output(store: OutputStore, config: JobConfig, fingerprint: Mapping[str
     _check_run(store, _recorded_run(store, existing or ""), fingerprint)
     if existing != text:
         store.write_text(RUN, text)
+
+
+def require_same_run(store: OutputStore, fingerprint: Mapping[str, str]) -> bool:
+    """Whether the output is a data set already, which a run of this fingerprint may go on with; nothing is written.
+
+    Raises CommitError as `claim_output` does.
+    """
+    existing = store.read_text(RUN)
+    recorded = _run_of_parts(store) if existing is None else _recorded_run(store, existing)
+    if recorded is not None:
+        _check_run(store, recorded, fingerprint)
+    return recorded is not None
 
 
 def read_manifest(store: OutputStore) -> Manifest | None:

@@ -28,7 +28,7 @@ from schemas.records import Shard, ShardReport
 if TYPE_CHECKING:
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["RunSummary", "load_configured_tokenizer", "run_job"]
+__all__ = ["RunSummary", "check_image_size", "configured_loader", "load_configured_tokenizer", "run_job"]
 
 Status = Literal["complete", "shards_failed", "too_many_rejects", "too_many_failed_shards"]
 
@@ -76,7 +76,7 @@ def run_job(
 
 def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, on_event: OnEvent) -> RunSummary:
     started, started_at = time.monotonic(), datetime.now(UTC)
-    load_tokenizer = load_tokenizer or _loader(config)
+    load_tokenizer = load_tokenizer or configured_loader(config)
     if config.filter is not None:
         load_filter(config.filter)  # what is wrong with it is told before anything starts
     planned = plan_shards(config.source, image_field=config.image_field)
@@ -99,7 +99,7 @@ def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, 
         )
 
     def claim(spec: TokenizerSpec) -> dict[str, str]:
-        _check_image_size(config, spec)
+        check_image_size(config, spec)
         fingerprint = run_fingerprint(config, spec)
         claim_output(store, config, fingerprint)
         if pending:
@@ -214,7 +214,8 @@ def load_configured_tokenizer(
     return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens, temporal=temporal)
 
 
-def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
+def configured_loader(config: JobConfig) -> Callable[[], Tokenizer]:
+    """What loads the job's tokenizer in any process; it pickles."""
     # Workers may run in another folder; a checkpoint named by a URL stays as it is.
     checkpoint = config.checkpoint
     if checkpoint is not None and "://" not in checkpoint:
@@ -230,7 +231,8 @@ def _loader(config: JobConfig) -> Callable[[], Tokenizer]:
     )
 
 
-def _check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:
+def check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:
+    """Raise ConfigError where images of the job's size do not fall into whole patches."""
     preprocessing, patch = config.preprocessing, spec.patch_size
     named = "side_multiple" if preprocessing.mode in ("resize", "buckets") else "image_size"
     size = preprocessing.sides_divide_by

@@ -54,17 +54,20 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def seaweedfs(folder: Path, *, secret: str) -> Iterator[Store]:
-    """SeaweedFS with its S3 gateway; data and log go to `folder`."""
-    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = free_ports(8)
+    """SeaweedFS with its S3 gateway; data and log go to `folder`. The key "reader-key" may read, and nothing else."""
+    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc, iceberg, lance = free_ports(10)
     (folder / "data").mkdir(parents=True)
     credentials = {"accessKey": "photos-key", "secretKey": secret}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "tests", "credentials": [credentials], "actions": actions}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    reading = {"accessKey": "reader-key", "secretKey": secret}
+    reader = {"name": "reader", "credentials": [reading], "actions": ["Read", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
     command = [BIN / "weed", "server", "-ip=127.0.0.1", f"-dir={folder / 'data'}", "-volume.max=0", "-s3"]
     command += [f"-master.port={master}", f"-master.port.grpc={master_grpc}", f"-volume.port={volume}"]
     command += [f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"]
     command += [f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"]
+    command += [f"-s3.port.iceberg={iceberg}", f"-s3.port.lance={lance}"]
     command += ["-master.volumeSizeLimitMB=64", "-volume.index=memory"]
     with _process(command, folder / "weed.log", os.environ):
         url = f"http://127.0.0.1:{s3}"

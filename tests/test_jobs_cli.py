@@ -26,7 +26,7 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.fixture
 def fake_model(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.run._loader", lambda config: load_fake)
+    monkeypatch.setattr("pipeline.run.configured_loader", lambda config: load_fake)
 
 
 def test_help_is_quick() -> None:
@@ -125,7 +125,7 @@ def test_interrupt_stops_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
         from jobs.cli import app
 
         load = functools.partial(FakeTokenizer, delay_s=float(sys.argv.pop(1)))
-        pipeline.run._loader = lambda config: load
+        pipeline.run.configured_loader = lambda config: load
         app()
         """
     )

@@ -24,7 +24,7 @@ from test_pipeline_decode import png_bomb
 from pipeline import cluster
 from pipeline.fingerprint import TokenizerSpec
 from pipeline.progress import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
-from pipeline.run import RunSummary, _check_image_size, run_job
+from pipeline.run import RunSummary, check_image_size, run_job
 from schemas.errors import CommitError, ConfigError
 from schemas.job import JobConfig
 from tatok.parts import TokenizedData
@@ -213,7 +213,7 @@ def test_hostile_input_costs_only_itself(tmp_path: Path) -> None:
 def test_image_size_must_fit_the_patch() -> None:
     config = job("a.tar", Path("out"), preprocessing={"image_size": 72})
     with pytest.raises(ConfigError, match="multiple of the checkpoint's patch of 16"):
-        _check_image_size(config, TokenizerSpec.of(FakeTokenizer()))  # type: ignore[arg-type]
+        check_image_size(config, TokenizerSpec.of(FakeTokenizer()))  # type: ignore[arg-type]
 
 
 def test_tokenizer_that_cannot_load_stops_the_run(photo_shards: Callable[..., str], tmp_path: Path) -> None:

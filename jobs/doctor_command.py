@@ -1,0 +1,80 @@
+"""The command that examines a job before it runs: doctor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.job_file import JobFile, SetOption, read_job
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.doctor import Check
+    from pipeline.dry_run import Forecast
+
+__all__ = ["doctor"]
+
+EXIT_FINDINGS = 3
+_MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failed": ("FAILED", "red")}
+
+
+def doctor(
+    job: JobFile,
+    assignments: SetOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Examine from within the cluster whose dashboard is here, such as http://head:8265."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to try.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Examine a job in under a minute: source, output, checkpoint, cluster, a dry run; then forecast what it takes.
+
+    Without --address the checks are made from here: on the Ray at RAY_ADDRESS, else on this machine. With it they are
+    made by a job on the cluster, which is where credentials and networks may differ.
+
+    Exit codes: 0 all is well; 3 a check failed, and its line says what to do. Nothing is tokenized for good.
+    """
+    from pipeline.doctor import Check, Diagnosis, examine
+
+    say = (lambda check: None) if as_json else _say
+    try:
+        config = read_job(job, assignments)
+    except ConfigError as error:
+        check = Check(name="job file", verdict="failed", message=str(error), remedy="mend the lines that it names")
+        say(check)
+        diagnosis = Diagnosis(checks=(check,), forecast=None)
+    else:
+        if address is not None:
+            from jobs.submit_commands import examine_there
+
+            examine_there(config, address, name=job.stem, samples=samples, as_json=as_json)
+            return
+        diagnosis = examine(config, on_check=say, num_samples=samples)
+    if as_json:
+        print(json.dumps({"passed": diagnosis.passed} | asdict(diagnosis), indent=1))
+    elif diagnosis.forecast is not None:
+        print(_text(diagnosis.forecast))
+    if not diagnosis.passed:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def _say(check: Check) -> None:
+    word, colour = _MARKS[check.verdict]
+    typer.echo(f"{typer.style(f'{word:8}', fg=colour)} {check.name}: {check.message}")
+    if check.verdict != "ok" and check.remedy:
+        typer.echo(f"         -> {check.remedy}")
+
+
+def _text(forecast: Forecast) -> str:
+    hours = forecast.seconds / 3600
+    time = f"{hours:,.1f} hours" if hours >= 1 else f"{forecast.seconds:,.0f} s"
+    gpus = f", {forecast.gpu_hours:,.1f} GPU-hours" if forecast.gpu_hours else ""
+    return (
+        f"forecast: {forecast.num_samples:,} samples at {forecast.samples_per_s:,.1f} a second: {time}{gpus}, "
+        f"{forecast.output_bytes / 1e9:,.3f} GB of tokens; the bottleneck is {forecast.bottleneck}, "
+        f"the other stage is {forecast.slack:.1f} times as fast"
+    )

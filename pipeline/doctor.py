@@ -1,0 +1,330 @@
+"""A job, examined before it runs: every check that can be made, what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.dry_run import DryRun, Forecast, dry_run, forecast, read_some
+from pipeline.fingerprint import TokenizerSpec, describe_difference, run_fingerprint
+from pipeline.manifest import require_same_run
+from pipeline.plan import plan_shards
+from pipeline.run import check_image_size, configured_loader
+from pipeline.sizes import plan_sizes
+from pipeline.storage import storage_options
+from pipeline.store import OutputStore
+from schemas.errors import ConfigError, SourceError, TatokError
+from schemas.job import JobConfig
+from schemas.records import Clip, Reject, Shard
+
+if TYPE_CHECKING:
+    from pipeline.cluster_probe import ClusterView
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["Check", "Diagnosis", "examine"]
+
+NUM_SAMPLES = 100
+_DRY_RUN_S = 20.0
+_FIRST_SAMPLES = 20  # in which there must be a good one
+
+Verdict = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at; `remedy` says what to do where it is not ok."""
+
+    name: str
+    verdict: Verdict
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """All checks in order; a forecast where the dry run went through."""
+
+    checks: tuple[Check, ...]
+    forecast: Forecast | None
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed; warnings may stand."""
+        return all(check.verdict != "failed" for check in self.checks)
+
+
+def examine(
+    config: JobConfig,
+    *,
+    load_tokenizer: Callable[[], Tokenizer] | None = None,
+    on_check: Callable[[Check], None] = lambda check: None,
+    num_samples: int = NUM_SAMPLES,
+) -> Diagnosis:
+    """Check source, output, checkpoint and cluster, then try `num_samples` samples; nothing is tokenized for good.
+
+    The cluster is the Ray at RAY_ADDRESS, else this machine. What does not depend on a failed check is checked all
+    the same. Only an empty object or folder `.tmp` is written to the output, and removed again.
+    """
+    examination = _Examination(config, load_tokenizer or configured_loader(config), on_check, num_samples)
+    try:
+        with storage_options(config.storage):
+            return examination.run()
+    except ConfigError as error:  # a reference to a variable that is not set
+        examination.note("storage", "failed", str(error), "every other check needs it; set it here and on all nodes")
+        return examination.diagnosis()
+
+
+class _Examination:
+    def __init__(
+        self,
+        config: JobConfig,
+        load_tokenizer: Callable[[], Tokenizer],
+        on_check: Callable[[Check], None],
+        num_samples: int,
+    ) -> None:
+        self._config = config
+        self._load_tokenizer = load_tokenizer
+        self._on_check = on_check
+        self._num_samples = num_samples
+        self._checks: list[Check] = []
+        self._forecast: Forecast | None = None
+
+    def note(self, name: str, verdict: Verdict, message: str, remedy: str = "") -> None:
+        check = Check(name=name, verdict=verdict, message=message, remedy=remedy)
+        self._checks.append(check)
+        self._on_check(check)
+
+    def diagnosis(self) -> Diagnosis:
+        return Diagnosis(checks=tuple(self._checks), forecast=self._forecast)
+
+    def run(self) -> Diagnosis:
+        shards = self._source()
+        is_readable = bool(shards) and self._first_sample(shards)
+        store = self._output()
+        spec = self._checkpoint()
+        if store is not None and spec is not None:
+            self._same_run(store, spec)
+        with ExitStack() as stack:
+            view = self._cluster(stack)
+            has_room = self._gpus(view)
+            if is_readable and spec is not None and has_room:
+                self._try(shards, view)
+        return self.diagnosis()
+
+    def _source(self) -> list[Shard]:
+        try:
+            shards = plan_shards(self._config.source, image_field=self._config.image_field)
+        except TatokError as error:
+            self.note("source", "failed", str(error), _access_remedy(self._config.source[0], str(error), "read"))
+            return []
+        num_bytes = sum(shard.num_bytes for shard in shards)
+        self.note("source", "ok", f"{len(shards):,} shards, {num_bytes / 1e9:,.3f} GB")
+        return shards
+
+    def _first_sample(self, shards: list[Shard]) -> bool:
+        rejects = Counter[str]()
+        try:
+            for result in read_some(self._config, shards[0], _FIRST_SAMPLES):
+                if isinstance(result, Clip):
+                    shape = "x".join(map(str, result.pixels.shape[-2:]))
+                    self.note("first sample", "ok", f"{result.key!r} of {shards[0].uri} decodes to {shape} pixels")
+                    return True
+                assert isinstance(result, Reject)
+                rejects[f"{result.reason} ({result.detail})"] += 1
+        except SourceError as error:
+            remedy = _access_remedy(shards[0].uri, str(error), "read")
+            self.note("first sample", "failed", str(error), remedy)
+            return False
+        reasons = "; ".join(f"{count} times {reason}" for reason, count in rejects.most_common(2)) or "no sample at all"
+        self.note(
+            "first sample",
+            "failed",
+            f"none of the first samples of {shards[0].uri} can be tokenized: {reasons}",
+            "check that the source is what the job means; image_field names the member to tokenize",
+        )
+        return False
+
+    def _output(self) -> OutputStore | None:
+        try:
+            store = OutputStore.open(self._config.output).probe()
+            store.sweep_scratch()
+        except TatokError as error:
+            self.note("output", "failed", str(error), _access_remedy(self._config.output, str(error), "write"))
+            return None
+        if store.is_local:
+            self.note("output", "ok", f"{store.url} is writable; parts appear atomically")
+        elif store.create_only:
+            self.note("output", "ok", f"{store.url} is writable and honours create-only writes")
+        else:
+            self.note(
+                "output",
+                "warning",
+                f"{store.url} is writable but ignores create-only writes (conditional PUT)",
+                "let no two runs write there at the same time; they could replace each other's (equal) parts",
+            )
+        return store
+
+    def _checkpoint(self) -> TokenizerSpec | None:
+        name = self._config.checkpoint or "the one of tatok"
+        try:
+            spec = TokenizerSpec.of(_on_cpu_if_needed(self._load_tokenizer, self._config))
+            check_image_size(self._config, spec)
+        except (TatokError, OSError, ValueError, RuntimeError) as error:
+            message = str(error).strip() or type(error).__name__
+            if "image_size" in message:
+                remedy = "set preprocessing.image_size to a multiple of the patch"
+            elif "cuda" in message.lower():
+                remedy = "run where there is a GPU, or set device: cpu"
+            else:
+                remedy = "name the folder that `tatok train` wrote as checkpoint, or leave it out for tatok's own"
+            self.note("checkpoint", "failed", f"{name}: {message}", remedy)
+            return None
+        self.note(
+            "checkpoint",
+            "ok",
+            f"{name}: {spec.vocab_size:,} codes, patch {spec.patch_size}, {spec.num_global} global tokens, "
+            f"{spec.fingerprint[:12]}",
+        )
+        return spec
+
+    def _same_run(self, store: OutputStore, spec: TokenizerSpec) -> None:
+        try:
+            goes_on = require_same_run(store, run_fingerprint(self._config, spec))
+        except TatokError as error:
+            remedy = "name another output, or the checkpoint and settings that its run.json tells"
+            self.note("recipe", "failed", str(error), remedy)
+            return
+        self.note("recipe", "ok", "the output holds this recipe's tokens already" if goes_on else "the output is new")
+
+    def _cluster(self, stack: ExitStack) -> ClusterView | None:
+        address = os.environ.get("RAY_ADDRESS")
+        if not address or address == "local":
+            self.note("cluster", "ok", f"none is named by RAY_ADDRESS; this machine has {os.cpu_count()} CPUs")
+            return None
+        from pipeline.cluster_probe import connected, versions, view_cluster
+
+        try:
+            stack.enter_context(connected(address))
+        except TatokError as error:
+            self.note(
+                "cluster",
+                "failed",
+                str(error),
+                "check RAY_ADDRESS and that the head runs; with token authentication also RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN_PATH",
+            )
+            return None
+        view = view_cluster()
+        self.note("cluster", "ok", f"{len(view.versions)} nodes, {view.num_cpus:g} CPUs, {view.num_gpus:g} GPUs")
+        here, differing = versions(), list[str]()
+        for node, found in view.versions.items():
+            if found is None:
+                differing.append(f"{node} does not answer")
+            else:
+                differing += [f"{node}: {line}" for line in describe_difference(here, found)]
+        if differing:
+            remedy = "install the same versions everywhere, or submit with --dependencies pinned or --image"
+            self.note("versions", "failed", "\n  ".join(["driver and workers differ:", *differing]), remedy)
+        else:
+            self.note("versions", "ok", f"the same on the driver and {len(view.versions)} nodes")
+        return view
+
+    def _resources(self, view: ClusterView | None) -> tuple[float, float]:
+        if view is not None:
+            return view.num_cpus, view.num_gpus
+        import torch
+
+        return float(os.cpu_count() or 1), float(torch.cuda.device_count())
+
+    def _gpus(self, view: ClusterView | None) -> bool:
+        if view is None and any(check.name == "cluster" and check.verdict == "failed" for check in self._checks):
+            return False
+        device, wanted = self._config.device, self._config.resources.num_tokenizers
+        _, num_gpus = self._resources(view)
+        if device is not None and device.startswith("cuda") and num_gpus < 1:
+            remedy = "run on a cluster with GPUs (RAY_ADDRESS, tatok submit), install their driver, or set device: cpu"
+            self.note("GPUs", "failed", f"the job says device: {device}, but there is no GPU", remedy)
+            return False
+        if num_gpus >= 1 and (wanted or 1) > num_gpus and device != "cpu":
+            self.note(
+                "GPUs",
+                "failed",
+                f"resources.num_tokenizers is {wanted}, but there are {num_gpus:g} GPUs",
+                "lower it, or leave it out for one a GPU",
+            )
+            return False
+        if num_gpus < 1 and device is None:
+            self.note("GPUs", "warning", "there is none, so the CPUs will tokenize", "say device: cpu if that is meant")
+        else:
+            self.note("GPUs", "ok", f"{num_gpus:g} seen" if device != "cpu" else "not wanted (device: cpu)")
+        return True
+
+    def _try(self, shards: list[Shard], view: ClusterView | None) -> None:
+        num_cpus, num_gpus = self._resources(view)
+        sizes = plan_sizes(self._config, num_shards=len(shards), num_cpus=num_cpus, num_gpus=num_gpus)
+        work = functools.partial(
+            dry_run,
+            self._config,
+            shards[0],
+            self._load_tokenizer,
+            num_samples=self._num_samples,
+            most_s=_DRY_RUN_S,
+        )
+        try:
+            found = self._done(work, on_gpu=view is not None and sizes.gpus_per_tokenizer > 0)
+        except (TatokError, RuntimeError) as error:
+            self.note(
+                "dry run", "failed", str(error), "see the message; a smaller resources.batch_size takes less memory"
+            )
+            return
+        num_rejects = sum(found.rejects.values())
+        seconds = found.decode_s + found.encode_s
+        said = f"{found.num_samples} samples in {seconds:.1f} s: {found.num_rows} rows, {found.num_tokens:,} tokens"
+        if num_rejects > self._config.limits.max_reject_fraction * found.num_samples:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in found.rejects.items())
+            remedy = "mend the source, or raise limits.max_reject_fraction"
+            self.note("dry run", "failed", f"{said}; {num_rejects} rejects ({reasons}), at which a run stops", remedy)
+            return
+        self.note("dry run", "ok", f"{said}, {num_rejects} rejects")
+        num_bytes = sum(shard.num_bytes for shard in shards)
+        self._forecast = forecast(found, sizes, source_bytes=num_bytes, num_cpus=num_cpus)
+
+    def _done(self, work: Callable[[], DryRun], *, on_gpu: bool) -> DryRun:
+        if not on_gpu:
+            return work()
+        from pipeline.cluster_probe import on_a_gpu
+
+        found: DryRun = on_a_gpu(work, timeout_s=2 * _DRY_RUN_S)
+        return found
+
+
+def _access_remedy(url: str, message: str, verb: str) -> str:
+    text = message.lower()
+    if any(
+        word in text for word in ("403", "forbidden", "access denied", "accessdenied", "permission", "invalidaccess")
+    ):
+        return f"the credentials in use may not {verb} there: check the role or the key, and the bucket's policy"
+    if "credential" in text or "401" in text:
+        return "there are no usable credentials: a role, a profile, or variables named in `storage`"
+    if "connect" in text or "endpoint" in text or "timed out" in text:
+        return "the store does not answer: check storage's endpoint_url, and the network"
+    if "does not exist" in text or "no such" in text or "nosuchbucket" in text or "no file matches" in text:
+        scheme = url.partition("://")[0] if "://" in url else ""
+        return f"check the spelling of the {'bucket and path' if scheme else 'path'}"
+    if "install" in text:
+        return "install the extra of the scheme, such as tatok[s3] or tatok[gcs]"
+    return "see the message"
+
+
+def _on_cpu_if_needed(load_tokenizer: Callable[[], Tokenizer], config: JobConfig) -> Tokenizer:
+    """The tokenizer, on this machine's CPU where the job's GPUs are elsewhere."""
+    import torch
+
+    if config.device is None or not config.device.startswith("cuda") or torch.cuda.is_available():
+        return load_tokenizer()
+    return configured_loader(config.model_copy(update={"device": "cpu"}))()

@@ -1,0 +1,170 @@
+"""A few samples read, decoded and tokenized in one process, each stage timed; and what a whole job would take.
+
+No Ray; nothing is published.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.sizes import Sizes
+from schemas.job import JobConfig
+from schemas.records import Clip, Reject, Shard
+
+if TYPE_CHECKING:
+    import torch
+
+    from schemas.records import TokenSequence
+    from tatok.tokenizer import Tokenizer
+
+__all__ = ["DryRun", "Forecast", "dry_run", "forecast", "read_some"]
+
+_TAR_BYTES_A_MEMBER = 512 + 256  # its header, and the padding of its content
+
+Stage = Literal["reading and decoding", "the tokenizer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What came of the samples, and the seconds of each stage on one process of its kind."""
+
+    num_samples: int
+    num_rows: int
+    num_tokens: int
+    rejects: Mapping[str, int]
+    sample_bytes: int
+    part_bytes: int
+    decode_s: float
+    encode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A whole job at the speed of its slowest stage; estimates, from `DryRun` and the source's bytes."""
+
+    num_samples: int
+    samples_per_s: float
+    seconds: float
+    gpu_hours: float
+    output_bytes: int
+    bottleneck: Stage
+    slack: float  # how many times faster the other stage is
+
+
+def read_some(
+    config: JobConfig, shard: Shard, num_samples: int, *, on_bytes: Callable[[int], None] = lambda num_bytes: None
+) -> Iterator[Clip | Reject]:
+    """The first samples of a shard, decoded; `on_bytes` is told about how long each is. Raises SourceError."""
+    from pipeline.decode import decode_sample
+    from pipeline.read import read_samples
+
+    samples = read_samples(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
+    for number, sample in enumerate(samples):
+        if number == num_samples:
+            return
+        if isinstance(sample, Reject):
+            yield sample
+        else:
+            members = (sample.payload, *sample.attachments.values())
+            on_bytes(sum(len(member) + _TAR_BYTES_A_MEMBER for member in members))
+            yield from decode_sample(sample, config.preprocessing, config.limits)
+
+
+def dry_run(
+    config: JobConfig, shard: Shard, load_tokenizer: Callable[[], Tokenizer], *, num_samples: int, most_s: float
+) -> DryRun:
+    """Do all of a job but publishing with the first samples of a shard; stops early after `most_s` seconds."""
+    from pipeline.parquet import PartWriter
+    from pipeline.storage import storage_options
+    from pipeline.tokenize import FittingEncode, tokenize_clips
+    from schemas.tokens import token_schema
+
+    tokenizer = load_tokenizer()
+    size = config.preprocessing.image_size
+    _encode_blank(tokenizer, size)  # kernels are chosen and memory is taken at the first call
+    decode_s = encode_s = 0.0
+    rejects, seen, sizes = Counter[str](), set[int](), list[int]()
+    deadline = time.monotonic() + most_s
+
+    def encode(pixels_BCHW: torch.Tensor) -> list[TokenSequence]:
+        nonlocal encode_s
+        started = time.perf_counter()
+        sequences = fitting(pixels_BCHW)
+        encode_s += time.perf_counter() - started
+        return sequences
+
+    def decoded() -> Iterator[Clip | Reject]:
+        nonlocal decode_s
+        results = read_some(config, shard, num_samples, on_bytes=sizes.append)
+        while time.monotonic() < deadline:
+            started = time.perf_counter()
+            result = next(results, None)
+            decode_s += time.perf_counter() - started
+            if result is None:
+                return
+            seen.add(result.index)
+            if isinstance(result, Reject):
+                rejects[result.reason] += 1
+            yield result
+
+    fitting = FittingEncode(tokenizer.encode)
+    patch_entropy = config.write.patch_entropy
+    schema = token_schema(tokenizer.vocab_size, patch_entropy=patch_entropy)
+    num_tokens = 0
+    with storage_options(config.storage), tempfile.TemporaryDirectory(prefix="tatok-dry-run-") as folder:
+        part = Path(folder) / "part.parquet"
+        with PartWriter(part, schema, row_group_rows=config.write.row_group_rows) as writer:
+            for batch in tokenize_clips(
+                decoded(),
+                encode,
+                batch_size=config.resources.batch_size,
+                vocab_size=tokenizer.vocab_size,
+                patch_entropy=patch_entropy,
+            ):
+                writer.write(batch.rows)
+                num_tokens += batch.num_tokens
+            writer.finish({})
+        return DryRun(
+            num_samples=len(seen),
+            num_rows=writer.num_rows,
+            num_tokens=num_tokens,
+            rejects=dict(rejects),
+            sample_bytes=sum(sizes),
+            part_bytes=part.stat().st_size,
+            decode_s=decode_s,
+            encode_s=encode_s,
+        )
+
+
+def forecast(found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float) -> Forecast:
+    """What a source of so many bytes, of samples like those tried, would take with these actors.
+
+    Decoders share the CPUs that there are.
+    """
+    decoders = min(sizes.num_decoders, max(num_cpus - (0 if sizes.gpus_per_tokenizer else sizes.num_tokenizers), 1))
+    decode_rate = decoders * found.num_samples / max(found.decode_s, 1e-9)
+    encode_rate = sizes.num_tokenizers * found.num_samples / max(found.encode_s, 1e-9)
+    rate = min(decode_rate, encode_rate)
+    num_samples = max(round(source_bytes * found.num_samples / max(found.sample_bytes, 1)), found.num_samples)
+    seconds = num_samples / rate
+    return Forecast(
+        num_samples=num_samples,
+        samples_per_s=rate,
+        seconds=seconds,
+        gpu_hours=sizes.num_tokenizers * sizes.gpus_per_tokenizer * seconds / 3600,
+        output_bytes=round(found.part_bytes / max(found.num_samples, 1) * num_samples),
+        bottleneck="reading and decoding" if decode_rate < encode_rate else "the tokenizer",
+        slack=max(decode_rate, encode_rate) / rate,
+    )
+
+
+def _encode_blank(tokenizer: Tokenizer, size: int) -> None:
+    import torch
+
+    tokenizer.encode(torch.zeros((1, 3, size, size), dtype=torch.uint8))

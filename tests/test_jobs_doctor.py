@@ -1,0 +1,230 @@
+"""`tatok doctor` on good and broken jobs: each cause is named, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+from conftest import photo_members, tar_bytes
+from real_services import Store, seaweedfs
+from tiny_checkpoint import tiny_checkpoint
+from typer.testing import CliRunner, Result
+
+from jobs.cli import app
+from pipeline.doctor import Check, Diagnosis, examine
+from pipeline.dry_run import DryRun, forecast
+from pipeline.run import run_job
+from pipeline.sizes import Sizes
+from pipeline.storage import storage_options
+from schemas.job import JobConfig
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with seaweedfs(Path(tempfile.mkdtemp(prefix="tk-", dir=tmp_path_factory.mktemp("weed"))), secret="s3cret") as store:
+        fs = fsspec.filesystem("s3", **store.options)
+        for bucket in ("photos", "tokens"):
+            fs.mkdir(bucket)
+        for number in range(3):
+            fs.pipe_file(f"photos/a-{number}.tar", tar_bytes(photo_members(40 * number, 40)))
+        yield store
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def document(store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A good job."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("DOCTOR_KEY", store.key)
+    monkeypatch.setenv("DOCTOR_SECRET", store.secret)
+    credentials = {"key": {"env": "DOCTOR_KEY"}, "secret": {"env": "DOCTOR_SECRET"}}
+    return {
+        "source": "s3://photos/a-{0..2}.tar",
+        "output": "s3://tokens/good",
+        "checkpoint": str(checkpoint),
+        "preprocessing": {"image_size": 32},
+        "device": "cpu",
+        "storage": {"s3": {"endpoint_url": store.endpoint_url, **credentials}},
+    }
+
+
+def doctor(document: dict, tmp_path: Path, *options: object) -> Result:
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(document))
+    return CliRunner().invoke(app, ["doctor", str(job), *map(str, options)])
+
+
+def failures(diagnosis: Diagnosis) -> dict[str, Check]:
+    return {check.name: check for check in diagnosis.checks if check.verdict == "failed"}
+
+
+def test_a_good_job(document: dict, store: Store, tmp_path: Path) -> None:
+    started = time.monotonic()
+    result = doctor(document, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert time.monotonic() - started < 60
+    names = [line.split()[1].rstrip(":") for line in result.output.splitlines() if line.startswith(("ok ", "warning "))]
+    assert names == ["source", "first", "output", "checkpoint", "recipe", "cluster", "GPUs", "dry"]
+    assert "3 shards" in result.output
+    assert "40 samples" in result.output
+    assert "forecast: 1" in result.output
+    assert "the bottleneck is " in result.output
+    assert not [name for name in fsspec.filesystem("s3", **store.options).find("tokens") if "good" in name], "no trace"
+
+
+def test_the_forecast_is_in_the_json(document: dict, tmp_path: Path) -> None:
+    result = doctor(document, tmp_path, "--json", "--samples", 10)
+    found = json.loads(result.output)
+    assert found["passed"]
+    assert found["forecast"]["num_samples"] == pytest.approx(120, rel=0.25), "3 shards of 40, from 10 samples' bytes"
+    assert found["forecast"]["output_bytes"] > 0
+
+
+def test_forecast_arithmetic() -> None:
+    found = DryRun(
+        num_samples=10,
+        num_rows=10,
+        num_tokens=100,
+        rejects={},
+        sample_bytes=1000,
+        part_bytes=500,
+        decode_s=1.0,
+        encode_s=0.1,
+    )
+    sizes = Sizes(
+        num_tokenizers=2,
+        num_decoders=8,
+        shards_per_tokenizer=4,
+        gpus_per_tokenizer=1.0,
+        cpus_per_actor=1.0,
+        torch_threads=1,
+    )
+    got = forecast(found, sizes, source_bytes=1_000_000, num_cpus=8)
+    # 8 decoders at 10 a second are slower than 2 tokenizers at 100.
+    assert (got.num_samples, got.samples_per_s, got.seconds) == (10_000, 80.0, 125.0)
+    assert (got.bottleneck, got.slack, got.output_bytes) == ("reading and decoding", 2.5, 500_000)
+    assert got.gpu_hours == pytest.approx(2 * 125 / 3600)
+    on_cpu = forecast(found, replace(sizes, gpus_per_tokenizer=0.0), source_bytes=1_000_000, num_cpus=8)
+    assert (on_cpu.samples_per_s, on_cpu.gpu_hours) == (60.0, 0.0), "two of the CPUs tokenize"
+
+
+BROKEN = {
+    "wrong bucket": (
+        {"source": "s3://fotos/a-{0..2}.tar"},
+        ("source", "fotos", "check the spelling of the bucket"),
+    ),
+    "wrong path": (
+        {"source": "s3://photos/b-*.tar"},
+        ("source", "no file matches 'photos/b-*.tar'", "check the spelling of the bucket and path"),
+    ),
+    "no write permission": (
+        {"storage.s3.key": {"env": "READER_KEY"}},
+        ("output", "cannot write to s3://tokens/good", "the credentials in use may not write there"),
+    ),
+    "wrong secret": (
+        {"storage.s3.secret": {"env": "WRONG_SECRET"}},
+        ("source", "cannot list", "the credentials in use may not read there"),
+    ),
+    "a variable that is not set": (
+        {"storage.s3.secret": {"env": "NOT_SET"}},
+        ("storage", "storage.s3.secret refers to the environment variable NOT_SET", "set it here and on all nodes"),
+    ),
+    "no server": (
+        {"storage.s3.endpoint_url": "http://127.0.0.1:9"},
+        ("source", "cannot list", "check storage's endpoint_url"),
+    ),
+    "missing checkpoint": (
+        {"checkpoint": "/nowhere/checkpoint"},
+        ("checkpoint", "/nowhere/checkpoint", "name the folder that `tatok train` wrote"),
+    ),
+    "wrong image size": (
+        {"preprocessing.image_size": 34},
+        ("checkpoint", "it must be a multiple of the checkpoint's patch", "set preprocessing.image_size"),
+    ),
+    "no GPU": (
+        {"device": "cuda"},
+        ("GPUs", "the job says device: cuda, but there is no GPU", "set device: cpu"),
+    ),
+    "wrong member": (
+        {"image_field": "png"},
+        ("first sample", "no .png member among .jpg", "image_field names the member"),
+    ),
+    "scheme without its package": (
+        {"source": "abfs://container/a.tar"},
+        ("source", "adlfs", "install the extra of the scheme"),
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", BROKEN)
+def test_broken_jobs(document: dict, cause: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    if cause == "no GPU" and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    if cause == "scheme without its package":
+        monkeypatch.setitem(__import__("sys").modules, "adlfs", None)
+    monkeypatch.setenv("READER_KEY", "reader-key")
+    monkeypatch.setenv("WRONG_SECRET", "something-else")
+    changes, (name, message, remedy) = BROKEN[cause]
+    for place, value in changes.items():
+        *sections, leaf = place.split(".")
+        target = document
+        for section in sections:
+            target = target[section]
+        target[leaf] = value
+    found = failures(examine(JobConfig.model_validate(document), num_samples=5))
+    assert name in found, found
+    assert message in found[name].message
+    assert remedy in found[name].remedy
+    others = {"source", "storage", "output"} if cause in ("wrong secret", "no server") else {name}
+    assert set(found) <= others, "what is not broken is not blamed"
+
+
+def test_another_vocabulary(document: dict, checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("local_ray")
+    here = {"source": str(tmp_path / "a.tar"), "output": str(tmp_path / "out"), "storage": {}}
+    (tmp_path / "a.tar").write_bytes(tar_bytes(photo_members(0, 3)))
+    config = JobConfig.model_validate(document | here)
+    assert run_job(config).status == "complete"
+    config_file = checkpoint / "config.json"
+    before = config_file.read_text()
+    other = tmp_path / "other"
+    tiny_checkpoint(other, num_global=0)
+    found = failures(examine(config.model_copy(update={"checkpoint": str(other)}), num_samples=3))
+    assert set(found) == {"recipe"}
+    assert "tokenizer.weights: " in found["recipe"].message
+    assert "name another output, or the checkpoint" in found["recipe"].remedy
+    assert config_file.read_text() == before
+
+
+def test_a_bad_key(document: dict, tmp_path: Path) -> None:
+    result = doctor(document | {"resources": {"bath_size": 4}}, tmp_path)
+    assert result.exit_code == 3
+    assert "FAILED   job file: " in result.output
+    assert "resources.bath_size: no such setting; did you mean resources.batch_size?" in result.output
+
+
+def test_an_unreachable_head(document: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    found = failures(examine(JobConfig.model_validate(document), num_samples=3))
+    assert set(found) == {"cluster"}
+    assert "nothing answers at 127.0.0.1:9, where Ray's head should be" in found["cluster"].message
+    assert "check RAY_ADDRESS and that the head runs" in found["cluster"].remedy
+
+
+def test_secrets_stay_out_of_what_it_says(document: dict, store: Store, tmp_path: Path) -> None:
+    assert store.secret not in doctor(document, tmp_path, "--samples", 3).output
+    with storage_options(document["storage"]):
+        assert fsspec.filesystem("s3").storage_options["secret"] == store.secret, "it is the one in use"
