@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-decode chaos fuzz bench-memory clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode chaos fuzz bench-memory clean
 
 setup: $(STAMP)
 
@@ -75,6 +75,10 @@ VIDEOS ?= ../shared/corpus/video
 
 bench-temporal: setup
 	$(BIN)/python benchmarks/temporal.py $(VIDEOS) --json docs/results/temporal.json --document docs/TEMPORAL.md
+
+# The driver with a million shards and a thousand GPU actors, simulated (docs/SCALE.md).
+bench-scale: setup
+	$(BIN)/python benchmarks/scale.py --json docs/results/scale.json
 
 # Random kills over real runs on a Ray of three nodes; each data set is verified against its source.
 RUNS := 100

@@ -10,7 +10,7 @@ import sys
 
 from fake_tokenizer import FakeTokenizer
 
-from pipeline.progress import Event, Notice, ShardFailed, ShardRetried
+from pipeline.events import Event, Notice, ShardFailed, ShardRetried
 from pipeline.run import run_job
 from schemas.job import JobConfig
 

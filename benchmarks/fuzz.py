@@ -33,7 +33,7 @@ from conftest import photo_members, tar_bytes
 from fake_tokenizer import load_fake
 from fuzz_inputs import FuzzInput, fuzz_input
 
-from pipeline.progress import Event, ShardRetried
+from pipeline.events import Event, ShardRetried
 from pipeline.run import run_job
 from pipeline.verify import verify_output
 from schemas.errors import ConfigError

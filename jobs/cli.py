@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,7 @@ from jobs.verify_command import verify
 from schemas.errors import ConfigError, TatokError
 
 if TYPE_CHECKING:
+    from pipeline.events import Event, OnEvent
     from pipeline.run import RunSummary
 
 __all__ = ["app"]
@@ -131,6 +134,9 @@ def tokenize(
     patch_entropy: Annotated[
         bool | None, typer.Option("--patch-entropy/--no-patch-entropy", help="Store every position's entropy.")
     ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Also write the run's events as JSON lines to this file; -: to standard output.")
+    ] = None,
     fail_on_reject: Annotated[bool, typer.Option("--fail-on-reject", help="Exit with 4 on any reject.")] = False,
 ) -> None:
     """Tokenize images into a Parquet data set; the same command again goes on where the last run stopped."""
@@ -172,8 +178,13 @@ def tokenize(
             settings.override(name, value, place=f"the option for {name}")
     job = settings.validated(JobConfig)
     try:
-        with ProgressDisplay() as display:
-            summary = run_job(job, on_event=display)
+        with ProgressDisplay() as display, _logging(log) as write:
+
+            def tell(event: Event) -> None:
+                write(event)
+                display(event)
+
+            summary = run_job(job, on_event=tell)
     except KeyboardInterrupt:
         typer.secho("interrupted; resume with the same command", fg="yellow", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -197,6 +208,23 @@ def demo(
     if summary.status != "complete":
         _print_summary(summary)
         raise typer.Exit(EXIT_INCOMPLETE)
+
+
+@contextmanager
+def _logging(path: str | None) -> Iterator[OnEvent]:
+    from pipeline.run_log import RunLog
+
+    if path is None:
+        yield lambda event: None
+    elif path == "-":
+        log = RunLog(sys.stdout)
+        yield log
+        log.close()
+    else:
+        with open(path, "a", encoding="utf-8") as file:
+            log = RunLog(file)
+            yield log
+            log.close()
 
 
 def _print_summary(summary: RunSummary) -> None:

@@ -10,6 +10,7 @@ Pixels cross the object store once, at most `resources.max_bytes_in_flight` a sh
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from pipeline.events import Throughput
 from pipeline.filters import apply_filter, filter_identity, load_filter
 from pipeline.fingerprint import TokenizerSpec, decoder_identity
 from pipeline.leases import Attempt, Failure, FailureKind
 from pipeline.permanent import is_permanent
-from pipeline.progress import Throughput
 from pipeline.storage import use_storage
 from pipeline.store import OutputStore
 from schemas.errors import CommitError, ConfigError, SourceError, TatokError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from schemas.records import TokenSequence
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["DecodeWorker", "Heartbeat", "TokenizerWorker", "first_line", "start_error", "was_killed"]
+__all__ = ["DecodeWorker", "Heartbeat", "Pulse", "TokenizerWorker", "first_line", "start_error", "was_killed"]
 
 _MAX_CHUNKS_AHEAD = 16
 _GUARD_START_S = 20.0
@@ -53,6 +54,16 @@ class Heartbeat:
 
     num_chunks: int
     counts: Throughput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """What a tokenizer tells when it is asked: its attempts, and where its seconds since it was ready went."""
+
+    heartbeats: Mapping[Attempt, Heartbeat]
+    encode_s: float = 0.0
+    wait_s: float = 0.0
+    ready_s: float = 0.0
 
 
 class _DecoderLost(Exception):
@@ -150,14 +161,22 @@ class TokenizerWorker:
         self._encode = tokenize.FittingEncode(self._tokenizer.encode_clips)
         # One writer a key, and dict stores are atomic.
         self._heartbeats: dict[Attempt, Heartbeat] = {}
+        self._seconds_lock = threading.Lock()
+        self._encode_s = self._wait_s = 0.0
+        self._ready_at = time.monotonic()
 
     def ready(self) -> TokenizerSpec:
         """The tokenizer's spec, once it is loaded."""
         return TokenizerSpec.of(self._tokenizer)
 
-    def heartbeats(self) -> dict[Attempt, Heartbeat]:
-        """How far each attempt at work here has come."""
-        return dict(self._heartbeats)
+    def pulse(self) -> Pulse:
+        """How far each attempt at work here has come, and where the time goes."""
+        return Pulse(
+            heartbeats=dict(self._heartbeats),
+            encode_s=self._encode_s,
+            wait_s=self._wait_s,
+            ready_s=time.monotonic() - self._ready_at,
+        )
 
     def run_shard(self, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
         """Tokenize and commit one shard with the help of `decoder`; after a Failure the decoder is to be replaced."""
@@ -207,7 +226,10 @@ class TokenizerWorker:
 
     def _encode_alone(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
         with self._model_lock:  # decoding and committing of the other shards go on meanwhile
-            return self._encode(pixels_BCHW)
+            started = time.monotonic()
+            sequences = self._encode(pixels_BCHW)
+            self._encode_s += time.monotonic() - started
+            return sequences
 
     def _decoded(self, attempt: Attempt, decoder: Any) -> Iterator[Clip | Reject]:
         resources = self._config.resources
@@ -222,7 +244,10 @@ class TokenizerWorker:
             num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
         ).remote(attempt.shard, chunk_size, chunk_size * clip_bytes, guarded=attempt.guarded)
         while True:
+            started = time.monotonic()
             arrived, _ = ray.wait([stream], timeout=deadline_s)
+            with self._seconds_lock:
+                self._wait_s += time.monotonic() - started
             if not arrived:
                 raise _DecoderLost(
                     "decode_timeout",

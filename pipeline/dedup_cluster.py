@@ -15,8 +15,8 @@ from ray.exceptions import RayError, RayTaskError  # isort: skip
 
 from pipeline.cluster_actors import first_line
 from pipeline.dedup import hash_shard
+from pipeline.events import Notice, OnEvent
 from pipeline.leases import MAX_ATTEMPTS, Failure
-from pipeline.progress import Notice, OnEvent
 from pipeline.storage import use_storage
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError, SourceError

@@ -62,9 +62,16 @@ def read_some(
 ) -> Iterator[Clip | Reject]:
     """The first samples of a shard, decoded; `on_bytes` is told about how long each is. Raises SourceError."""
     from pipeline.decode import decode_sample
+    from pipeline.filters import apply_filter, load_filter
     from pipeline.read import read_samples
 
-    samples = read_samples(shard, max_sample_bytes=config.limits.max_sample_bytes, image_field=config.image_field)
+    keep = None if config.filter is None else load_filter(config.filter)
+    samples = read_samples(
+        shard,
+        max_sample_bytes=config.limits.max_sample_bytes,
+        image_field=config.image_field,
+        label_from_folder=config.label_from_folder,
+    )
     for number, sample in enumerate(samples):
         if number == num_samples:
             return
@@ -73,7 +80,8 @@ def read_some(
         else:
             members = (sample.payload, *sample.attachments.values())
             on_bytes(sum(len(member) + _TAR_BYTES_A_MEMBER for member in members))
-            yield from decode_sample(sample, config.preprocessing, config.limits)
+            decoded = decode_sample(sample, config.preprocessing, config.limits)
+            yield from decoded if keep is None else apply_filter(keep, sample, decoded)
 
 
 def dry_run(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.events import Throughput
 from schemas.records import Shard, ShardReport
 
 __all__ = ["MAX_DEATHS_IN_A_ROW", "Attempt", "DeathsInARow", "Failure", "ShardLedger"]
@@ -19,7 +20,8 @@ FailureKind = Literal["decode_timeout", "decoder_died", "tokenizer_died", "sourc
 MAX_ATTEMPTS = 3
 BACKOFF_S = 2.0  # before the second attempt; doubled before each further one
 STRAGGLER_S = 30.0
-STRAGGLER_RATIO = 3.0  # to the median time of committed shards
+STRAGGLER_RATIO = 3.0  # to the median time of the latest committed shards
+_LATEST = 1000
 MAX_DEATHS_IN_A_ROW = 6
 DEATHS_APART_S = 10.0
 # What may be one sample's doing: the next attempt decodes in a process that tells which.
@@ -46,6 +48,9 @@ class Attempt:
     number: int
     guarded: bool
 
+    def __hash__(self) -> int:
+        return self.number  # a shard's many fields would be hashed at every look-up
+
 
 class ShardLedger:
     """Hands out each shard until it is committed or its attempts are used up.
@@ -67,6 +72,8 @@ class ShardLedger:
         self._failures: dict[str, list[Failure]] = {}
         self._at_work: dict[str, dict[Attempt, float]] = {}  # shard id -> attempt -> leased at
         self.reports: list[ShardReport] = []
+        self.committed = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
+        self._latest_s: deque[float] = deque(maxlen=_LATEST)  # that shards took
         self.failed: dict[Shard, Failure] = {}
 
     @property
@@ -97,7 +104,7 @@ class ShardLedger:
         if self._fresh or self._delayed or not self._at_work:
             return None
         attempts = min(self._at_work.values(), key=lambda attempts: min(attempts.values()))
-        took = [report.seconds for report in self.reports]
+        took = self._latest_s
         patience_s = max(STRAGGLER_S, STRAGGLER_RATIO * statistics.median(took) if took else math.inf)
         if len(attempts) > 1 or self._clock() - min(attempts.values()) < patience_s:
             return None
@@ -113,6 +120,13 @@ class ShardLedger:
             return False
         del self._at_work[attempt.shard.shard_id]
         self.reports.append(report)
+        self._latest_s.append(report.seconds)
+        before = self.committed
+        self.committed = Throughput(
+            num_rows=before.num_rows + report.num_rows,
+            num_tokens=before.num_tokens + report.num_tokens,
+            num_rejects=before.num_rejects + report.num_faults,
+        )
         return True
 
     def fail(self, attempt: Attempt, failure: Failure) -> Literal["again", "given_up", "elsewhere"]:

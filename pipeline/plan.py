@@ -21,7 +21,7 @@ from pipeline.plan_files import files_with_sidecars
 from pipeline.plan_parquet import split_parquet
 from pipeline.plan_tar import split_tar
 from pipeline.uri_lists import listed_files
-from schemas.errors import ConfigError, SourceError
+from schemas.errors import ConfigError, SourceError, TatokError
 from schemas.records import Shard, SourceFile
 
 __all__ = ["ShardSizes", "plan_shards"]
@@ -204,7 +204,9 @@ def _expand(pattern: str) -> list[_Found]:
             else:
                 literal.append(path)
         found += _info_of(fs, literal, pattern)
-    except (OSError, ImportError, ValueError) as error:
+    except TatokError:
+        raise
+    except Exception as error:  # every fsspec backend has exceptions of its own
         raise SourceError(f"cannot list {pattern!r}: {str(error) or type(error).__name__}") from error
     return found
 

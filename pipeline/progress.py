@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -14,74 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from schemas.records import Shard, ShardReport
+from pipeline.events import Event, Notice, ShardFailed, ShardRetried, ShardsPlanned, Throughput
+from pipeline.figures import RunFigures
 
-__all__ = [
-    "Event",
-    "Notice",
-    "OnEvent",
-    "ProgressDisplay",
-    "ShardCommitted",
-    "ShardFailed",
-    "ShardRetried",
-    "ShardsPlanned",
-    "Throughput",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardsPlanned:
-    """The run knows its work."""
-
-    num_shards: int
-    num_committed: int
-    pending_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
-    """Counts of this run so far, shards at work included; never go down but where an attempt is lost.
-
-    Rejects that the job asked for, duplicates and what its filter drops, are not among `num_rejects`.
-    """
-
-    num_rows: int
-    num_tokens: int
-    num_rejects: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardCommitted:
-    """One more part is published."""
-
-    report: ShardReport
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRetried:
-    """An attempt failed and the shard waits for another."""
-
-    shard: Shard
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardFailed:
-    """The shard is given up for this run."""
-
-    shard: Shard
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something that the user should know and the run survives."""
-
-    message: str
-
-
-Event = ShardsPlanned | Throughput | ShardCommitted | ShardRetried | ShardFailed | Notice
-OnEvent = Callable[[Event], None]
+__all__ = ["ProgressDisplay"]
 
 
 class ProgressDisplay:
@@ -95,11 +29,7 @@ class ProgressDisplay:
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._interval_s = interval_s
         self._live: Live | None = None
-        self._planned = ShardsPlanned(num_shards=0, num_committed=0, pending_bytes=0)
-        self._counts = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
-        self._first_counts_at: float | None = None
-        self._num_done = 0
-        self._done_bytes = 0
+        self._figures = RunFigures()
         self._printed_at = 0.0
 
     def __enter__(self) -> Self:
@@ -117,18 +47,10 @@ class ProgressDisplay:
 
     def __call__(self, event: Event) -> None:
         """Take note of an event, and show it where it is due."""
+        self._figures.take(event)
         match event:
-            case ShardsPlanned():
-                self._planned = event
-                if event.num_committed:
-                    self._print(f"{event.num_committed} of {event.num_shards} shards are committed already")
-            case Throughput():
-                self._counts = event
-                if self._first_counts_at is None and event.num_rows + event.num_rejects:
-                    self._first_counts_at = time.monotonic()
-            case ShardCommitted():
-                self._num_done += 1
-                self._done_bytes += event.report.shard.num_bytes
+            case ShardsPlanned(num_committed=done) if done:
+                self._print(f"{done} of {event.num_shards} shards are committed already")
             case ShardRetried():
                 self._print(f"retrying {event.shard.uri}: {event.reason}")
             case ShardFailed():
@@ -150,22 +72,19 @@ class ProgressDisplay:
         return table
 
     def _fields(self) -> list[str]:
-        counts, planned = self._counts, self._planned
-        num_done = planned.num_committed + self._num_done
-        fields = [f"shards {num_done}/{planned.num_shards}"]
-        seconds = 0.0 if self._first_counts_at is None else time.monotonic() - self._first_counts_at
-        if not counts.num_rows and not counts.num_rejects:
+        figures = self._figures.now()
+        fields = [f"shards {figures.num_committed}/{figures.num_shards}"]
+        if not figures.num_rows and not figures.num_rejects:
             return [*fields, "starting"]
-        fields.append(f"images {counts.num_rows:,}")
-        if seconds > 1:
-            fields += [f"{counts.num_rows / seconds:,.1f} images/s", f"{counts.num_tokens / seconds:,.0f} tokens/s"]
+        fields.append(f"images {figures.num_rows:,}")
+        if figures.rows_per_s:
+            fields += [f"{figures.rows_per_s:,.1f} images/s", f"{figures.tokens_per_s:,.0f} tokens/s"]
         fields += [
-            f"{counts.num_tokens / max(counts.num_rows, 1):.1f} tokens/image",
-            f"rejects {counts.num_rejects:,}",
+            f"{figures.num_tokens / max(figures.num_rows, 1):.1f} tokens/image",
+            f"rejects {figures.num_rejects:,}",
         ]
-        if self._done_bytes and seconds > 1:
-            remaining_bytes = max(planned.pending_bytes - self._done_bytes, 0)
-            fields.append(f"ETA {_duration(remaining_bytes / self._done_bytes * seconds)}")
+        if figures.num_bytes and figures.seconds > 1:
+            fields.append(f"ETA {_duration(figures.pending_bytes / figures.num_bytes * figures.seconds)}")
         return fields
 
 

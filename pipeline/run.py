@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.commit import committed_shards, restore_rejects, shards_of_parts
+from pipeline.events import Notice, OnEvent, ShardFailed, ShardsPlanned
 from pipeline.filters import load_filter
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.leases import Failure
 from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
 from pipeline.pending import compare_with_committed
 from pipeline.plan import plan_shards
-from pipeline.progress import Notice, OnEvent, ShardFailed, ShardsPlanned
 from pipeline.storage import storage_options
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError
@@ -83,13 +83,13 @@ def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, 
     store = OutputStore.open(config.output)
     progress = compare_with_committed(planned, committed_shards(store), partial(shards_of_parts, store))
     pending = progress.pending
-    on_event(
-        ShardsPlanned(
-            num_shards=progress.num_shards,
-            num_committed=len(progress.committed),
-            pending_bytes=sum(shard.num_bytes for shard in pending),
-        )
+    told = ShardsPlanned(
+        num_shards=progress.num_shards,
+        num_committed=len(progress.committed),
+        pending_bytes=sum(shard.num_bytes for shard in pending),
+        run=store.run_id,
     )
+    on_event(told)
     if progress.strangers:
         on_event(
             Notice(
@@ -127,7 +127,13 @@ def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, 
             to_do = [shard for shard in pending if shard not in unread]
             if to_do:
                 outcome = run_shards(
-                    config, store, to_do, load_tokenizer=load_tokenizer, claim=claim, on_event=on_event
+                    config,
+                    store,
+                    to_do,
+                    load_tokenizer=load_tokenizer,
+                    claim=claim,
+                    on_event=on_event,
+                    planned=told,
                 )
                 reports, failed, stopped_by = outcome.reports, outcome.failed, outcome.stopped_by
         finally:

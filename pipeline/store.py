@@ -62,15 +62,11 @@ class OutputStore:
                 self._local(name).parent.mkdir(parents=True, exist_ok=True)
                 return self
             self._fs.pipe_file(self._full(name), b"", mode="create")
-        except OSError as error:
+        except Exception as error:  # every fsspec backend has exceptions of its own
             raise CommitError(f"cannot write to {self.url}: {error}; check the path and your permissions") from error
-        try:
-            self._fs.pipe_file(self._full(name), b"", mode="create")
-            refuses = False
-        except FileExistsError:
-            refuses = True
-        except OSError:
-            refuses = False  # some stores answer EINVAL to the conditional PUT itself
+        with suppress(OSError):  # FileExistsError by the book; SeaweedFS answers EINVAL
+            self._fs.pipe_file(self._full(name), b"replaced", mode="create")
+        refuses = self._fs.cat_file(self._full(name)) == b""
         self._fs.rm_file(self._full(name))
         return replace(self, create_only=refuses)
 

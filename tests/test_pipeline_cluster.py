@@ -21,9 +21,9 @@ from conftest import encoded, jpeg, photo_members, tar_bytes, write_photo_shards
 from fake_tokenizer import FakeTokenizer, load_fake, load_other_fake
 from test_pipeline_decode import png_bomb
 
-from pipeline import cluster
+from pipeline import cluster, scheduler
+from pipeline.events import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
 from pipeline.fingerprint import TokenizerSpec
-from pipeline.progress import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
 from pipeline.run import RunSummary, check_image_size, run_job
 from schemas.errors import CommitError, ConfigError
 from schemas.job import JobConfig
@@ -292,8 +292,8 @@ def test_decoders_make_room_for_a_tokenizer_where_a_node_is_lost_before_any_has_
     promised = iter([{"CPU": 5.0}])
     there = cluster.ray.cluster_resources
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: next(promised, None) or there())
-    monkeypatch.setattr(cluster, "_RESIZE_S", 0.5)
-    monkeypatch.setattr(cluster, "_ROOM_S", 1.0)
+    monkeypatch.setattr(scheduler, "_RESIZE_S", 0.5)
+    monkeypatch.setattr(scheduler, "_ROOM_S", 1.0)
     config = job(photo_shards(num_shards=5, photos_per_shard=2), tmp_path / "out", resources={"num_decoders": 4})
     load = functools.partial(load_at_the_second_attempt, str(tmp_path / "mark"))
     summary = run(config, load_tokenizer=load)

@@ -6,17 +6,9 @@ import pytest
 from test_pipeline_commit import shard
 from test_pipeline_leases import report
 
+from pipeline.events import Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
 from pipeline.leases import Attempt
-from pipeline.progress import (
-    Notice,
-    ProgressDisplay,
-    ShardCommitted,
-    ShardFailed,
-    ShardRetried,
-    ShardsPlanned,
-    Throughput,
-    _duration,
-)
+from pipeline.progress import ProgressDisplay, _duration
 
 
 class Terminal(io.StringIO):

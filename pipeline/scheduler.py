@@ -1,0 +1,399 @@
+"""The driver's loop: leases shards to tokenizers and decoders, and settles what comes back: deaths, limits, growth.
+
+A tokenizer works on several shards at a time, each with a decoder of its own; a decoder reads and decodes one shard.
+Any failure of an attempt costs its decoder process and the attempt, never the model: commits are idempotent, so
+whatever is in doubt is done again. All state is in the output. Ray is reached through `Calls` alone, so that a
+simulation can drive the very same loop (benchmarks/scale.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal, Protocol
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from pipeline.cluster_actors import Heartbeat, Pulse, first_line, start_error, was_killed
+from pipeline.events import Load, Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
+from pipeline.filters import filter_identity
+from pipeline.fingerprint import TokenizerSpec, decoder_identity, require_equal
+from pipeline.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
+from pipeline.sizes import Sizes, resize
+from schemas.errors import ConfigError, TatokError
+from schemas.job import JobConfig
+from schemas.records import Shard, ShardReport
+
+__all__ = ["Calls", "Outcome", "Scheduler", "StoppedBy"]
+
+_POLL_S = 1.0
+_POLLS_A_SECOND = 100  # of all tokenizers together: thousands are asked less often
+_PLACEMENT_NOTICE_S = 30.0
+_MIN_SAMPLES_FOR_LIMIT = 100
+_RESIZE_S = 5.0  # between looks at what the cluster has now
+_ROOM_S = 15.0  # that a tokenizer waits for a place before a decoder makes room
+
+_NO_PULSE = Pulse(heartbeats={})
+
+StoppedBy = Literal["too_many_rejects", "too_many_failed_shards"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of the shards; those in neither field were not tried, because the run was stopped."""
+
+    reports: tuple[ShardReport, ...]
+    failed: Mapping[Shard, Failure]
+    stopped_by: StoppedBy | None
+
+
+class Calls(Protocol):
+    """What the loop asks of the cluster. References are whatever hashes; `result` raises Ray's exceptions."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+
+    def start_tokenizer(self, sizes: Sizes) -> Any:
+        """A new tokenizer actor, which may still wait for a place."""
+
+    def start_decoder(self, sizes: Sizes) -> Any:
+        """A new decoder actor."""
+
+    def ready(self, actor: Any) -> Any:
+        """Reference to what the actor tells once it can work: a TokenizerSpec, or a decoder's identity."""
+
+    def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
+        """Reference to the attempt's ShardReport or Failure."""
+
+    def pulse(self, tokenizer: Any) -> Any:
+        """Reference to the tokenizer's Pulse."""
+
+    def wait(self, references: Iterable[Any], *, timeout_s: float) -> Sequence[Any]:
+        """Those that can be settled now, once there is one or the time is over."""
+
+    def result(self, reference: Any) -> Any:
+        """What a settled reference holds."""
+
+    def interrupt(self, actor: Any) -> None:
+        """End the actor's process; its references fail."""
+
+    def kill(self, actor: Any) -> None:
+        """End the actor for good."""
+
+    def resources(self) -> Mapping[str, float]:
+        """What the cluster has now, by Ray's names: CPU, GPU."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _TokenizerSlot:
+    """One tokenizer actor, or the successor of one that died."""
+
+    actor: Any
+    most_leases: int
+    is_ready: bool = False
+    is_polled: bool = False
+    leases: dict[Attempt, _Lease] = field(default_factory=dict)
+    pulse: Pulse = _NO_PULSE
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Lease:
+    """An attempt at work; it is lost when no heartbeat differs from `heartbeat` for `resources.lease_timeout_s`."""
+
+    attempt: Attempt
+    slot: _TokenizerSlot
+    decoder: Any
+    alive_at: float
+    heartbeat: Heartbeat | None = None
+
+
+class Scheduler:
+    """The driver's loop: keeps every tokenizer supplied with shards and decoders, and settles what comes back."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        shards: Iterable[Shard],
+        sizes: Sizes,
+        calls: Calls,
+        claim: Callable[[TokenizerSpec], dict[str, str]],
+        on_event: OnEvent,
+    ) -> None:
+        self._config = config
+        self._calls = calls
+        self._ledger = ShardLedger(shards, clock=calls.now)
+        self._sizes = sizes
+        self._claim = claim
+        self._on_event = on_event
+        self._spec: TokenizerSpec | None = None
+        self._fingerprint: dict[str, str] = {}
+        self._slots: dict[_TokenizerSlot, None] = {}  # in the order of their start
+        self._free: dict[_TokenizerSlot, None] = {}  # those that can take another shard
+        self._last_pulses: list[Pulse] = []  # of tokenizers that have died
+        self._idle_decoders: list[Any] = []
+        # Ray object reference -> what it will settle
+        self._starting: dict[Any, _TokenizerSlot | Any] = {}
+        self._running: dict[Any, _Lease] = {}
+        self._polls: dict[Any, _TokenizerSlot] = {}
+        self._num_decoders = 0  # those that start, idle and work
+        self._deaths = DeathsInARow()
+        self._counts = self._ledger.committed
+        self._asked_at = -1.0
+        self._polled_at = self._resized_at = self._room_wanted_at = 0.0
+
+    def run(self) -> Outcome:
+        """Until every shard is committed or given up, or a limit stops the run."""
+        for _ in range(self._sizes.num_tokenizers):
+            self._start_tokenizer()
+        for _ in range(self._sizes.num_decoders):
+            self._start_decoder()
+        self._resized_at = self._room_wanted_at = started = self._calls.now()
+        told_placement = False
+        while not self._ledger.is_finished:
+            self._lease_out()
+            references = chain(self._starting, self._running, self._polls)
+            for reference in self._calls.wait(references, timeout_s=_POLL_S):
+                self._settle(reference)
+                stopped_by = self._gone_wrong()
+                if stopped_by is not None:
+                    return self._outcome(stopped_by)
+            now = self._calls.now()
+            if now - self._polled_at >= max(_POLL_S, len(self._slots) / _POLLS_A_SECOND):
+                self._polled_at = now
+                self._poll()
+                self._expire_leases(now)
+            self._resize(now)
+            if not told_placement and self._spec is None and now - started > _PLACEMENT_NOTICE_S:
+                told_placement = True
+                self._on_event(Notice(message="still waiting for the tokenizer to load or for Ray to find room for it"))
+        self._on_event(self._throughput())
+        self._on_event(self._load())
+        return self._outcome(None)
+
+    def _outcome(self, stopped_by: StoppedBy | None) -> Outcome:
+        return Outcome(reports=tuple(self._ledger.reports), failed=dict(self._ledger.failed), stopped_by=stopped_by)
+
+    def _start_tokenizer(self) -> None:
+        sizes = self._sizes
+        actor = self._calls.start_tokenizer(sizes)
+        slot = _TokenizerSlot(actor=actor, most_leases=sizes.shards_per_tokenizer)
+        self._slots[slot] = None
+        self._starting[self._calls.ready(actor)] = slot
+
+    def _start_decoder(self) -> None:
+        self._num_decoders += 1
+        actor = self._calls.start_decoder(self._sizes)
+        self._starting[self._calls.ready(actor)] = actor
+
+    def _discard_decoder(self, actor: Any) -> None:
+        self._num_decoders -= 1
+        self._calls.kill(actor)
+
+    def _lease_out(self) -> None:
+        # All specs are compared before the first shard goes out: one foreign checkpoint would spoil the data set.
+        if not self._slots or (self._spec is None and not all(slot.is_ready for slot in self._slots)):
+            return
+        while self._idle_decoders and self._free:
+            attempt = self._ledger.lease() if self._ledger.has_waiting else self._straggler()
+            if attempt is None:
+                return
+            slot = min(self._free, key=lambda slot: len(slot.leases))
+            lease = _Lease(attempt=attempt, slot=slot, decoder=self._idle_decoders.pop(0), alive_at=self._calls.now())
+            slot.leases[attempt] = lease
+            self._note_room(slot)
+            reference = self._calls.run_shard(slot.actor, attempt, lease.decoder, self._fingerprint)
+            self._running[reference] = lease
+
+    def _straggler(self) -> Attempt | None:
+        if self._asked_at == self._polled_at:
+            return None  # once a poll: the answer looks at every shard at work
+        self._asked_at = self._polled_at
+        return self._ledger.lease_straggler()
+
+    def _note_room(self, slot: _TokenizerSlot) -> None:
+        """Keep `_free` right after a change of the slot, so that no lease looks at every slot."""
+        if slot.is_ready and slot in self._slots and len(slot.leases) < slot.most_leases:
+            self._free[slot] = None
+        else:
+            self._free.pop(slot, None)
+
+    def _poll(self) -> None:
+        """Ask each tokenizer how far it has come, unless it still owes the last answer."""
+        self._on_event(self._throughput())
+        self._on_event(self._load())
+        for slot in self._slots:
+            if slot.is_ready and not slot.is_polled:
+                slot.is_polled = True
+                self._polls[self._calls.pulse(slot.actor)] = slot
+
+    def _expire_leases(self, now: float) -> None:
+        """Kill the tokenizers of which an attempt comes no further; its leases then fail as those of a dead one."""
+        resources = self._config.resources
+        # A guarded sample may take two deadlines without a sign of life.
+        patience_s = max(resources.lease_timeout_s, 4 * resources.decode_timeout_s)
+        silent = {lease.slot for lease in self._running.values() if now - lease.alive_at > patience_s}
+        for slot in silent:
+            self._on_event(Notice(message=f"a tokenizer made no progress for {patience_s:g} s and is replaced"))
+            self._calls.interrupt(slot.actor)
+            for lease in self._running.values():
+                if lease.slot is slot:
+                    lease.alive_at = now  # until Ray tells of its death
+
+    def _resize(self, now: float) -> None:
+        """Start actors on what has joined the cluster; make room for a tokenizer where none is left."""
+        if now - self._resized_at < _RESIZE_S:
+            return
+        self._resized_at = now
+        total = self._calls.resources()
+        num_cpus, num_gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
+        if self._spec is not None:
+            num_shards = self._ledger.num_unsettled
+            sizes = resize(self._sizes, self._config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=num_gpus)
+            for _ in range(sizes.num_tokenizers - len(self._slots)):
+                self._start_tokenizer()
+            for _ in range(sizes.num_decoders - self._num_decoders):
+                self._start_decoder()
+        # A first tokenizer may take long to load; it lacks a place only where a node was lost meanwhile.
+        wanted_cpus = (len(self._slots) + self._num_decoders) * self._sizes.cpus_per_actor
+        if any(slot.is_ready for slot in self._slots) or (self._spec is None and wanted_cpus <= num_cpus):
+            self._room_wanted_at = now
+        elif now - self._room_wanted_at > _ROOM_S and self._idle_decoders:
+            # Decoders have the CPUs that a tokenizer waits for.
+            self._room_wanted_at = now
+            self._discard_decoder(self._idle_decoders.pop())
+
+    def _settle(self, reference: Any) -> None:
+        if reference in self._starting:
+            self._settle_start(reference, self._starting.pop(reference))
+        elif reference in self._running:
+            self._settle_lease(reference, self._running.pop(reference))
+        else:
+            self._settle_poll(reference, self._polls.pop(reference))
+
+    def _settle_start(self, reference: Any, started: _TokenizerSlot | Any) -> None:
+        is_tokenizer = isinstance(started, _TokenizerSlot)
+        try:
+            told = self._calls.result(reference)
+        except RayError as error:
+            # An exception of the constructor is the same on every attempt; a killed process may be chance.
+            if not was_killed(error):
+                raise start_error("tokenizer" if is_tokenizer else "decoder", error) from error
+            self._count_death(f"a process died while it started: {first_line(error)}")
+            if is_tokenizer:
+                del self._slots[started]
+                self._calls.kill(started.actor)
+                self._start_tokenizer()
+            else:
+                self._discard_decoder(started)
+                self._start_decoder()
+            return
+        if is_tokenizer:
+            started.is_ready = True
+            self._note_room(started)
+            self._check_spec(told)
+        else:
+            expected = decoder_identity(self._config.preprocessing.decoder) | filter_identity(self._config.filter)
+            require_equal("decoder", expected, told)
+            self._idle_decoders.append(started)
+
+    def _check_spec(self, spec: TokenizerSpec) -> None:
+        if self._spec is None:
+            self._fingerprint = self._claim(spec)
+            self._spec = spec
+        require_equal("tokenizer", self._spec.identity, spec.identity)
+
+    def _settle_lease(self, reference: Any, lease: _Lease) -> None:
+        del lease.slot.leases[lease.attempt]
+        self._note_room(lease.slot)
+        try:
+            result: ShardReport | Failure = self._calls.result(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, ConfigError):
+                raise error.cause from None
+            result = Failure(kind="error", message=first_line(error.cause))
+        except RayActorError as error:
+            result = Failure(kind="tokenizer_died", message=f"the tokenizer process died: {first_line(error)}")
+            if lease.slot in self._slots:  # the first of its leases that tells
+                del self._slots[lease.slot]
+                self._note_room(lease.slot)
+                self._last_pulses.append(lease.slot.pulse)
+                self._calls.kill(lease.slot.actor)
+                self._count_death(result.message)
+                self._start_tokenizer()
+        if isinstance(result, ShardReport):
+            self._deaths.clear()
+            self._idle_decoders.append(lease.decoder)
+            if self._ledger.commit(lease.attempt, result):
+                self._on_event(ShardCommitted(report=result, attempt=lease.attempt.number))
+            return
+        # Whatever went wrong, the decoder may still be busy with the lost attempt.
+        self._discard_decoder(lease.decoder)
+        shard = lease.attempt.shard
+        match self._ledger.fail(lease.attempt, result):
+            case "again":
+                self._on_event(ShardRetried(shard=shard, reason=result.message, attempt=lease.attempt.number))
+            case "given_up":
+                self._on_event(ShardFailed(shard=shard, reason=result.message, attempt=lease.attempt.number))
+            case "elsewhere":
+                pass  # the straggler's twin has it
+        if not self._ledger.is_finished:
+            self._start_decoder()
+
+    def _settle_poll(self, reference: Any, slot: _TokenizerSlot) -> None:
+        slot.is_polled = False
+        try:
+            slot.pulse = self._calls.result(reference)
+        except RayError:
+            slot.pulse = replace(slot.pulse, heartbeats={})  # the slot's leases fail too, and are settled there
+        for attempt, heartbeat in slot.pulse.heartbeats.items():
+            lease = slot.leases.get(attempt)
+            if lease is not None and heartbeat != lease.heartbeat:
+                lease.heartbeat, lease.alive_at = heartbeat, self._calls.now()
+
+    def _count_death(self, message: str) -> None:
+        if self._deaths.add():
+            raise TatokError(
+                f"processes died {MAX_DEATHS_IN_A_ROW} times without a shard in between, the last one so: {message}\n"
+                "the machine may be short of memory: try a smaller resources.batch_size or fewer resources.num_decoders"
+            )
+
+    def _throughput(self) -> Throughput:
+        done = self._ledger.committed
+        # The last poll may still count a shard that has since been committed; of twins only one counts.
+        by_shard = {
+            attempt.shard.shard_id: heartbeat.counts
+            for slot in self._slots
+            for attempt, heartbeat in slot.pulse.heartbeats.items()
+            if self._ledger.is_open(attempt)
+        }
+        at_work = by_shard.values()
+        self._counts = Throughput(
+            num_rows=done.num_rows + sum(counts.num_rows for counts in at_work),
+            num_tokens=done.num_tokens + sum(counts.num_tokens for counts in at_work),
+            num_rejects=done.num_rejects + sum(counts.num_rejects for counts in at_work),
+        )
+        return self._counts
+
+    def _load(self) -> Load:
+        pulses = [*self._last_pulses, *(slot.pulse for slot in self._slots)]
+        return Load(
+            num_waiting=self._ledger.num_unsettled - len(self._running),
+            num_at_work=len(self._running),
+            num_tokenizers=sum(slot.is_ready for slot in self._slots),
+            num_idle_decoders=len(self._idle_decoders),
+            encode_s=sum(pulse.encode_s for pulse in pulses),
+            wait_s=sum(pulse.wait_s for pulse in pulses),
+            tokenizer_s=sum(pulse.ready_s for pulse in pulses),
+        )
+
+    def _gone_wrong(self) -> StoppedBy | None:
+        limits, done = self._config.limits, self._ledger.committed
+        # As of the last poll, shards at work included; a run of few shards may be over before it.
+        counts = max(self._counts, done, key=lambda each: each.num_rows + each.num_rejects)
+        num_samples = counts.num_rows + counts.num_rejects
+        if num_samples >= _MIN_SAMPLES_FOR_LIMIT and counts.num_rejects / num_samples > limits.max_reject_fraction:
+            return "too_many_rejects"
+        if len(self._ledger.failed) >= limits.max_failed_shards and not self._ledger.is_finished:
+            return "too_many_failed_shards"
+        return None
