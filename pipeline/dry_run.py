@@ -100,10 +100,10 @@ def dry_run(
     rejects, seen, sizes = Counter[str](), set[int](), list[int]()
     deadline = time.monotonic() + most_s
 
-    def encode(pixels_BCHW: torch.Tensor) -> list[TokenSequence]:
+    def encode(pixels_BTCHW: torch.Tensor) -> list[TokenSequence]:
         nonlocal encode_s
         started = time.perf_counter()
-        sequences = fitting(pixels_BCHW)
+        sequences = fitting(pixels_BTCHW)
         encode_s += time.perf_counter() - started
         return sequences
 
@@ -121,7 +121,7 @@ def dry_run(
                 rejects[result.reason] += 1
             yield result
 
-    fitting = FittingEncode(tokenizer.encode)
+    fitting = FittingEncode(tokenizer.encode_clips)
     patch_entropy = config.write.patch_entropy
     schema = token_schema(tokenizer.vocab_size, patch_entropy=patch_entropy)
     num_tokens = 0
