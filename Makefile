@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode chaos fuzz bench-memory clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode chaos fuzz bench-memory bench-video clean
 
 setup: $(STAMP)
 
@@ -96,6 +96,10 @@ fuzz: setup
 # Peak memory over 1,000 photos of 24 Mpixel, all processes together, against its bound.
 bench-memory: setup
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/memory.py --json docs/results/memory.json
+
+# Ten thousand opens of good and bad videos: the memory of the process, and the slowest open (docs/VIDEO.md).
+bench-video: setup
+	PYTHONPATH=tests:benchmarks nice $(BIN)/python benchmarks/video_opens.py --json docs/results/video-opens.json
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -80,10 +80,11 @@ class DecodeWorker:
 
     def __init__(self, config: JobConfig, store: OutputStore) -> None:
         # A worker imports this module for its class alone; each kind then imports what it runs.
-        from pipeline import decode, dedup, guarded, read
+        from pipeline import decode, dedup, guarded, read, video_file
 
         use_storage(config.storage)
-        self._decode, self._read, self._guarded = decode.decode_sample, read.read_samples, guarded.GuardedDecoder
+        self._decode = partial(decode.decode_sample, video=config.video)
+        self._read, self._guarded, self._local = read.read_samples, guarded.GuardedDecoder, video_file.local_video
         self._config = config
         self._store = store
         self._read_dropped, self._drop_duplicates = dedup.read_dropped, dedup.drop_duplicates
@@ -91,7 +92,8 @@ class DecodeWorker:
 
     def ready(self) -> dict[str, str]:
         """What the rows of this process depend on, once it can work."""
-        return decoder_identity(self._config.preprocessing.decoder) | filter_identity(self._config.filter)
+        identity = decoder_identity(self._config.preprocessing.decoder, self._config.video.decoder)
+        return identity | filter_identity(self._config.filter)
 
     def _filtered(self, decode: Callable[[Sample], Iterator[Clip | Reject]], sample: Sample) -> Iterator[Clip | Reject]:
         assert self._filter is not None
@@ -129,7 +131,7 @@ class DecodeWorker:
             if self._filter is not None:
                 decode = partial(self._filtered, decode)
             for sample in samples:
-                for result in [sample] if isinstance(sample, Reject) else decode(sample):
+                for result in [sample] if isinstance(sample, Reject) else self._decoded(sample, decode):
                     chunk.append(result)
                     num_bytes += 0 if isinstance(result, Reject) else result.pixels.nbytes
                     if len(chunk) >= chunk_size or num_bytes >= chunk_bytes:
@@ -137,6 +139,10 @@ class DecodeWorker:
                         chunk, num_bytes = [], 0
             if chunk:
                 yield chunk
+
+    def _decoded(self, sample: Sample, decode: Callable[[Sample], Iterator[Clip | Reject]]) -> Iterator[Clip | Reject]:
+        with self._local(sample) as local:  # here, not in a guarded child: what a store does is no fault of the sample
+            yield from decode(local)
 
 
 @ray.remote

@@ -12,7 +12,6 @@ machine rather than its memory. Two jobs that write into one output at the same 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from pipeline.columns import rejects_from_text
 from pipeline.commit import part_name
 from pipeline.read import read_samples
 from pipeline.store import OutputStore
+from pipeline.video_file import content_digest
 from schemas.errors import CommitError
 from schemas.job import JobConfig
 from schemas.records import DUPLICATE, Reject, Sample, Shard
@@ -63,8 +63,8 @@ def hash_shard(config: JobConfig, store: OutputStore, shard: Shard) -> int:
         image_field=config.image_field,
         label_from_folder=config.label_from_folder,
     ):
-        if isinstance(sample, Sample):
-            rows.append((sample.uri, sample.index, hashlib.sha256(sample.payload).digest()))
+        if isinstance(sample, Sample) and (digest := content_digest(sample)) is not None:
+            rows.append((sample.uri, sample.index, digest))
     _publish(store, f"dedup/hashes-{shard.shard_id}.parquet", _HASHES, rows, create=True)
     return len(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import PIL
@@ -43,13 +44,15 @@ class TokenizerSpec:
         )
 
 
-def decoder_identity(decoder: str = "pillow") -> dict[str, str]:
-    """The libraries of this process whose versions change pixels; `decoder` is preprocessing.decoder.
+def decoder_identity(decoder: str = "pillow", video_decoder: str = "pyav") -> dict[str, str]:
+    """The libraries of this process whose versions change pixels; decoders are preprocessing's and video's.
 
     Raises ConfigError where the decoder is not installed.
     """
     libraries = {"decoder": decoder, "pillow": PIL.__version__, "littlecms2": str(features.version("littlecms2"))}
     libraries |= {name: str(features.version(name)) for name in ("libjpeg_turbo", "jpg_2000", "webp", "avif")}
+    packages = ["av", "decord2"] if video_decoder == "decord" else ["av"]
+    libraries |= {name: version(name) for name in packages}
     if decoder != "pillow":
         try:
             from pipeline import fast
@@ -71,13 +74,14 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
         f"preprocessing.{name}": json.dumps(value)
         for name, value in config.preprocessing.model_dump(mode="json").items()
     }
+    entries |= {f"video.{name}": json.dumps(value) for name, value in config.video.model_dump(mode="json").items()}
     entries["image_field"] = json.dumps(config.image_field)
     if config.label_from_folder:  # absent where it is off, as in data sets older than it
         entries["label_from_folder"] = "true"
     if config.dedup != "none":
         entries["dedup"] = config.dedup
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
-    entries |= decoder_identity(config.preprocessing.decoder) | filter_identity(config.filter)
+    entries |= decoder_identity(config.preprocessing.decoder, config.video.decoder) | filter_identity(config.filter)
     return dict(sorted(entries.items()))
 
 

@@ -20,7 +20,7 @@ from schemas.job import Limits
 from schemas.preprocessing import Preprocessing
 from schemas.records import Crop
 
-__all__ = ["FORMATS", "View", "decode_image"]
+__all__ = ["FORMATS", "View", "decode_image", "view_pixels"]
 
 FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "ICO", "PCX", "SGI", "QOI",
@@ -98,7 +98,7 @@ def decode_image(payload: bytes, preprocessing: Preprocessing, limits: Limits, *
     height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
     for view in planned_views(width, height, preprocessing, sample_id):
         with _damage_named(payload, limits):
-            pixels = _pixels(rgb, view, preprocessing)
+            pixels = view_pixels(rgb, view, preprocessing)
         yield View(pixels=pixels, width=width, height=height, crop=view.crop, flipped=view.flipped)
 
 
@@ -121,7 +121,7 @@ def _animation(
             frames = [[] for _ in plans]
             size = rgb.size
         for plan, pixels in zip(plans, frames, strict=True):
-            pixels.append(_pixels(rgb, plan, preprocessing))
+            pixels.append(view_pixels(rgb, plan, preprocessing))
         times_s.append(times_s[-1] + float(image.info.get("duration") or 0) / 1000)
     return [
         View(
@@ -209,7 +209,8 @@ def _orientation(image: Image.Image) -> int:
         return 1  # a broken EXIF block does not spoil the photo
 
 
-def _pixels(rgb: Image.Image | np.ndarray, view: ViewPlan, preprocessing: Preprocessing) -> np.ndarray:
+def view_pixels(rgb: Image.Image | np.ndarray, view: ViewPlan, preprocessing: Preprocessing) -> np.ndarray:
+    """One view of an upright RGB image, uint8 [H, W, 3] where it is an array: uint8 [1, 3, H, W]."""
     crop, size = view.crop, (view.width, view.height)
     right, bottom = crop.left + crop.width, crop.top + crop.height
     # Cropped first: `resize(box=...)` would let pixels outside the crop bleed into its edges.
@@ -223,8 +224,8 @@ def _pixels(rgb: Image.Image | np.ndarray, view: ViewPlan, preprocessing: Prepro
 
         pixels_HWC = resized(np.asarray(part), size, preprocessing.resample)
     else:
-        assert isinstance(part, Image.Image)
-        pixels_HWC = np.asarray(part.resize(size, _RESAMPLE[preprocessing.resample]), dtype=np.uint8)
+        image = part if isinstance(part, Image.Image) else Image.fromarray(part)
+        pixels_HWC = np.asarray(image.resize(size, _RESAMPLE[preprocessing.resample]), dtype=np.uint8)
     if view.flipped:
         pixels_HWC = pixels_HWC[:, ::-1]
     return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))[None]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +16,12 @@ from pydantic import ValidationError
 
 from pipeline.decode import decode_sample
 from pipeline.read import read_samples, shards_at
+from pipeline.video_file import local_video
 from schemas.errors import SourceError, TatokError
 from schemas.job import JobConfig, Limits, Preprocessing
 from schemas.manifest import RunDocument
 from schemas.records import Clip, Reject, Sample
+from schemas.video import Video
 
 __all__ = ["NotFound", "Recipe", "SourcePlace", "read_originals", "source_places"]
 
@@ -51,11 +53,17 @@ class Recipe:
     preprocessing: Preprocessing
     limits: Limits
     image_field: str | None
+    video: Video = field(default_factory=Video)
 
     @staticmethod
     def of_job(config: JobConfig) -> Recipe:
         """The recipe of a job."""
-        return Recipe(preprocessing=config.preprocessing, limits=config.limits, image_field=config.image_field)
+        return Recipe(
+            preprocessing=config.preprocessing,
+            limits=config.limits,
+            image_field=config.image_field,
+            video=config.video,
+        )
 
     @staticmethod
     def of_run(run: RunDocument) -> Recipe:
@@ -63,11 +71,7 @@ class Recipe:
 
         Raises SourceError where run.json holds settings that this version does not know.
         """
-        recorded = _section(run.config, "preprocessing") | {
-            name.removeprefix("preprocessing."): json.loads(value)
-            for name, value in run.fingerprint.items()
-            if name.startswith("preprocessing.")
-        }
+        recorded = _recorded(run, "preprocessing")
         if run.schema_version == "1":
             recorded.setdefault("icc_profiles", "ignore")  # which is what that version did
         field = run.config.get("image_field")
@@ -78,6 +82,7 @@ class Recipe:
                 preprocessing=Preprocessing.model_validate(recorded),
                 limits=Limits.model_validate(_section(run.config, "limits")),
                 image_field=field,
+                video=Video.model_validate(_recorded(run, "video")),
             )
         except ValidationError as error:
             raise SourceError(
@@ -183,15 +188,26 @@ def _decoded(answer: _Answer, recipe: Recipe) -> Clip | NotFound:
     if isinstance(answer.got, NotFound):
         return answer.got
     got = answer.got
-    clips = decode_sample(got, recipe.preprocessing, recipe.limits) if isinstance(got, Sample) else [got]
-    for clip in clips:
-        if isinstance(clip, Reject):
-            return NotFound(why=f"the source is damaged now: {clip.detail}")
-        if clip.sha256 != answer.place.sha256:
-            break
-        if clip.clip_index == answer.place.clip_index:
-            return clip
+    if isinstance(got, Reject):
+        return NotFound(why=f"the source is damaged now: {got.detail}")
+    try:
+        with local_video(got) as sample:
+            for clip in decode_sample(sample, recipe.preprocessing, recipe.limits, recipe.video):
+                if isinstance(clip, Reject):
+                    return NotFound(why=f"the source is damaged now: {clip.detail}")
+                if clip.sha256 != answer.place.sha256:
+                    break
+                if clip.clip_index == answer.place.clip_index:
+                    return clip
+    except SourceError as error:
+        return NotFound(why=str(error))
     return NotFound(why="the source holds other bytes than those that were tokenized")
+
+
+def _recorded(run: RunDocument, section: str) -> dict[str, Any]:
+    start = f"{section}."
+    recorded = {key.removeprefix(start): json.loads(v) for key, v in run.fingerprint.items() if key.startswith(start)}
+    return _section(run.config, section) | recorded
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:

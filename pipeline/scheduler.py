@@ -293,8 +293,9 @@ class Scheduler:
             self._note_room(started)
             self._check_spec(told)
         else:
-            expected = decoder_identity(self._config.preprocessing.decoder) | filter_identity(self._config.filter)
-            require_equal("decoder", expected, told)
+            config = self._config
+            expected = decoder_identity(config.preprocessing.decoder, config.video.decoder)
+            require_equal("decoder", expected | filter_identity(config.filter), told)
             self._idle_decoders.append(started)
 
     def _check_spec(self, spec: TokenizerSpec) -> None:

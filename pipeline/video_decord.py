@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import av
 import decord
@@ -26,9 +26,14 @@ __all__ = ["DecordReader"]
 _MOST_DIFFERENCE = 1.0  # mean over every eighth row and column, of 255; good files of even height differ by 0
 _EVERY = 8
 
+# Damage is PyAV's to report; decord would write every concealed block to stderr.
+decord.logging.set_level(decord.logging.QUIET)
+
 
 class DecordReader:
-    """A `VideoReader` over a video's bytes whose pixels are decord's.
+    """A `VideoReader` over a video's bytes, or over a file that seeks, whose pixels are decord's.
+
+    decord reads a file into memory; PyAV does not.
 
     `strict`: PyAV decodes the video too; its stamps and its judgement of damage hold, and decord's pixels must equal
     its pixels up to rounding, else VideoDamage("decoders_disagree") is raised, also by `Frame.rgb`. Otherwise decord
@@ -37,8 +42,9 @@ class DecordReader:
     Raises DecodeError: what PyAVReader raises, and "decoder_error" where decord cannot open what PyAV can.
     """
 
-    def __init__(self, payload: bytes, limits: Limits, *, strict: bool = True) -> None:
+    def __init__(self, source: bytes | IO[bytes], limits: Limits, *, strict: bool = True) -> None:
         self._strict = strict
+        payload = source if isinstance(source, bytes) else source.read()
         self._reference = PyAVReader(payload, limits, strict=strict)
         try:
             self._video = decord.VideoReader(io.BytesIO(payload), ctx=decord.cpu(0), num_threads=1)

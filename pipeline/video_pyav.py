@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import av
 import numpy as np
@@ -26,26 +26,28 @@ av.logging.set_libav_level(av.logging.FATAL)
 
 
 class PyAVReader:
-    """A `VideoReader` over a video's bytes.
+    """A `VideoReader` over a video's bytes, or over a file that seeks and that the caller closes.
 
     `strict`: damage ends the frames. Otherwise frames come as the decoder conceals them, as far as it comes.
 
     Raises DecodeError: "empty", "not_a_video", "no_video", "too_many_pixels", "too_small".
     """
 
-    def __init__(self, payload: bytes, limits: Limits, *, strict: bool = True) -> None:
-        if not payload:
+    def __init__(self, source: bytes | IO[bytes], limits: Limits, *, strict: bool = True) -> None:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        self._strict, self._num_bytes = strict, file.seek(0, io.SEEK_END)
+        if not self._num_bytes:
             raise DecodeError("empty", "the file has no bytes")
-        self._strict, self._num_bytes = strict, len(payload)
+        file.seek(0)
         try:
             self._container = av.open(
-                io.BytesIO(payload),
+                file,
                 mode="r",
                 metadata_errors="replace",
                 container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": ""},
             )
         except (FFmpegError, OSError, ValueError) as error:
-            raise DecodeError("not_a_video", f"{len(payload)} bytes cannot be opened as a video: {error}") from None
+            raise DecodeError("not_a_video", f"{self._num_bytes} bytes cannot be opened as a video: {error}") from None
         try:
             self._stream, self._codec = _video_stream(self._container)
             check_size(self._codec.width, self._codec.height, limits)

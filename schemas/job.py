@@ -11,6 +11,7 @@ from schemas.preprocessing import Preprocessing
 from schemas.secrets import REMEDY, credential_in_url, literal_credentials
 from schemas.settings import Section
 from schemas.settings_file import read_settings
+from schemas.video import Video
 
 __all__ = [
     "DTFOverride",
@@ -116,6 +117,7 @@ class JobConfig(Section):
         default=False, description="The first folder below a folder source is the label of files without another."
     )
     preprocessing: Preprocessing = Preprocessing()
+    video: Video = Video()
     dedup: Literal["none", "exact"] = Field(
         default="none",
         description="exact: of samples with the same bytes one is kept, the first by address and place; the source is "
