@@ -61,7 +61,8 @@ def commit(config: JobConfig, store: OutputStore, shard: Shard) -> None:
             else:
                 yield from decode_sample(sample, config.preprocessing, config.limits)
 
-    batches = tokenize_clips(decoded(), FakeTokenizer().encode, batch_size=4, vocab_size=1024, patch_entropy=False)
+    encode = FakeTokenizer().encode_clips
+    batches = tokenize_clips(decoded(), encode, batch_size=4, vocab_size=1024, patch_entropy=False)
     commit_shard(store, shard, batches, fingerprint={}, vocab_size=1024, patch_entropy=False, row_group_rows=100)
 
 
