@@ -21,7 +21,13 @@ __all__ = ["INDEX", "LAYOUT", "export_mds", "require_streaming"]
 
 INDEX = "index.json"
 LAYOUT = "tatok.json"
-_SCALARS = {pa.int32(): "int32", pa.int64(): "int64", pa.float32(): "float32", pa.float64(): "float64"}
+_SCALARS = {
+    pa.bool_(): "uint8",  # MDS has no booleans
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+}
 _NOT_EXPORTED = ("patch_entropy_bits",)  # for heat maps; it is larger than the tokens themselves
 
 
@@ -41,7 +47,8 @@ def export_mds(
     """Write shard.00000.mds, ..., tatok.json, which tells the types of the lists, then index.json.
 
     Columns have their names. Lists are `bytes`, little-endian, since MDS knows no empty array: read them with
-    `numpy.frombuffer(sample["tokens"], dtype)`. A missing text is "", a missing number NaN, a missing list empty.
+    `numpy.frombuffer(sample["tokens"], dtype)`. A missing text is "", a missing number NaN, a missing list
+    empty; true is 1.
     `patch_entropy_bits` stays behind.
 
     Raises ConfigError where MosaicML Streaming is not installed, or `shard_bytes` is beyond its limit of 4 GiB.
@@ -102,6 +109,8 @@ def _samples(table: pa.Table) -> Iterator[dict[str, Any]]:
             scalars = scalars.set_column(index, field.name, pc.fill_null(table.column(index), ""))
         elif pt.is_floating(field.type):
             scalars = scalars.set_column(index, field.name, pc.fill_null(table.column(index), float("nan")))
+        elif pt.is_boolean(field.type):
+            scalars = scalars.set_column(index, field.name, table.column(index).cast(pa.uint8()))
     lists = {field.name: list_values(table.column(field.name)) for field in table.schema if pt.is_list(field.type)}
     for i, row in enumerate(scalars.drop_columns(list(lists)).to_pylist()):
         yield row | {name: values[offsets[i] : offsets[i + 1]].tobytes() for name, (values, offsets) in lists.items()}

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from real_data import DEMO_PHOTOS, write_real_data
 from synthetic_tokens import write_synthetic
 
 from pipeline.export import open_export
@@ -110,9 +111,10 @@ def test_the_card(source: TokenizedData, tmp_path: Path) -> None:
         assert re.search(rf"^\| `{name}` \| [^|]+ \| [^|]+ \|$", text, re.MULTILINE), name
 
 
-def test_the_card_decodes(source: TokenizedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its second snippet runs, on the rows of its first."""
-    hub = tmp_path / "hub"
+    write_real_data(str(tmp_path / "photos-v1"), (DEMO_PHOTOS,))
+    source, hub = TokenizedData.open(tmp_path / "photos-v1"), tmp_path / "hub"
     export_hub(open_export(source.url, str(hub)), without=["source_uri", "key", "patch_entropy_bits"])
     text = (hub / "README.md").read_text(encoding="utf-8")
     assert "No license is given yet" in text

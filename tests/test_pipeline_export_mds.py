@@ -40,7 +40,8 @@ class RecordingWriter:
         assert size_limit == 1000
 
     def write(self, sample: dict[str, Any]) -> None:
-        kinds = {"str": str, "bytes": bytes, "int32": int, "int64": int, "float32": float, "float64": float}
+        integers, floats = dict.fromkeys(("uint8", "int32", "int64"), int), dict.fromkeys(("float32", "float64"), float)
+        kinds: dict[str, type] = {"str": str, "bytes": bytes} | integers | floats
         assert sample.keys() == self.columns.keys()
         for name, value in sample.items():
             assert isinstance(value, kinds[self.columns[name]]), name
@@ -76,18 +77,23 @@ def test_what_the_writer_gets(source: TokenizedData, tmp_path: Path, recording_w
     assert (tmp_path / "mds" / "shard.00025.mds").read_text() == "25"
     assert json.loads((tmp_path / "mds" / "index.json").read_text()) == {"shards": "all of them"}
     layout = json.loads((tmp_path / "mds" / "tatok.json").read_text())
-    assert layout["list_dtypes"] == {"frame_pts_s": "float64", "tokens": "uint16", "positions": "uint16"}
+    codes = dict.fromkeys(("tokens", "positions", "global_frames", "global_cells"), "uint16")
+    assert layout["list_dtypes"] == {"frame_pts_s": "float64"} | codes
+    assert layout["encodings"]["flipped"] == "uint8"
     assert layout["encodings"] == recording_writer.columns
     samples = [sample for shard in recording_writer.shards for sample in shard]
+    missing_lists = {"frame_pts_s", "global_frames", "global_cells"}  # of images
     for sample, row in zip(samples, source.read_all().to_pylist(), strict=True):
         for name in ("tokens", "positions"):
             assert np.frombuffer(sample.pop(name), "<u2").tolist() == row.pop(name)
-        assert sample.pop("frame_pts_s") == b""
+        for name in missing_lists:
+            assert row[name] is None
+            assert sample.pop(name) == b""
         assert sample.pop("metadata") == ""
         assert math.isnan(sample.pop("fps"))
         assert math.isnan(sample.pop("clip_start_s"))
         assert {name: row[name] for name in sample} == sample
-        assert row.keys() - sample.keys() == {"patch_entropy_bits", "frame_pts_s", "metadata", "fps", "clip_start_s"}
+        assert row.keys() - sample.keys() == missing_lists | {"patch_entropy_bits", "metadata", "fps", "clip_start_s"}
 
 
 def test_its_limit_on_shards(source: TokenizedData, tmp_path: Path, recording_writer: type[RecordingWriter]) -> None:
