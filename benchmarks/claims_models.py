@@ -60,6 +60,7 @@ class Setting:
     num_samples: int
     speed_batch: int
     speed_rounds: int
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
 
 BACKBONE = TaTokConfig(
@@ -97,6 +98,7 @@ SETTINGS = {
             num_samples=64,
             speed_batch=8,
             speed_rounds=2,
+            precision="float32",  # many CPUs know no bfloat16
         ),
         Setting(
             name="small",
@@ -283,7 +285,7 @@ def training_config(
         num_heldout=min(256, setting.num_heldout),
         seed=seed,
         num_loader_workers=0,
-        precision="bfloat16",
+        precision=setting.precision,
         num_start_crops=recipe.num_start_crops,
         log_every_steps=max(1, recipe.tokenizer_steps // 8),
         save_every_steps=max(1, recipe.tokenizer_steps // 2),

@@ -67,6 +67,19 @@ def test_all_stages_write_figures_pictures_and_a_checkpoint_that_loads(config: T
     assert tokenizer.decode(tokenizer.encode(pixels)).shape == pixels.shape
 
 
+@pytest.mark.parametrize(
+    ("precision", "has_it", "told"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_slow_bfloat16_is_told(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, told: int
+) -> None:
+    monkeypatch.setattr("tatok.training.cpu_has_bfloat16", lambda: has_it)
+    lines: list[str] = []
+    stages = (config.stages[0].model_copy(update={"steps": 1, "perceptual_weight": 0.0}),)
+    train(config.model_copy(update={"precision": precision, "stages": stages}), torch.device("cpu"), say=lines.append)
+    assert sum("set `precision: float32`" in line for line in lines) == told
+
+
 def test_stages_move_only_the_parts_that_they_train(config: TrainingConfig) -> None:
     trainer = Trainer(config, torch.device("cpu"))
     stream = iter(torch.utils.data.DataLoader(RandomCrops(expand_sources(config.photos), 32, 0), batch_size=4))
