@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from schemas.errors import ConfigError, SourceError, TatokError
+from tatok.checkpoint import load_checkpoint
 from tatok.model import TaTokConfig, anchor_grid
 from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
 from tatok.quantizer import VectorQuantizer
@@ -253,7 +254,7 @@ def test_wrong_training_files_are_explained(tmp_path: Path, text: str, message: 
 
 def test_the_shipped_recipe_is_valid() -> None:
     recipe = load_training_config(Path(__file__).parents[1] / "examples" / "train-photos-256.yaml")
-    assert recipe.model == TaTokConfig()
+    assert recipe.model == load_checkpoint().model.config, "the recipe is the shipped checkpoint's"
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
