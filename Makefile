@@ -74,7 +74,7 @@ bench-decode: setup
 VIDEOS ?= ../shared/corpus/video
 
 bench-temporal: setup
-	$(BIN)/python benchmarks/temporal.py $(VIDEOS) --json docs/results/temporal.json --document docs/TEMPORAL.md
+	$(BIN)/python benchmarks/temporal.py $(VIDEOS) --json docs/results/temporal.json --document docs/TEMPORAL.md --factor 1 --factor 0.5
 
 # The driver with a million shards and a thousand GPU actors, simulated (docs/SCALE.md).
 bench-scale: setup
