@@ -96,13 +96,13 @@ def train(
     heldout = expand_sources(config.heldout)
     trainer = Trainer(config, device, start_from)
     with _display(say) as display:
+        if trainer.restore():
+            display.say(f"going on in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
         if config.precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
             display.say(
                 "this processor has no bfloat16 instructions, which makes its products about ten times as slow as "
                 "float32's: better set `precision: float32`"
             )
-        if trainer.restore():
-            display.say(f"going on in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
         while trainer.stage_index < len(config.stages):
             _run_stage(trainer, photos, heldout, display)
         trainer.save()
