@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode chaos fuzz bench-memory bench-video clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-video clean
 
 setup: $(STAMP)
 

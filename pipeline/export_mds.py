@@ -48,8 +48,7 @@ def export_mds(
 
     Columns have their names. Lists are `bytes`, little-endian, since MDS knows no empty array: read them with
     `numpy.frombuffer(sample["tokens"], dtype)`. A missing text is "", a missing number NaN, a missing list
-    empty; true is 1.
-    `patch_entropy_bits` stays behind.
+    empty; true is 1. `patch_entropy_bits` stays behind.
 
     Raises ConfigError where MosaicML Streaming is not installed, or `shard_bytes` is beyond its limit of 4 GiB.
     """
