@@ -39,7 +39,10 @@ def submit(
     ] = None,
     dependencies: Annotated[
         Literal["pinned", "installed"],
-        typer.Option(help="Install tatok's requirements in the versions of this machine, or take the cluster's."),
+        typer.Option(
+            help="Install tatok's requirements in the versions of this machine, or take what the `python` on the "
+            "PATH of the cluster's head has."
+        ),
     ] = "pinned",
     kuberay: Annotated[
         Path | None,

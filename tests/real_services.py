@@ -84,6 +84,7 @@ def ray_head(folder: Path, *, environment: Mapping[str, str]) -> Iterator[Head]:
     token.write_text(uuid.uuid4().hex * 2)
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited["PATH"] = f"{BIN}{os.pathsep}{inherited['PATH']}"  # a job's `python` is the one on the head's PATH
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=3"]
     command += ["--object-store-memory=100000000", "--disable-usage-stats", f"--temp-dir={folder / 'ray'}"]
