@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -10,9 +11,12 @@ from PIL import Image
 __all__ = [
     "ARCHIVE_FORMATS",
     "ATTACHMENTS",
+    "HEAD_BYTES",
     "IMAGE_EXTENSIONS",
+    "VIDEO_CONTAINERS",
     "VIDEO_EXTENSIONS",
     "SourceFormat",
+    "container_of",
     "extension_of",
     "format_of",
     "is_media",
@@ -29,12 +33,32 @@ _NOT_READ = frozenset(["bufr", "eps", "grib", "h5", "hdf", "iim", "mpeg", "mpg",
 IMAGE_EXTENSIONS = (
     frozenset(extension.removeprefix(".") for extension in Image.registered_extensions()) | {"avif"}
 ) - _NOT_READ
-VIDEO_EXTENSIONS = frozenset(
-    ["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "mts", "wmv", "flv", "ogv", "3gp", "y4m"]
-)
+VIDEO_CONTAINERS: Mapping[str, tuple[str, ...]] = {
+    "mov": ("mp4", "m4v", "mov", "3gp"),
+    "matroska": ("mkv", "webm"),
+    "avi": ("avi",),
+    "mpeg": ("mpg", "mpeg"),
+    "mpegts": ("ts", "m2ts", "mts"),
+    "mpegvideo": ("mpg", "mpeg"),
+    "flv": ("flv",),
+}
+"""Every container that videos are read from, by FFmpeg's name, and the extensions that its files have.
+
+Left out: playlists and scripts, which name other files and addresses for FFmpeg to open; WMV, Ogg and raw frames (Y4M),
+where damage leaves no sign (docs/VIDEO.md).
+"""
+VIDEO_EXTENSIONS = frozenset(extension for extensions in VIDEO_CONTAINERS.values() for extension in extensions)
+HEAD_BYTES = 12
+"""How many first bytes tell what is in a file."""
 _MEDIA_EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
+_MAGIC = {
+    b"\x1a\x45\xdf\xa3": "matroska",
+    b"FLV\x01": "flv",
+    b"\x00\x00\x01\xba": "mpeg",
+    b"\x00\x00\x01\xb3": "mpegvideo",
+}
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # images in the container of MP4
 
 
@@ -63,10 +87,20 @@ def is_media(name: str) -> bool:
 
 
 def media_of(name: str, head: bytes = b"") -> Literal["image", "video"]:
-    """By the extension; where that says nothing, by the first bytes (12 suffice); an image in doubt."""
+    """By the extension; where that says nothing, by the first bytes (HEAD_BYTES suffice); an image in doubt."""
     extension = extension_of(name)
     if extension in _MEDIA_EXTENSIONS:
         return "video" if extension in VIDEO_EXTENSIONS else "image"
-    is_mp4 = head[4:8] == b"ftyp" and head[8:12] not in _STILL_BRANDS
-    is_avi = head[:4] == b"RIFF" and head[8:12] == b"AVI "
-    return "video" if is_mp4 or is_avi or head[:4] == b"\x1a\x45\xdf\xa3" else "image"
+    return "image" if container_of(head) is None else "video"
+
+
+def container_of(head: bytes) -> str | None:
+    """Which of VIDEO_CONTAINERS a file's first bytes (HEAD_BYTES suffice) begin; None where they begin none of them.
+
+    Transport streams are not told: their packets begin with a byte that any text may have.
+    """
+    if head[4:8] in (b"moov", b"mdat", b"wide") or (head[4:8] == b"ftyp" and head[8:12] not in _STILL_BRANDS):
+        return "mov"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    return _MAGIC.get(head[:4])

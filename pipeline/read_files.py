@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.fetch import Fetcher
 from pipeline.file_groups import unpack_group
-from pipeline.formats import extension_of, media_of
+from pipeline.formats import HEAD_BYTES, extension_of, media_of
 from pipeline.misfit import Misfit, misfit_reject
 from schemas.records import Reject, Sample, Shard, SourceFile
 
@@ -41,7 +41,7 @@ def read_files(shard: Shard, *, max_sample_bytes: int, label_from_folder: bool =
             key=file.key,
             uri=file.uri,
             index=file.index,
-            media=media_of(file.uri, payload[:12]),
+            media=media_of(file.uri, payload[:HEAD_BYTES]),
             extension=extension,
             payload=payload,
             attachments=attachments,

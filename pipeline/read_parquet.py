@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.fetch import Fetcher, resolve_uri
-from pipeline.formats import extension_of, media_of
+from pipeline.formats import HEAD_BYTES, extension_of, media_of
 from pipeline.misfit import Misfit, misfit_reject
 from pipeline.source_columns import SourceColumns, parquet_columns, row_attachments
 from pipeline.source_file import open_source, source_error
@@ -93,7 +93,7 @@ def read_parquet(shard: Shard, *, max_sample_bytes: int, image_field: str | None
             key=row.key,
             uri=shard.uri,
             index=row.index,
-            media=media_of(row.name, media[:12]),
+            media=media_of(row.name, media[:HEAD_BYTES]),
             extension=extension_of(row.name),
             payload=media,
             attachments=row.attachments,

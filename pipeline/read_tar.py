@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from pipeline.formats import ATTACHMENTS, is_media, media_of
+from pipeline.formats import ATTACHMENTS, HEAD_BYTES, is_media, media_of
 from pipeline.misfit import Misfit, misfit_reject
 from pipeline.source_file import SourceReader, open_source
 from schemas.records import Reject, Sample, Shard
@@ -111,7 +111,7 @@ def _to_sample(group: dict[str, Any], uri: str, index: int, image_field: str | N
         key=key,
         uri=uri,
         index=index,
-        media=media_of("." + names[0], members[names[0]][:12]),
+        media=media_of("." + names[0], members[names[0]][:HEAD_BYTES]),
         extension=names[0],
         payload=members[names[0]],
         attachments={name: members[name] for name in ATTACHMENTS if name in members and name != names[0]},

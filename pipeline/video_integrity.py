@@ -25,7 +25,6 @@ __all__ = ["Stamps", "TimedFrame", "trusted_frames"]
 _ONE_FRAME_A_PACKET = {"h264", "hevc", "mpeg1video", "mpeg2video", "mjpeg"}
 """Where a packet without a frame is a frame lost; elsewhere it may be one that is never shown."""
 _MOST_WAITING = 32
-_TS_PACKET_BYTES = 188
 _ROUNDING_S = 0.002  # containers that count milliseconds
 _SOUND_S = 0.25  # what an audio codec's delay and last block make of a duration
 
@@ -77,8 +76,10 @@ class Stamps:
         return self._last_s
 
 
-def trusted_frames(container: Any, stream: Any, num_bytes: int) -> Iterator[TimedFrame]:
-    """The frames of `stream` in display order, for a file of `num_bytes` that is opened and has not been read yet.
+def trusted_frames(container: Any, stream: Any, ends_in_a_packet: bool) -> Iterator[TimedFrame]:
+    """The frames of `stream` in display order, of a file that is opened and has not been read yet.
+
+    `ends_in_a_packet`: whether it ends within a packet, if it is a transport stream.
 
     Raises VideoDamage after the last good one: "corrupt" where a frame or the container cannot be decoded,
     "truncated" where data or the declared end are missing, "size_changed".
@@ -91,7 +92,7 @@ def trusted_frames(container: Any, stream: Any, num_bytes: int) -> Iterator[Time
             judge.blame("corrupt", f"the container cannot be read: {error}")
             break
         if packet is None:
-            if container.format.name == "mpegts" and num_bytes % _TS_PACKET_BYTES:
+            if container.format.name == "mpegts" and ends_in_a_packet:
                 judge.blame("truncated", "the file ends within a packet")
             elif (missing_s := reach.missing_s(container)) > 0:
                 judge.miss_the_rest("truncated", f"the file ends {missing_s:.3f} s before its declared end")
@@ -243,7 +244,7 @@ class _Reach:
 
     def add(self, packet: Any) -> None:
         start = packet.dts if packet.pts is None else packet.pts
-        if start is None:
+        if start is None or packet.is_corrupt:
             return
         end_s = float((start + (packet.duration or 0)) * packet.time_base)
         self._end_of_any_s = max(self._end_of_any_s, end_s)
@@ -263,7 +264,9 @@ class _Reach:
         elif tagged_s is not None:
             missing_s = tagged_s - self._end_s
         elif container.duration is not None:
-            missing_s = ((container.start_time or 0) + container.duration) / av.time_base - self._end_of_any_s
+            # FLV tells where it ends, the others how long they are.
+            start = 0 if container.format.name == "flv" else container.start_time or 0
+            missing_s = (start + container.duration) / av.time_base - self._end_of_any_s
             allowed_s += _SOUND_S if len(container.streams) > 1 else 0.0
         else:
             return 0.0

