@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-video clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-fault-cost bench-video clean
 
 setup: $(STAMP)
 
@@ -87,7 +87,7 @@ SEED := 0
 chaos: setup
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/chaos.py --runs $(RUNS) --seed $(SEED) --json docs/results/chaos.json
 
-# Mutated images, archives and job files against the real job: each is accounted for once.
+# Mutated images, archives, tables and job files against the real job: each is accounted for once.
 INPUTS := 20000
 
 fuzz: setup
@@ -96,6 +96,13 @@ fuzz: setup
 # Peak memory over 1,000 photos of 24 Mpixel, all processes together, against its bound.
 bench-memory: setup
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/memory.py --json docs/results/memory.json
+
+# A run without faults against the commit before leases, paired, with the fake model and the default checkpoint.
+BEFORE := e7ade23
+
+bench-fault-cost: setup
+	test -d runs/before || git worktree add --detach runs/before $(BEFORE)
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/fault_cost.py --before runs/before --json docs/results/fault-cost.json
 
 # Ten thousand opens of good and bad videos: the memory of the process, and the slowest open (docs/VIDEO.md).
 bench-video: setup

@@ -1,12 +1,14 @@
-"""20,000 mutated images, archives and job files against the real job: nothing crashes, hangs or goes missing.
+"""20,000 mutated images, archives, tables and job files against the real job: nothing crashes, hangs or goes missing.
 
     make fuzz
 
-Mutated images stand in archives among good photos; a mutated archive is a shard by itself. One real run on a local Ray
-(reader, decoders, the tests' fake model, commits) takes them all. Then every image that was put in must be one row or
-one reject, every good photo among them one row, every sample of an archive that lies before its first changed byte a
-row, and `tatok verify --source` must find nothing. Job files are loaded in a process of their own: each must give a
-configuration or a ConfigError. The seed fixes every input.
+Mutated images stand in archives among good photos; a mutated archive or Parquet file is a shard by itself. One real run
+on a local Ray (reader, decoders, the tests' fake model, commits) takes them all. Then every image that was put in must
+be one row or one reject, every good photo among them one row, every sample of an archive that lies before its first
+changed byte a row, every row of a Parquet file's untouched row groups with an untouched footer a row, and `tatok verify
+--source` must find nothing. Job files are loaded, and Parquet files planned, in a process of their own: each must give
+a configuration or shards, or a ConfigError, which for a Parquet file says that no column is the image's. The seed fixes
+every input.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,19 +31,22 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from conftest import photo_members, tar_bytes
 from fake_tokenizer import load_fake
-from fuzz_inputs import FuzzInput, fuzz_input
+from fuzz_inputs import IMAGE_KINDS, FuzzInput, fuzz_input
 
 from pipeline.events import Event, ShardRetried
+from pipeline.plan import plan_shards
 from pipeline.run import run_job
 from pipeline.verify import verify_output
 from schemas.errors import ConfigError
 from schemas.job import JobConfig, load_job
+from schemas.records import Shard
 
 IMAGES_A_SHARD = 40
 DEADLINE_S = 20.0  # of a batch of images, of one image after a decoder was lost, and of a job file
-_JOBS_A_CALL = 100
+_JUDGED_A_CALL = 100
 
 T = TypeVar("T")
 
@@ -58,6 +63,8 @@ class FuzzReport:
     rejects: dict[str, int]
     jobs_accepted: int
     jobs_refused: int
+    tables_accepted: int
+    tables_refused: int
     num_retries: int
     longest_shard_s: float
     run_s: float
@@ -67,14 +74,19 @@ class FuzzReport:
 def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
     """Make the inputs in `work`, run the job over them, load the job files, and check."""
     inputs = [fuzz_input(seed, number) for number in range(num_inputs)]
-    images = [each for each in inputs if each.kind not in ("tar", "job")]
+    images = [each for each in inputs if each.kind in IMAGE_KINDS]
     archives = [each for each in inputs if each.kind == "tar"]
-    jobs = [each for each in inputs if each.kind == "job"]
+    tables = [each for each in inputs if each.kind == "parquet"]
     source = work / "source"
     source.mkdir(parents=True)
     good = _write_image_shards(images, source)
     for archive in archives:
         (source / f"{archive.name}.tar").write_bytes(archive.data)
+    of_jobs = _verdicts([each for each in inputs if each.kind == "job"], _load, work)
+    of_tables = _verdicts(tables, _plan, work)
+    tables = [table for table in tables if of_tables[table.name] == "accepted"]
+    for table in tables:
+        (source / table.name).write_bytes(table.data)
 
     config = JobConfig.model_validate(
         {
@@ -98,7 +110,9 @@ def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
     verification = verify_output(str(work / "tokens"), [str(source)])
     findings += [f"verify: {finding.check} {finding.file}: {finding.message}" for finding in verification.findings]
     findings += _missing(work / "tokens", images, archives, good)
-    accepted, refused, of_jobs = _load_jobs(jobs, work)
+    findings += _lost_rows(work / "tokens", tables)
+    verdicts = (of_jobs | of_tables).items()
+    findings += [f"{name}: {verdict}" for name, verdict in verdicts if verdict not in ("accepted", "refused")]
     return FuzzReport(
         seed=seed,
         num_inputs=num_inputs,
@@ -106,12 +120,14 @@ def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
         num_shards=summary.num_shards,
         num_rows=summary.num_rows,
         rejects=dict(summary.rejects),
-        jobs_accepted=accepted,
-        jobs_refused=refused,
+        jobs_accepted=list(of_jobs.values()).count("accepted"),
+        jobs_refused=list(of_jobs.values()).count("refused"),
+        tables_accepted=list(of_tables.values()).count("accepted"),
+        tables_refused=list(of_tables.values()).count("refused"),
         num_retries=len(retries),
         longest_shard_s=round(max((report.seconds for report in summary.reports), default=0.0), 2),
         run_s=round(run_s, 1),
-        findings=tuple(findings + of_jobs),
+        findings=tuple(findings),
     )
 
 
@@ -181,48 +197,94 @@ def _intact_keys(archive: FuzzInput) -> list[str]:
     return [key for key, end in ends.items() if end + 2 * 512 <= archive.num_intact_bytes]
 
 
-def _load_jobs(jobs: Sequence[FuzzInput], work: Path) -> tuple[int, int, list[str]]:
-    accepted = refused = 0
-    findings: list[str] = []
-    pending = list(jobs)
+def _lost_rows(output: Path, tables: Iterable[FuzzInput]) -> list[str]:
+    """Rows of untouched row groups in Parquet files with an untouched footer that the data set does not hold."""
+    rows = {
+        (Path(uri).name, index)
+        for batch in ds.dataset(output / "data").to_batches(columns=["source_uri", "source_index"])
+        for uri, index in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    }
+    return [
+        f"{table.name} lost row {index}, which lies in an untouched row group"
+        for table in tables
+        for index in _intact_rows(table)
+        if (table.name, index) not in rows
+    ]
+
+
+def _intact_rows(table: FuzzInput) -> Iterator[int]:
+    base, data = table.base, table.data
+    if len(base) != len(data):
+        return
+    footer_bytes = 8 + int.from_bytes(base[-8:-4], "little")
+    if base[-footer_bytes:] != data[-footer_bytes:]:
+        return
+    metadata = pq.read_metadata(io.BytesIO(base))
+    row = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(at) for at in range(group.num_columns)]
+        starts = [c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns]
+        ends = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
+        stretch = slice(min(starts), max(ends))
+        if base[stretch] == data[stretch]:
+            yield from range(row, row + group.num_rows)
+        row += group.num_rows
+
+
+def _verdicts(inputs: Sequence[FuzzInput], judge: Callable[[bytes, Path], object], work: Path) -> dict[str, str]:
+    """By name, what `judge` makes of each input in a process of its own: "accepted", "refused", or what went wrong."""
+    verdicts: dict[str, str] = {}
+    pending = list(_chunks(inputs, _JUDGED_A_CALL))
     while pending:
         with concurrent.futures.ProcessPoolExecutor(max_workers=1) as pool:
-            for some in _chunks(pending, _JOBS_A_CALL):
+            while pending:
+                some = pending.pop(0)
                 try:
-                    verdicts = pool.submit(_load, [(job.name, job.data) for job in some], work).result()
+                    told = pool.submit(_judge, judge, [each.data for each in some], work).result()
                 except BrokenProcessPool:
-                    findings.append(f"one of the job files {some[0].name} to {some[-1].name} crashed the process")
-                    pending = pending[len(some) :]
+                    told = ["crashed the process"]
+                    if len(some) > 1:  # which one it was is found by judging each alone
+                        pending = [*_chunks(some, 1), *pending]
+                        break
+                verdicts |= zip((each.name for each in some), told, strict=True)
+                if told == ["crashed the process"]:
                     break
-                pending = pending[len(some) :]
-                accepted += verdicts.count("accepted")
-                refused += verdicts.count("refused")
-                findings += [verdict for verdict in verdicts if verdict not in ("accepted", "refused")]
-    return accepted, refused, findings
+    return verdicts
 
 
-def _load(jobs: Sequence[tuple[str, bytes]], work: Path) -> list[str]:
-    """In a child: "accepted", "refused", or what was raised instead."""
+def _judge(judge: Callable[[bytes, Path], object], inputs: Sequence[bytes], work: Path) -> list[str]:
+    """In a child."""
     verdicts = []
-    path = work / "job.yaml"
     signal.signal(signal.SIGALRM, _too_late)
-    for name, data in jobs:
-        path.write_bytes(data)
+    for data in inputs:
         signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
         try:
-            load_job(path)
+            judge(data, work)
             verdicts.append("accepted")
         except ConfigError:
             verdicts.append("refused")
         except BaseException as error:
-            verdicts.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+            verdicts.append(f"{type(error).__name__}: {str(error)[:200]}")
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     return verdicts
 
 
+def _load(data: bytes, work: Path) -> JobConfig:
+    path = work / "job.yaml"
+    path.write_bytes(data)
+    return load_job(path)
+
+
+def _plan(data: bytes, work: Path) -> list[Shard]:
+    path = work / "table.parquet"
+    path.write_bytes(data)
+    return plan_shards([str(path)])
+
+
 def _too_late(*_: object) -> None:
-    raise TimeoutError("not loaded within the deadline")
+    raise TimeoutError("took longer than the deadline")
 
 
 def main() -> int:

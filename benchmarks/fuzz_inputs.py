@@ -1,4 +1,4 @@
-"""Mutated images, archives and job files: a number and a seed always give the same input.
+"""Mutated images, archives, tables and job files: a number and a seed always give the same input.
 
 Half of the mutated PNGs and archives get their checksums put right again, so that what is wrong lies deeper.
 """
@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from conftest import encoded, jpeg, photo_members, tar_bytes
 from PIL import Image
 
-__all__ = ["KINDS", "FuzzInput", "Kind", "bases", "fuzz_input", "mutated"]
+__all__ = ["IMAGE_KINDS", "KINDS", "FuzzInput", "Kind", "bases", "fuzz_input", "mutated"]
 
-Kind = Literal["jpeg", "png", "webp", "tar", "job"]
-KINDS: dict[Kind, float] = {"jpeg": 0.3, "png": 0.2, "webp": 0.2, "tar": 0.15, "job": 0.15}
+Kind = Literal["jpeg", "png", "webp", "tar", "parquet", "job"]
+KINDS: dict[Kind, float] = {"jpeg": 0.28, "png": 0.18, "webp": 0.18, "tar": 0.13, "parquet": 0.1, "job": 0.13}
 """The share of the inputs that each kind has."""
+
+IMAGE_KINDS: tuple[Kind, ...] = ("jpeg", "png", "webp")
 
 _BLOCK = 512
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -146,6 +150,15 @@ def bases(kind: Kind) -> Sequence[bytes]:
             plain = tar_bytes(photo_members(0, 4))
             long_names = (_long_names(tarfile.GNU_FORMAT), _long_names(tarfile.PAX_FORMAT))
             return (plain, tar_bytes(photo_members(4, 3)), *long_names, gzip.compress(plain, mtime=0))
+        case "parquet":
+            return (
+                _table(row_group_size=2, compression="none"),
+                _table(row_group_size=2, compression="snappy"),
+                _table(row_group_size=3, compression="zstd", write_page_checksum=True),
+                _table(row_group_size=6, compression="gzip", data_page_version="2.0"),
+                _table(row_group_size=2, compression="none", use_dictionary=False, in_struct=True),
+                _table(row_group_size=3, compression="lz4", in_struct=True, write_page_index=True),
+            )
         case "job":
             folder = Path(__file__).parents[1] / "jobs"
             return tuple(path.read_bytes() for path in sorted(folder.glob("*.yaml")))
@@ -160,6 +173,19 @@ def _saved(pixels: np.ndarray | Image.Image, image_format: str, **options: objec
     image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def _table(*, in_struct: bool = False, **options: object) -> bytes:
+    """Six photos with captions: bytes in a column, or Hugging Face's {bytes, path}."""
+    photos = [jpeg(i, 40 + i, 36) for i in range(6)]
+    image: Sequence[object] = [{"bytes": photo, "path": f"{i}.jpg"} for i, photo in enumerate(photos)]
+    captions = [None if i == 4 else f"caption {i}" for i in range(6)]
+    columns = {"image": image if in_struct else photos, "caption": captions, "size": [{"width": 40}] * 6}
+    if not in_struct:
+        columns["key"] = [f"photo-{i}" for i in range(6)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
     return buffer.getvalue()
 
 
@@ -186,9 +212,11 @@ def _flip_bits(data: bytearray, rng: random.Random, kind: Kind) -> None:
 
 def _set_number(data: bytearray, rng: random.Random, kind: Kind) -> None:
     if len(data) >= 8:
-        # Headers stand at the beginning, and that is where numbers count.
-        limit = len(data) - 4 if rng.random() < 0.5 else min(200, len(data) - 4)
-        at = rng.randrange(limit)
+        # Headers stand at the beginning (a Parquet file's at its end), and that is where numbers count.
+        anywhere, limit = rng.random() < 0.5, len(data) - 4
+        at = rng.randrange(limit if anywhere else min(200, limit))
+        if kind == "parquet" and not anywhere:
+            at = max(0, limit - rng.randrange(1500))
         packed = struct.pack(rng.choice(("<I", ">I")), rng.choice(_NUMBERS))
         data[at : at + 4] = packed if rng.random() < 0.6 else packed[:2] + data[at + 2 : at + 4]
 

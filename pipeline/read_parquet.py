@@ -43,7 +43,9 @@ class StoredParquet:
         self._stored, self._uri = _Stored(stored), uri
         self.file: pq.ParquetFile | None = None
         try:
-            self.file = pq.ParquetFile(self._stored, buffer_size=_BUFFER_BYTES)
+            file = pq.ParquetFile(self._stored, buffer_size=_BUFFER_BYTES)
+            str(file.schema_arrow)  # raises where a column's name is no UTF-8
+            self.file = file
         except Exception as error:  # Arrow's, or whatever the store's file raised
             self.misfit = self.damage(error, "not_parquet", "not a Parquet file")
 
@@ -52,7 +54,7 @@ class StoredParquet:
         failure = self._stored.failure
         if failure is not None:
             raise source_error(f"cannot read {self._uri}", failure) from failure
-        if not isinstance(error, pa.ArrowException | OSError):
+        if not isinstance(error, pa.ArrowException | OSError | UnicodeDecodeError):
             raise error
         return Misfit(reason=reason, detail=f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
 
@@ -145,7 +147,7 @@ def _rows(
             for batch in batches:
                 first, last = max(at, shard.start), min(at + len(batch), stop)
                 if first < last:
-                    rows = batch.slice(first - at, last - first).to_pylist()
+                    rows = _rows_of(batch.slice(first - at, last - first))
                     yield from (_row(row, columns, shard.uri, index) for index, row in enumerate(rows, first))
                 at += len(batch)
                 if at >= stop:
@@ -155,6 +157,29 @@ def _rows(
             what = f"rows {index} to {stop - 1} are lost in a damaged row group"
             misfit = parquet.damage(error, "corrupt_parquet", what)
             yield misfit_reject(shard.uri, index, f"{_stem(shard.uri)}/{index:08}", misfit)
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows as Python values; bytes of a text that are no UTF-8 become \\xNN, as in the names of a tar."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [[_cell(scalar) for scalar in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _cell(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if isinstance(scalar, pa.BinaryScalar):
+            return scalar.as_buffer().to_pybytes().decode("utf-8", errors="backslashreplace")
+        if isinstance(scalar, pa.DictionaryScalar):
+            return _cell(scalar.value)
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _cell(scalar[name]) for name in scalar.type.names}
+        assert isinstance(scalar, pa.ListScalar), f"{scalar.type} holds text"
+        return [_cell(inner) for inner in scalar.values]
 
 
 def _row(row: Mapping[str, Any], columns: SourceColumns, uri: str, index: int) -> _Row:

@@ -109,6 +109,36 @@ def test_what_is_no_parquet(path: Path) -> None:
     assert (item.reason, item.key) == ("not_parquet", "photos.parquet")
 
 
+def test_texts_that_are_no_utf8(path: Path) -> None:
+    def texts(*values: bytes) -> pa.Array:
+        return pa.array(values).view(pa.string())
+
+    table = {
+        "key": texts(b"a\xff", b"b"),
+        "caption": texts(b"caf\xe9", b"tea"),
+        "tags": pa.ListArray.from_arrays([0, 2, 3], texts(b"x", b"\xfe", b"y")),
+        "place": pa.StructArray.from_arrays([texts(b"\xfd", b"z")], ["name"]),
+        "image": [jpeg(0), jpeg(1)],
+    }
+    pq.write_table(pa.table(table), path)
+    samples = read(path)
+    assert all(isinstance(sample, Sample) for sample in samples)
+    assert [sample.key for sample in samples] == [r"a\xff", "b"]
+    assert [sample.attachments["txt"] for sample in samples if isinstance(sample, Sample)] == [rb"caf\xe9", b"tea"]
+    assert [json.loads(sample.attachments["json"]) for sample in samples if isinstance(sample, Sample)] == [
+        {"tags": ["x", r"\xfe"], "place": {"name": r"\xfd"}},
+        {"tags": ["y"], "place": {"name": "z"}},
+    ]
+
+
+def test_a_column_whose_name_is_no_utf8(path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a"], "image": [jpeg(0)]}), path)
+    path.write_bytes(path.read_bytes().replace(b"caption", b"capti\xffn"))
+    (reject,) = read(path)
+    assert isinstance(reject, Reject)
+    assert (reject.reason, reject.stage) == ("not_parquet", "read")
+
+
 def test_damage_costs_its_row_group(path: Path) -> None:
     pq.write_table(
         pa.table({"key": list("abcdefghi"), "image": [jpeg(i) for i in range(9)]}),
