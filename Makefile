@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-fault-cost bench-video clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-fault-cost bench-video bench-damage check-parquet clean
 
 setup: $(STAMP)
 
@@ -107,6 +107,17 @@ bench-fault-cost: setup
 # Ten thousand opens of good and bad videos: the memory of the process, and the slowest open (docs/VIDEO.md).
 bench-video: setup
 	PYTHONPATH=tests:benchmarks nice $(BIN)/python benchmarks/video_opens.py --json docs/results/video-opens.json
+
+# Damaged copies of the clips: how many are told, with the second, and whether the frames before it are good (docs/VIDEO.md).
+bench-damage: setup
+	nice $(BIN)/python benchmarks/video_damage.py $(VIDEOS) --json docs/results/video-damage.json
+
+# CIFAR-10 through the Parquet source and through a tar: equal row for row? All by the tests' fake model, some by the real one.
+ROWS := 2000
+
+check-parquet: setup
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/parquet_rows.py '$(TEST_IMAGES)'
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/parquet_rows.py '$(TEST_IMAGES)' --real --rows $(ROWS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

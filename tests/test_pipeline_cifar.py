@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from fake_tokenizer import FakeTokenizer
+from fake_tokenizer import load_fake
+from parquet_rows import compare, differing_columns, rows_of, write_tar
 from real_data import write_real_data
 
 from pipeline.plan import plan_shards
@@ -22,22 +19,9 @@ from tatok.tokenizer import Tokenizer
 pytestmark = pytest.mark.corpus
 
 
-def as_tar(table: pa.Table, path: Path) -> Path:
-    """Each row as a .jpg with its .cls and .json."""
-    with tarfile.open(path, "w") as tar:
-        for row in table.to_pylist():
-            texts = {"cls": str(row["label"]), "json": json.dumps({"class_name": row["class_name"]})}
-            content = {"jpg": row["image"]["bytes"]} | {name: text.encode() for name, text in texts.items()}
-            for extension, data in content.items():
-                info = tarfile.TarInfo(f"{row['key']}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def test_all_samples_are_the_same(corpus: Path, tmp_path: Path) -> None:
     table = pq.read_table(corpus / "cifar10-test.parquet")
-    sources = (corpus / "cifar10-test.parquet", as_tar(table, tmp_path / "cifar.tar"))
+    sources = (corpus / "cifar10-test.parquet", write_tar(table, tmp_path / "cifar.tar"))
     of_parquet, of_tar = (
         [
             (sample.index, sample.key, sample.media, sample.extension, sample.payload, dict(sample.attachments))
@@ -51,17 +35,32 @@ def test_all_samples_are_the_same(corpus: Path, tmp_path: Path) -> None:
     assert of_parquet == of_tar
 
 
-@pytest.mark.parametrize(("num_rows", "image_size", "fake"), [(1000, 32, True), (64, 64, False)], ids=["fake", "real"])
-def test_all_rows_are_the_same(corpus: Path, tmp_path: Path, num_rows: int, image_size: int, fake: bool) -> None:
-    table = pq.read_table(corpus / "cifar10-test.parquet").slice(0, num_rows)
-    pq.write_table(table, tmp_path / "cifar.parquet", row_group_size=num_rows // 4)
-    as_tar(table, tmp_path / "cifar.tar")
-    tokenizer = FakeTokenizer() if fake else Tokenizer.load(device="cpu")
-    rows = []
+@pytest.mark.usefixtures("local_ray")
+def test_all_rows_are_the_same(corpus: Path, tmp_path: Path) -> None:
+    """The tiny twin of `make check-parquet`."""
+    table = pq.read_table(corpus / "cifar10-test.parquet").slice(0, 1000)
+    report = compare(table, tmp_path, image_size=64, load_tokenizer=load_fake, row_group_rows=250)
+    assert report.num_rows == (1000, 1000)
+    assert report.differing == ()
+    assert report.is_equal
+    assert {"tokens", "positions", "key", "label", "metadata", "sha256", "entropy_bits"} <= set(report.columns)
+
+
+def test_rows_of_the_real_model_are_the_same(corpus: Path, tmp_path: Path) -> None:
+    table = pq.read_table(corpus / "cifar10-test.parquet").slice(0, 64)
+    pq.write_table(table, tmp_path / "cifar.parquet", row_group_size=16)
+    write_tar(table, tmp_path / "cifar.tar")
+    tokenizer = Tokenizer.load(device="cpu")
     for name in ("parquet", "tar"):
-        output = tmp_path / name
-        write_real_data(str(output), (f"{tmp_path}/cifar.{name}",), image_size=image_size, tokenizer=tokenizer)
-        table = ds.dataset(output / "data").to_table().sort_by("source_index")
-        rows.append(table.drop_columns(["source_uri", "sample_id"]))  # the id is of the place
-    assert len(rows[0]) == num_rows
-    assert rows[0].equals(rows[1])
+        write_real_data(str(tmp_path / name), (f"{tmp_path}/cifar.{name}",), image_size=64, tokenizer=tokenizer)
+    of_parquet, of_tar = rows_of(tmp_path / "parquet"), rows_of(tmp_path / "tar")
+    assert len(of_parquet) == 64
+    assert differing_columns(of_parquet, of_tar) == ()
+
+
+def test_a_difference_is_found() -> None:
+    table = pa.table({"key": ["a", "b"], "tokens": [[1, 2], [3]], "label": ["x", None]})
+    other = pa.table({"key": ["a", "b"], "tokens": [[1, 2], [4]], "caption": ["x", None]})
+    assert differing_columns(table, table) == ()
+    assert differing_columns(table, other) == ("tokens", "label", "caption")
+    assert differing_columns(table, table.slice(0, 1)) == ("key", "tokens", "label")
