@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,22 @@ def test_a_column_whose_name_is_no_utf8(path: Path) -> None:
     (reject,) = read(path)
     assert isinstance(reject, Reject)
     assert (reject.reason, reject.stage) == ("not_parquet", "read")
+
+
+def test_a_footer_that_ends_the_process_when_its_columns_are_asked_for(path: Path) -> None:
+    """Found by `make fuzz`: an exception in C++ that pyarrow does not catch."""
+    pq.write_table(pa.table({"image": [jpeg(0)], "size": [{"width": 40}]}), path)
+    # The struct becomes required, and so has one definition level fewer than its size statistics count.
+    optional, required = b"\x35\x02\x18\x04size", b"\x35\x00\x18\x04size"
+    assert optional in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(optional, required))
+    asked = "import sys, pyarrow.parquet as pq; pq.read_metadata(sys.argv[1]).row_group(0).column(1)"
+    ended = subprocess.run([sys.executable, "-c", asked, str(path)], capture_output=True, text=True)
+    if ended.returncode != -signal.SIGABRT:
+        pytest.skip("this pyarrow raises, or takes it")
+    assert "histogram size mismatch" in ended.stderr
+    [item] = read(path)
+    assert isinstance(item, Reject)
 
 
 def test_damage_costs_its_row_group(path: Path) -> None:
