@@ -60,7 +60,7 @@ class Setting:
     num_samples: int
     speed_batch: int
     speed_rounds: int
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
 
 
 BACKBONE = TaTokConfig(
@@ -98,7 +98,6 @@ SETTINGS = {
             num_samples=64,
             speed_batch=8,
             speed_rounds=2,
-            precision="float32",  # many CPUs know no bfloat16
         ),
         Setting(
             name="small",

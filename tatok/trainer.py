@@ -27,11 +27,23 @@ from tatok.run_folder import RunFolder, load_from
 from tatok.tokenizer import to_float
 from tatok.training_config import KeptMixture, Stage, TrainingConfig
 
-__all__ = ["CHECKPOINT", "Trainer", "choose_kept"]
+__all__ = ["CHECKPOINT", "Trainer", "choose_kept", "computes_in_bfloat16"]
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint"
 VALIDATION_SHARE = 0.16  # of the patches kept when held-out images are looked at: about 40 of 256
+
+
+def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """What a training file's `precision` comes to on a device."""
+    if precision == "auto":
+        return device.type != "cpu" or _cpu_has_bfloat16()
+    return precision == "bfloat16"
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether this processor has instructions for it; torch computes in it on any, slowly where there are none."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_kept(scores_BN: Tensor, by_dtf_BN: Tensor | None, mixture: KeptMixture) -> Tensor:
@@ -328,7 +340,7 @@ class Trainer:
         return dict(zip(terms, values.tolist(), strict=True))
 
     def _autocast(self) -> torch.autocast:
-        is_low = self.config.precision == "bfloat16"
+        is_low = computes_in_bfloat16(self.config.precision, self.device)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_low)
 
     @torch.no_grad()

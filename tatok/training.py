@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tatok.photos import RandomCrops, centre_crops, expand_sources
 from tatok.ranks import num_ranks, rank, sum_over_ranks
 from tatok.run_folder import is_url
-from tatok.trainer import CHECKPOINT, Trainer
+from tatok.trainer import CHECKPOINT, Trainer, computes_in_bfloat16
 from tatok.training_config import TrainingConfig, check_batch_sizes
 
 __all__ = ["train"]
@@ -72,11 +72,6 @@ def _codebook_use(trainer: Trainer) -> dict[str, float]:
     return shares
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor computes in bfloat16 by itself; torch does it on any, slowly where it does not."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def train(
     config: TrainingConfig,
     device: torch.device,
@@ -98,10 +93,10 @@ def train(
     with _display(say) as display:
         if trainer.restore():
             display.say(f"going on in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
-        if config.precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
+        if config.precision == "bfloat16" and not computes_in_bfloat16("auto", device):
             display.say(
                 "this processor has no bfloat16 instructions, which makes its products about ten times as slow as "
-                "float32's: better set `precision: float32`"
+                "float32's: better set `precision: auto`"
             )
         while trainer.stage_index < len(config.stages):
             _run_stage(trainer, photos, heldout, display)

@@ -72,7 +72,10 @@ class TrainingConfig(Section):
     num_heldout: int = Field(64, ge=1)
     seed: int = 0
     num_loader_workers: int = Field(1, ge=0)
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Of the products; auto: bfloat16 on GPUs and on CPUs with instructions for it, else float32.",
+    )
     ema_decay: float = Field(0.998, ge=0, lt=1)
     num_start_crops: int = Field(4096, ge=1, description="Crops that the bases and codebooks are started from.")
     log_every_steps: int = Field(50, ge=1)

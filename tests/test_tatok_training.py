@@ -20,7 +20,7 @@ from tatok.model import TaTokConfig, anchor_grid
 from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
 from tatok.quantizer import VectorQuantizer
 from tatok.tokenizer import Tokenizer
-from tatok.trainer import Trainer, choose_kept
+from tatok.trainer import Trainer, choose_kept, computes_in_bfloat16
 from tatok.training import train
 from tatok.training_config import KeptMixture, Stage, TrainingConfig, check_batch_sizes, load_training_config
 
@@ -69,16 +69,27 @@ def test_all_stages_write_figures_pictures_and_a_checkpoint_that_loads(config: T
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_it", "told"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+    ("precision", "has_it", "told"),
+    [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0), ("auto", False, 0)],
 )
 def test_slow_bfloat16_is_told(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, told: int
 ) -> None:
-    monkeypatch.setattr("tatok.training.cpu_has_bfloat16", lambda: has_it)
+    monkeypatch.setattr("tatok.trainer._cpu_has_bfloat16", lambda: has_it)
     lines: list[str] = []
     stages = (config.stages[0].model_copy(update={"steps": 1, "perceptual_weight": 0.0}),)
     train(config.model_copy(update={"precision": precision, "stages": stages}), torch.device("cpu"), say=lines.append)
-    assert sum("set `precision: float32`" in line for line in lines) == told
+    assert sum("set `precision: auto`" in line for line in lines) == told
+
+
+def test_auto_takes_bfloat16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for has_it in (True, False):
+        monkeypatch.setattr("tatok.trainer._cpu_has_bfloat16", lambda has_it=has_it: has_it)
+        assert computes_in_bfloat16("auto", cpu) == has_it
+        assert computes_in_bfloat16("auto", cuda)
+        assert computes_in_bfloat16("bfloat16", cpu)
+        assert not computes_in_bfloat16("float32", cuda)
 
 
 def test_stages_move_only_the_parts_that_they_train(config: TrainingConfig) -> None:
