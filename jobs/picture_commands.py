@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["decode", "report", "show"]
 
 DECODE_BATCH = 16
+REPORT_FRAMES = 4
 
 DataSet = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a tokenized data set.")]
 KEY_HELP = "key of an image, or its sample_id (its first 8 digits do)."
@@ -97,25 +98,30 @@ def show(
     checkpoint: CheckpointOption = None,
     device: Device = None,
     timeout: Timeout = 60.0,
+    frames: Annotated[int, typer.Option(min=1, help="Of a clip: how many frames to draw, evenly spread over it.")] = 6,
 ) -> None:
-    """Draw one image: original (where its source answers), entropy of each patch, kept patches, reconstruction."""
+    """Draw one image: original (where its source answers), entropy of each patch, kept patches, reconstruction.
+
+    Of a clip a few frames are drawn, one below the other; all of them move in KEY-tokens-moving.webp beside it.
+    """
     import io
 
     from pipeline.originals import NotFound, Recipe, read_originals, source_places
+    from tatok.animation import animated_webp
     from tatok.lookup import find_rows, read_rows
     from tatok.parts import TokenizedData
-    from tatok.picture import PictureRow, draw_picture
+    from tatok.picture import PictureRow, draw_picture, side_by_side
     from tatok.report import shown_text
     from tatok.rows import token_sequences
+    from tatok.shown_frames import shown_frames
 
     data = TokenizedData.open(output)
     table = read_rows(data, find_rows(data, [key]))
-    _refuse_clips(table)
     tokenizer = _tokenizer_of(data, checkpoint, device)
     [place] = source_places(table)
     found = read_originals([place], Recipe.of_run(data.run), max_seconds=timeout)[place]
     [row], [sequence] = table.to_pylist(), token_sequences(table)
-    [rebuilt] = _decode(tokenizer, [sequence], data)
+    [rebuilt_T3HW] = _decode(tokenizer, [sequence], data)
     entropy = sequence.entropy
     lines = [
         f"{entropy.entropy_bits:,.0f} bits: {entropy.kept_entropy_bits:,.0f} in kept patches, "
@@ -125,22 +131,38 @@ def show(
     ]
     if isinstance(found, NotFound):
         typer.secho(f"no original: {found.why}", fg="yellow", err=True)
+    original = f"no original: {shown_text(found.why)}" if isinstance(found, NotFound) else found.pixels
+    is_clip, pts_s = sequence.grid.frames > 1, row.get("frame_pts_s")
+    if is_clip:
+        lines.insert(0, f"in all {sequence.num_tokens} tokens in {sequence.grid.frames} frames")
     image = draw_picture(
         [
             PictureRow(
-                title=shown_text(row["key"]),
-                original=f"no original: {shown_text(found.why)}" if isinstance(found, NotFound) else found.pixels[0],
-                rebuilt=rebuilt,
-                sequence=sequence,
-                lines=tuple(lines),
+                title=shown_text(row["key"]) + (_frame_words(place.clip_index, frame.number, pts_s) if is_clip else ""),
+                original=frame.original,
+                rebuilt=frame.rebuilt,
+                sequence=frame.sequence,
+                lines=tuple(lines) if frame.number == 0 else (),
             )
+            for frame in shown_frames(sequence, original, rebuilt_T3HW, most=frames)
         ]
     )
-    path = picture or Path(f"{_file_name(row['key'])}-tokens.png")
+    number = f"-{place.clip_index}" if place.clip_index else ""  # the rows of one sample share its key
+    path = picture or Path(f"{_file_name(row['key'])}{number}-tokens.png")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     _write(path, buffer.getvalue())
     print(f"{path}: {sequence.num_tokens} tokens, {sequence.num_global} global and {sequence.num_patches} patch")
+    if is_clip:
+        every = shown_frames(sequence, original, rebuilt_T3HW, most=sequence.grid.frames)
+        moving = path.with_name(f"{path.stem}-moving.webp")
+        pictures = [
+            side_by_side(frame.original, frame.sequence, pixels)
+            for frame, pixels in zip(every, rebuilt_T3HW, strict=True)
+        ]
+        _write(moving, animated_webp(pictures, pts_s))
+        panels = f"{'' if isinstance(every[0].original, str) else 'original, '}kept patches, rebuilt"
+        print(f"{moving}: {len(every)} frames: {panels}")
 
 
 def decode(
@@ -150,11 +172,16 @@ def decode(
     checkpoint: CheckpointOption = None,
     device: Device = None,
 ) -> None:
-    """Turn tokens back into PNG files, one KEY.png each, a clip's frames side by side; existing files are replaced."""
+    """Turn tokens back into PNG files, one KEY.png each; existing files are replaced.
+
+    Of a clip, KEY.png holds the frames side by side, and KEY-moving.webp plays them.
+    """
     import io
 
+    import numpy as np
     from PIL import Image
 
+    from tatok.animation import animated_webp
     from tatok.lookup import find_rows, read_rows
     from tatok.parts import TokenizedData
     from tatok.rows import token_sequences
@@ -163,12 +190,15 @@ def decode(
     table = read_rows(data, list(dict.fromkeys(find_rows(data, keys))))
     tokenizer = _tokenizer_of(data, checkpoint, device)
     sequences = token_sequences(table)
-    images = _decode(tokenizer, sequences, data)
-    for name, sequence, pixels in zip(_file_names(table), sequences, images, strict=True):
+    clips = _decode(tokenizer, sequences, data)
+    for row, name, sequence, pixels_T3HW in zip(table.to_pylist(), _file_names(table), sequences, clips, strict=True):
+        frames_HW3 = [pixels_3HW.transpose(1, 2, 0) for pixels_3HW in pixels_T3HW]
         buffer = io.BytesIO()
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+        Image.fromarray(np.hstack(frames_HW3)).save(buffer, "PNG")
         path = folder / f"{name}.png"
         _write(path, buffer.getvalue())
+        if len(frames_HW3) > 1:
+            _write(folder / f"{name}-moving.webp", animated_webp(frames_HW3, row.get("frame_pts_s")))
         print(f"{path}: {sequence.num_tokens} tokens")
 
 
@@ -177,10 +207,11 @@ def _example_images(
 ) -> tuple[list[ExampleImage], str | None]:
     """The images to show, and why there are none."""
     from pipeline.originals import NotFound, Recipe, read_originals, source_places
-    from schemas.errors import ConfigError
+    from schemas.errors import ConfigError, SourceError
     from tatok.lookup import read_rows
     from tatok.report import ExampleImage
     from tatok.rows import token_sequences
+    from tatok.shown_frames import shown_frames
 
     places = [*examples.richest, *examples.typical, *examples.poorest]
     kinds = ["richest"] * len(examples.richest) + ["typical"] * len(examples.typical)
@@ -188,8 +219,6 @@ def _example_images(
     if not places:
         return [], "there are no images yet"
     table = read_rows(data, places)
-    if max(table.column("grid_frames").to_pylist()) > 1:
-        return [], "clips of several frames cannot be pictured yet"
     sequences = token_sequences(table)
     no_tokenizer = ""
     rebuilt: Sequence[np.ndarray | str]
@@ -208,8 +237,13 @@ def _example_images(
     if no_tokenizer:
         typer.secho(f"warning: no reconstructions: {no_tokenizer}", fg="yellow", err=True)
     images = []
-    for kind, row, sequence, source, image in zip(kinds, table.to_pylist(), sequences, sources, rebuilt, strict=True):
-        original = originals[source]
+    for kind, row, sequence, source, clip in zip(kinds, table.to_pylist(), sequences, sources, rebuilt, strict=True):
+        found = originals[source]
+        original = f"no original: {found.why}" if isinstance(found, NotFound) else found.pixels
+        try:
+            frames = shown_frames(sequence, original, clip, most=REPORT_FRAMES)
+        except ValueError as error:
+            raise SourceError(f"{data.url}, {row['key']!r}: {error}; is a part damaged?") from error
         images.append(
             ExampleImage(
                 kind=kind,  # type: ignore[arg-type]
@@ -217,8 +251,7 @@ def _example_images(
                 caption=row["caption"],
                 label=row["label"],
                 sequence=sequence,
-                original=f"no original: {original.why}" if isinstance(original, NotFound) else original.pixels[0],
-                rebuilt=image,
+                frames=frames,
             )
         )
     return images, None
@@ -247,7 +280,7 @@ def _tokenizer_of(data: TokenizedData, checkpoint: str | None, device: str | Non
 
 
 def _decode(tokenizer: Tokenizer, sequences: Sequence[TokenSequence], data: TokenizedData) -> Iterator[np.ndarray]:
-    """Pixels, uint8 [3, H, T * W], of each sequence in order, its frames side by side; alike ones decode together."""
+    """Pixels, uint8 [T, 3, H, W], of each sequence in order; alike ones decode together."""
     from itertools import groupby
 
     from schemas.errors import SourceError
@@ -261,18 +294,12 @@ def _decode(tokenizer: Tokenizer, sequences: Sequence[TokenSequence], data: Toke
                 raise SourceError(
                     f"{data.url} holds tokens that cannot be decoded: {error}; is a part damaged?"
                 ) from error
-            yield from clips_BT3HW.permute(0, 2, 3, 1, 4).flatten(3).cpu().numpy()
+            yield from clips_BT3HW.cpu().numpy()
 
 
-def _refuse_clips(table: pa.Table) -> None:
-    from schemas.errors import ConfigError
-
-    for key, num_frames in zip(*(table.column(name).to_pylist() for name in ("key", "grid_frames")), strict=True):
-        if num_frames > 1:
-            raise ConfigError(
-                f"{key!r} is a clip of {num_frames} token frames; `tatok show` draws images only, `tatok decode` turns "
-                "clips into strips of frames"
-            )
+def _frame_words(clip_index: int, number: int, pts_s: Sequence[float] | None) -> str:
+    at = "" if pts_s is None or number >= len(pts_s) else f" at {pts_s[number]:.3f} s"
+    return f", clip {clip_index}, frame {number + 1}{at}"
 
 
 def _file_names(table: pa.Table) -> list[str]:

@@ -11,7 +11,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from schemas.records import TokenSequence
 
-__all__ = ["HEAT", "PictureRow", "draw_picture", "entropy_range", "heat_colours", "heat_map", "kept_patches"]
+__all__ = [
+    "HEAT",
+    "PictureRow",
+    "draw_picture",
+    "entropy_range",
+    "heat_colours",
+    "heat_map",
+    "kept_patches",
+    "side_by_side",
+]
 
 MARGIN, HEADER, TEXT, LINE = 12, 26, 15, 20
 SMALLEST_SIDE = 256
@@ -103,6 +112,21 @@ def draw_picture(rows: Sequence[PictureRow]) -> Image.Image:
         for column, panel in enumerate(line):
             canvas.paste(panel, (MARGIN + column * (side + MARGIN), top + HEADER + LINE * len(row.lines)))
     return canvas
+
+
+def side_by_side(original: np.ndarray | str, sequence: TokenSequence, rebuilt: np.ndarray) -> np.ndarray:
+    """Original, kept patches and reconstruction of one frame, uint8 [H, 3 * W, 3]; without an original [H, 2 * W, 3].
+
+    Narrow frames are enlarged by a whole factor.
+    """
+    given = None if isinstance(original, str) else original
+    kept = kept_patches(given, sequence, side=rebuilt.shape[2])
+    factor = -(-SMALLEST_SIDE // rebuilt.shape[2])
+    size = (rebuilt.shape[2] * factor, rebuilt.shape[1] * factor)
+    pictures = [*([] if given is None else [given.transpose(1, 2, 0)]), kept, rebuilt.transpose(1, 2, 0)]
+    return np.hstack(
+        [np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST)) for picture in pictures]
+    )
 
 
 def _panels(row: PictureRow, scale: tuple[float, float] | None) -> list[Image.Image]:

@@ -34,6 +34,7 @@ from tatok.charts import (
 )
 from tatok.picture import entropy_range, heat_colours, heat_map, kept_patches
 from tatok.report_rows import EntropyAgainstTokens, RejectExample
+from tatok.shown_frames import ShownFrame, frame_sheet
 from tatok.statistics import DataSetStatistics
 
 __all__ = ["ExampleImage", "Report", "render_report", "shown_text"]
@@ -51,15 +52,14 @@ _URL_QUERY = re.compile(r"(https?://[^\s?#\"']*)[?#][^\s\"']*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleImage:
-    """One image to show; `original` and `rebuilt` are uint8 [3, H, W], or a str that says why there is none."""
+    """One image or clip to show: `frames` are a few of a clip's, and an image's only one."""
 
     kind: Literal["richest", "typical", "poorest"]
     key: str
     caption: str | None
     label: str | None
     sequence: TokenSequence
-    original: np.ndarray | str
-    rebuilt: np.ndarray | str
+    frames: tuple[ShownFrame, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def render_report(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown_text, "short": short_number, "at": _at, "ramp": _ramp}
-    scale = entropy_range(image.sequence for image in report.images)
+    scale = entropy_range(frame.sequence for image in report.images for frame in image.frames)
     return environment.get_template("report.html.j2").render(
         report=report,
         statistics=statistics,
@@ -139,6 +139,7 @@ def render_report(report: Report) -> str:
         use_charts=_use_charts(statistics),
         columns=statistics.distributions,
         groups=_groups(report.images, scale),
+        clips_are_shown=any(len(image.frames) > 1 for image in report.images),
         heat_scale=None if scale is None else Scale(low=f"{scale[0]:.1f}", high=f"{scale[1]:.1f}", unit="bits a patch"),
         settings=list(_flat(report.run.config)),
         fingerprint=[(name, _unquoted(value)) for name, value in sorted(report.run.fingerprint.items())],
@@ -224,29 +225,37 @@ def _groups(images: Sequence[ExampleImage], scale: tuple[float, float] | None) -
 
 
 def _panels(image: ExampleImage, scale: tuple[float, float] | None) -> tuple[_Panel, ...]:
-    sequence, key = image.sequence, shown_text(image.key, 80)
-    entropies = sequence.entropy.patch_entropy_bits_N
-    has_original = not isinstance(image.original, str)
+    sequence, frames, key = image.sequence, image.frames, shown_text(image.key, 80)
+    entropies = np.concatenate([frame.sequence.entropy.patch_entropy_bits_N for frame in frames])
+    has_original = not isinstance(frames[0].original, str)
     kept_alt = f"{key}: {sequence.num_patches} of {sequence.grid.num_positions} patches kept, the others dark"
     heat, why = None, "not stored (patch_entropy_bits)"
     if scale is not None and np.isfinite(entropies).all():
-        heat = _data_uri(heat_map(sequence, *scale), exact=True)
+        heat = _data_uri(frame_sheet([heat_map(frame.sequence, *scale) for frame in frames]), exact=True)
         why = f"{key}: entropy of each patch, {entropies.min():.1f} to {entropies.max():.1f} bits"
-    kept = kept_patches(image.original if isinstance(image.original, np.ndarray) else None, sequence, 64)
+    kept = frame_sheet(
+        [
+            kept_patches(None if isinstance(frame.original, str) else frame.original, frame.sequence, 64)
+            for frame in frames
+        ]
+    )
     return (
-        _pixels_or_words("original", f"{key}: original", image.original),
+        _pixels_or_words("original", f"{key}: original", [frame.original for frame in frames]),
         _Panel(label="entropy", alt=why, uri=heat, why=why, coarse=True),
         _Panel(
             label="kept", alt=kept_alt, uri=_data_uri(kept, exact=not has_original), why="", coarse=not has_original
         ),
-        _pixels_or_words("from tokens", f"{key}: rebuilt from {sequence.num_tokens} tokens", image.rebuilt),
+        _pixels_or_words(
+            "from tokens", f"{key}: rebuilt from {sequence.num_tokens} tokens", [frame.rebuilt for frame in frames]
+        ),
     )
 
 
-def _pixels_or_words(label: str, alt: str, image: np.ndarray | str) -> _Panel:
-    if isinstance(image, str):
-        return _Panel(label=label, alt=alt, uri=None, why=image)
-    return _Panel(label=label, alt=alt, uri=_data_uri(image.transpose(1, 2, 0)), why="")
+def _pixels_or_words(label: str, alt: str, frames: Sequence[np.ndarray | str]) -> _Panel:
+    pictures = [frame.transpose(1, 2, 0) for frame in frames if not isinstance(frame, str)]
+    if not pictures:
+        return _Panel(label=label, alt=alt, uri=None, why=str(frames[0]))
+    return _Panel(label=label, alt=alt, uri=_data_uri(frame_sheet(pictures)), why="")
 
 
 def _data_uri(pixels: np.ndarray, *, exact: bool = False) -> Markup:

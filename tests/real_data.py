@@ -19,6 +19,7 @@ from pipeline.tokenize import tokenize_clips
 from schemas.job import JobConfig
 from schemas.manifest import RunRecord
 from schemas.records import Clip, Reject, Shard
+from schemas.video import Video
 from tatok.tokenizer import Tokenizer
 
 DEMO_PHOTOS = str(TESTS.parent / "examples" / "photos" / "demo-{0000..0002}.tar")
@@ -47,10 +48,12 @@ def write_real_data(
     *,
     image_size: int = 256,
     tokenizer: Tokenizer | FakeTokenizer | None = None,
+    video: Video = Video(),  # noqa: B008
     **preprocessing: object,
 ) -> None:
     """Tokenize tars into `url` on the CPU, in this process; with the shipped checkpoint unless another one is given."""
-    config = JobConfig(source=sources, output=url, preprocessing={"image_size": image_size} | preprocessing)  # type: ignore[arg-type]
+    pixels = {"image_size": image_size} | preprocessing
+    config = JobConfig(source=sources, output=url, preprocessing=pixels, video=video)  # type: ignore[arg-type]
     tokenizer = tokenizer or Tokenizer.load(device="cpu")
     spec = TokenizerSpec.of(tokenizer)  # type: ignore[arg-type]
     fingerprint = run_fingerprint(config, spec)
@@ -62,7 +65,7 @@ def write_real_data(
             if isinstance(sample, Reject):
                 yield sample
             else:
-                yield from decode_sample(sample, config.preprocessing, config.limits)
+                yield from decode_sample(sample, config.preprocessing, config.limits, config.video)
 
     reports = [
         commit_shard(

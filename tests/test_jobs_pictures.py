@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import real_data
 from conftest import photo_members, tar_bytes
-from PIL import Image
+from PIL import Image, ImageSequence
 from real_data import DEMO_PHOTOS, HOSTILE_KEY, hostile_tar, write_real_data
 from synthetic_tokens import write_synthetic
+from synthetic_videos import noise, video_bytes
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
-from schemas.records import Clip, Reject
+from schemas.video import Video
 from tatok.lookup import find_rows, read_rows
 from tatok.parts import TokenizedData
 from tatok.rows import token_sequences
 from tatok.tokenizer import Tokenizer
+
+CLIP_FRAMES = 5
 
 
 def invoke(*arguments: object) -> Result:
@@ -201,26 +203,113 @@ def test_another_checkpoint_is_refused(command: list[str], real: Path, here: Pat
     assert not (here / "out").exists()
 
 
-def test_a_clip_decodes_to_a_strip_of_its_frames(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode_sample = real_data.decode_sample
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens of two clips of one moving video, each of five frames, at 64 pixels."""
+    folder = tmp_path_factory.mktemp("clips")
+    video = video_bytes(10, pictures=noise(10, 64, 64), width=64)
+    (folder / "clips.tar").write_bytes(tar_bytes([("noise.mp4", video)]))
+    write_real_data(
+        str(folder / "set"), (f"{folder}/clips.tar",), image_size=64, video=Video(frames_per_clip=CLIP_FRAMES)
+    )
+    return folder / "set"
 
-    def mirrored_too(*arguments: Any) -> Iterator[Clip | Reject]:
-        for clip in decode_sample(*arguments):
-            assert isinstance(clip, Clip)
-            yield replace(clip, pixels=np.concatenate([clip.pixels, clip.pixels[..., ::-1]]))
 
-    monkeypatch.setattr(real_data, "decode_sample", mirrored_too)
-    source = here / "photos.tar"
-    source.write_bytes(tar_bytes(photo_members(0, 3)[:1]))
-    write_real_data(str(here / "set"), (str(source),), image_size=64)
-    [key] = TokenizedData.open(here / "set").read_all(["key"]).column("key").to_pylist()
-    result = invoke("decode", here / "set", key, "-o", here / "out")
+def clip_ids(data_set: Path) -> list[str]:
+    rows = TokenizedData.open(data_set).read_all(["sample_id", "clip_index"]).to_pylist()
+    assert [row["clip_index"] for row in rows] == [0, 1]
+    return [row["sample_id"] for row in rows]
+
+
+def decoded_clips(data_set: Path) -> np.ndarray:
+    """uint8 [2, T, 3, H, W]."""
+    pixels: np.ndarray = (
+        Tokenizer.load(device="cpu").decode_clips(token_sequences(TokenizedData.open(data_set).read_all())).numpy()
+    )
+    assert pixels.shape == (2, CLIP_FRAMES, 3, 64, 64)
+    return pixels
+
+
+def moving(path: Path) -> tuple[list[np.ndarray], list[int]]:
+    """The frames of an animated picture, uint8 [H, W, 3], and how long each is shown, in milliseconds."""
+    frames, durations_ms = [], []
+    with Image.open(path) as picture:
+        for frame in ImageSequence.Iterator(picture):
+            frames.append(np.asarray(frame.convert("RGB")))
+            durations_ms.append(frame.info["duration"])
+    return frames, durations_ms
+
+
+def test_a_clip_decodes_to_a_strip_of_its_frames_and_a_moving_picture(clips: Path, here: Path) -> None:
+    ids = clip_ids(clips)
+    result = invoke("decode", clips, *ids, "-o", "out")
     assert result.exit_code == 0, result.output
-    [sequence] = token_sequences(TokenizedData.open(here / "set").read_all())
-    assert sequence.grid.frames == 2
-    first, second = Tokenizer.load(device="cpu").decode_clips([sequence])[0].numpy()
-    [picture] = (here / "out").iterdir()
-    np.testing.assert_array_equal(np.asarray(Image.open(picture)).transpose(2, 0, 1), np.dstack([first, second]))
-    shown = invoke("show", here / "set", key)
-    assert shown.exit_code == 1
-    assert "is a clip of 2 token frames" in shown.output
+    assert len(list((here / "out").iterdir())) == 4
+    for sample_id, expected in zip(ids, decoded_clips(clips), strict=True):
+        strip = np.asarray(Image.open(here / "out" / f"noise-{sample_id[:16]}.png"))
+        np.testing.assert_array_equal(strip.transpose(2, 0, 1), np.dstack(list(expected)))
+        frames, durations_ms = moving(here / "out" / f"noise-{sample_id[:16]}-moving.webp")
+        assert durations_ms == [40] * CLIP_FRAMES
+        for frame, pixels in zip(frames, expected, strict=True):
+            # WebP halves the colours' resolution, but hardly changes the brightness.
+            assert np.abs(frame.mean(axis=2) - pixels.mean(axis=0)).mean() < 8
+
+
+def test_show_draws_a_clip_frame_by_frame_and_moving(clips: Path, here: Path) -> None:
+    result = invoke("show", clips, clip_ids(clips)[1], "--frames", 3)
+    assert result.exit_code == 0, result.output
+    assert "no original" not in result.output
+    assert f"{CLIP_FRAMES} frames: original, kept patches, rebuilt" in result.output
+    assert sorted(path.name for path in here.iterdir()) == ["noise-1-tokens-moving.webp", "noise-1-tokens.png"]
+    expected, side, line, sources = decoded_clips(clips)[1], 256, 26 + 256 + 12, noise(10, 64, 64)
+    picture = np.asarray(Image.open(here / "noise-1-tokens.png"))
+    for row, frame in enumerate((4, 2, 0)):  # from below
+        bottom = len(picture) - 12 - row * line
+        rebuilt = picture[bottom - side : bottom, -12 - side : -12]
+        np.testing.assert_array_equal(rebuilt[2::4, 2::4], expected[frame].transpose(1, 2, 0))
+        original = picture[bottom - side : bottom, 12 : 12 + side][2::4, 2::4].astype(int)
+        distances = [np.abs(original - source).mean() for source in sources]
+        assert np.argmin(distances) == CLIP_FRAMES + frame
+    frames, durations_ms = moving(here / "noise-1-tokens-moving.webp")
+    assert durations_ms == [40] * CLIP_FRAMES
+    for number, frame in enumerate(frames):
+        assert frame.shape == (side, 3 * side, 3)
+        shown = frame[2::4, 2 : 2 + side : 4].astype(int)
+        assert np.argmin([np.abs(shown - source).mean() for source in sources]) == CLIP_FRAMES + number
+
+
+def test_a_clip_without_its_original(clips: Path, here: Path) -> None:
+    moved = here / "set"
+    shutil.copytree(clips, moved)
+    rewrite(moved, "sha256", "0" * 64)
+    result = invoke("show", moved, clip_ids(clips)[0], "-o", "lost.png")
+    assert result.exit_code == 0, result.output
+    assert "no original: the source holds other bytes" in result.output
+    assert f"{CLIP_FRAMES} frames: kept patches, rebuilt" in result.output
+    assert moving(here / "lost-moving.webp")[0][0].shape == (256, 2 * 256, 3)
+
+
+def test_clips_of_one_video_are_told_apart(clips: Path, here: Path) -> None:
+    result = invoke("show", clips, "noise")
+    assert result.exit_code == 1
+    assert "2 rows" in result.output
+    for sample_id in clip_ids(clips):
+        assert sample_id in result.output
+    assert not list(here.iterdir())
+
+
+def test_report_shows_clips(clips: Path, here: Path) -> None:
+    result = invoke("report", clips)
+    assert result.exit_code == 0, result.output
+    html = (here / "report.html").read_text(encoding="utf-8")
+    assert "no original" not in html
+    assert "Of a clip these are a few frames" in html
+    assert html.count(f"of {CLIP_FRAMES} frames") == 2
+    pictures = [Image.open(io.BytesIO(base64.b64decode(words))) for words in re.findall(r"base64,([^\"]+)", html)]
+    # Four frames each: two by two with a gap, at 64 pixels, but the entropies of 4 x 4 patches, which are enlarged.
+    assert [picture.size for picture in pictures] == 2 * [(130, 130), (65, 65), (130, 130), (130, 130)]
+    [first, *_], [second, *_] = pictures[:4], pictures[4:]
+    sources = noise(10, 64, 64)
+    corners = [np.asarray(sheet.convert("RGB"))[:64, :64].astype(int) for sheet in (first, second)]
+    nearest = {int(np.argmin([np.abs(corner - source).mean() for source in sources])) for corner in corners}
+    assert nearest == {0, CLIP_FRAMES}

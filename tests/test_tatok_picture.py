@@ -10,7 +10,16 @@ import torch
 from fake_tokenizer import FakeTokenizer
 
 from schemas.records import TokenSequence
-from tatok.picture import HEAT, PictureRow, draw_picture, entropy_range, heat_colours, heat_map, kept_patches
+from tatok.picture import (
+    HEAT,
+    PictureRow,
+    draw_picture,
+    entropy_range,
+    heat_colours,
+    heat_map,
+    kept_patches,
+    side_by_side,
+)
 
 
 @pytest.fixture
@@ -76,3 +85,16 @@ def test_a_line_of_four_panels(original: np.ndarray, sequence: TokenSequence) ->
     first, last = picture[top : top + height, 12 : 12 + width], picture[top : top + height, -12 - width : -12]
     np.testing.assert_array_equal(first[1::3, 1::3], original.transpose(1, 2, 0))
     np.testing.assert_array_equal(last, first[::-1])
+
+
+def test_panels_of_a_frame_side_by_side(original: np.ndarray, sequence: TokenSequence) -> None:
+    rebuilt = 255 - original
+    picture = side_by_side(original, sequence, rebuilt)
+    assert picture.shape == (3 * 64, 3 * 3 * 96, 3)  # to at least 256 pixels, by a whole factor
+    left, middle, right = np.split(picture[1::3, 1::3], 3, axis=1)
+    np.testing.assert_array_equal(left, original.transpose(1, 2, 0))
+    np.testing.assert_array_equal(middle, kept_patches(original, sequence))
+    np.testing.assert_array_equal(right, rebuilt.transpose(1, 2, 0))
+    lost = side_by_side("gone", sequence, rebuilt)
+    assert lost.shape == (3 * 64, 2 * 3 * 96, 3)
+    np.testing.assert_array_equal(lost[1::3, 1::3][:, 96:], right)

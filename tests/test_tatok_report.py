@@ -25,6 +25,7 @@ from tatok.lookup import read_rows
 from tatok.parts import TokenizedData
 from tatok.report import ExampleImage, Report, render_report, shown_text
 from tatok.report_rows import Examples, look_at_rows, reject_examples
+from tatok.shown_frames import shown_frames
 from tatok.statistics import CodebookUse, KeptShare, summarize
 
 AT = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -218,8 +219,7 @@ def test_words_from_the_data_stay_words(data: TokenizedData) -> None:
         caption=HOSTILE,
         label=HOSTILE,
         sequence=sequence,
-        original=pixels,
-        rebuilt=HOSTILE,
+        frames=shown_frames(sequence, pixels[None], HOSTILE, most=4),
     )
     statistics = replace(summarize(data), url=HOSTILE, rejects={HOSTILE: 3})
     run = replace(
@@ -253,14 +253,14 @@ def test_words_from_the_data_stay_words(data: TokenizedData) -> None:
 def test_gaps_are_named(data: TokenizedData) -> None:
     sequence = FakeTokenizer().encode(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0]
     unknown = replace(sequence.entropy, patch_entropy_bits_N=np.full(16, np.nan, np.float32))
+    sequence = replace(sequence, entropy=unknown)
     image = ExampleImage(
         kind="typical",
         key="k",
         caption=None,
         label=None,
-        sequence=replace(sequence, entropy=unknown),
-        original="no original: gone",
-        rebuilt="no reconstruction: other weights",
+        sequence=sequence,
+        frames=shown_frames(sequence, "no original: gone", "no reconstruction: other weights", most=4),
     )
     page = Page(render_report(report_of(data, images=[image], why_no_images=None)))
     for words in ("not stored (patch_entropy_bits)", "no original: gone", "no reconstruction: other weights"):
