@@ -18,7 +18,7 @@ from conftest import photo_members, tar_bytes
 from PIL import Image, ImageSequence
 from real_data import DEMO_PHOTOS, HOSTILE_KEY, hostile_tar, write_real_data
 from synthetic_tokens import write_synthetic
-from synthetic_videos import noise, video_bytes
+from synthetic_videos import video_bytes
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
@@ -203,12 +203,19 @@ def test_another_checkpoint_is_refused(command: list[str], real: Path, here: Pat
     assert not (here / "out").exists()
 
 
+def moving_bar() -> list[np.ndarray]:
+    """Ten pictures, uint8 [64, 64, 3], whose every frame differs much from the others, so that it costs tokens."""
+    first = np.full((64, 64, 3), (30, 40, 120), np.uint8)
+    first[:, :24] = (240, 220, 60)
+    return [np.roll(first, 6 * number, axis=1) for number in range(10)]
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokens of two clips of one moving video, each of five frames, at 64 pixels."""
     folder = tmp_path_factory.mktemp("clips")
-    video = video_bytes(10, pictures=noise(10, 64, 64), width=64)
-    (folder / "clips.tar").write_bytes(tar_bytes([("noise.mp4", video)]))
+    video = video_bytes(10, pictures=moving_bar(), width=64)
+    (folder / "clips.tar").write_bytes(tar_bytes([("bar.mp4", video)]))
     write_real_data(
         str(folder / "set"), (f"{folder}/clips.tar",), image_size=64, video=Video(frames_per_clip=CLIP_FRAMES)
     )
@@ -246,9 +253,9 @@ def test_a_clip_decodes_to_a_strip_of_its_frames_and_a_moving_picture(clips: Pat
     assert result.exit_code == 0, result.output
     assert len(list((here / "out").iterdir())) == 4
     for sample_id, expected in zip(ids, decoded_clips(clips), strict=True):
-        strip = np.asarray(Image.open(here / "out" / f"noise-{sample_id[:16]}.png"))
+        strip = np.asarray(Image.open(here / "out" / f"bar-{sample_id[:16]}.png"))
         np.testing.assert_array_equal(strip.transpose(2, 0, 1), np.dstack(list(expected)))
-        frames, durations_ms = moving(here / "out" / f"noise-{sample_id[:16]}-moving.webp")
+        frames, durations_ms = moving(here / "out" / f"bar-{sample_id[:16]}-moving.webp")
         assert durations_ms == [40] * CLIP_FRAMES
         for frame, pixels in zip(frames, expected, strict=True):
             # WebP halves the colours' resolution, but hardly changes the brightness.
@@ -260,9 +267,9 @@ def test_show_draws_a_clip_frame_by_frame_and_moving(clips: Path, here: Path) ->
     assert result.exit_code == 0, result.output
     assert "no original" not in result.output
     assert f"{CLIP_FRAMES} frames: original, kept patches, rebuilt" in result.output
-    assert sorted(path.name for path in here.iterdir()) == ["noise-1-tokens-moving.webp", "noise-1-tokens.png"]
-    expected, side, line, sources = decoded_clips(clips)[1], 256, 26 + 256 + 12, noise(10, 64, 64)
-    picture = np.asarray(Image.open(here / "noise-1-tokens.png"))
+    assert sorted(path.name for path in here.iterdir()) == ["bar-1-tokens-moving.webp", "bar-1-tokens.png"]
+    expected, side, line, sources = decoded_clips(clips)[1], 256, 26 + 256 + 12, moving_bar()
+    picture = np.asarray(Image.open(here / "bar-1-tokens.png"))
     for row, frame in enumerate((4, 2, 0)):  # from below
         bottom = len(picture) - 12 - row * line
         rebuilt = picture[bottom - side : bottom, -12 - side : -12]
@@ -270,7 +277,7 @@ def test_show_draws_a_clip_frame_by_frame_and_moving(clips: Path, here: Path) ->
         original = picture[bottom - side : bottom, 12 : 12 + side][2::4, 2::4].astype(int)
         distances = [np.abs(original - source).mean() for source in sources]
         assert np.argmin(distances) == CLIP_FRAMES + frame
-    frames, durations_ms = moving(here / "noise-1-tokens-moving.webp")
+    frames, durations_ms = moving(here / "bar-1-tokens-moving.webp")
     assert durations_ms == [40] * CLIP_FRAMES
     for number, frame in enumerate(frames):
         assert frame.shape == (side, 3 * side, 3)
@@ -290,7 +297,7 @@ def test_a_clip_without_its_original(clips: Path, here: Path) -> None:
 
 
 def test_clips_of_one_video_are_told_apart(clips: Path, here: Path) -> None:
-    result = invoke("show", clips, "noise")
+    result = invoke("show", clips, "bar")
     assert result.exit_code == 1
     assert "2 rows" in result.output
     for sample_id in clip_ids(clips):
@@ -309,7 +316,7 @@ def test_report_shows_clips(clips: Path, here: Path) -> None:
     # Four frames each: two by two with a gap, at 64 pixels, but the entropies of 4 x 4 patches, which are enlarged.
     assert [picture.size for picture in pictures] == 2 * [(130, 130), (65, 65), (130, 130), (130, 130)]
     [first, *_], [second, *_] = pictures[:4], pictures[4:]
-    sources = noise(10, 64, 64)
+    sources = moving_bar()
     corners = [np.asarray(sheet.convert("RGB"))[:64, :64].astype(int) for sheet in (first, second)]
     nearest = {int(np.argmin([np.abs(corner - source).mean() for source in sources])) for corner in corners}
     assert nearest == {0, CLIP_FRAMES}
