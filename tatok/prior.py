@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tatok.layers import Transformer
 from tatok.model import TaTokConfig
+from tatok.row_chunks import row_chunks
 
 __all__ = ["CodeStatistics", "Prior", "code_statistics", "soft_surprisal"]
 
@@ -38,10 +39,33 @@ class Prior(nn.Module):
         self, globals_BMC: Tensor, base_BNP: Tensor, vectors_BNC: Tensor, visible_BN: Tensor, coordinates_L2: Tensor
     ) -> Tensor:
         """Logits, float32 [B, N, K]; what stands in `vectors_BNC` where not visible has no effect."""
+        return self.head(self._states(globals_BMC, base_BNP, vectors_BNC, visible_BN, coordinates_L2)).float()
+
+    def statistics(
+        self,
+        globals_BMC: Tensor,
+        base_BNP: Tensor,
+        vectors_BNC: Tensor,
+        visible_BN: Tensor,
+        coordinates_L2: Tensor,
+        *,
+        codes_BN: Tensor,
+        codebook_KC: Tensor,
+    ) -> CodeStatistics:
+        """`code_statistics` of the logits, which never lie in memory all at once."""
+        states_BND = self._states(globals_BMC, base_BNP, vectors_BNC, visible_BN, coordinates_L2)
+        rows = (row_chunks(each, len(codebook_KC)) for each in (states_BND.flatten(0, 1), codes_BN.flatten()))
+        chunks = zip(*rows, strict=True)
+        parts = [code_statistics(self.head(states), codes, codebook_KC) for states, codes in chunks]
+        return CodeStatistics(*(torch.cat(values).view(codes_BN.shape) for values in zip(*parts, strict=True)))
+
+    def _states(
+        self, globals_BMC: Tensor, base_BNP: Tensor, vectors_BNC: Tensor, visible_BN: Tensor, coordinates_L2: Tensor
+    ) -> Tensor:
         token = torch.where(visible_BN[:, :, None], self.embed_code(vectors_BNC), self.hidden_D)
         tokens = torch.cat([self.embed_global(globals_BMC), self.embed_base(base_BNP) + token], dim=1)
         states = self.transformer(tokens, coordinates_L2)
-        return self.head(states[:, globals_BMC.shape[1] :]).float()
+        return states[:, globals_BMC.shape[1] :]
 
 
 def soft_surprisal(logits_BNK: Tensor, vectors_BNC: Tensor, codebook_KC: Tensor, temperature: Tensor) -> Tensor:
@@ -74,7 +98,7 @@ class CodeStatistics(NamedTuple):
 
 
 def code_statistics(logits_BNK: Tensor, codes_BN: Tensor, codebook_KC: Tensor) -> CodeStatistics:
-    """Entropy, surprisal, content variance and content distance of every position."""
+    """Entropy, surprisal, content variance and content distance of every position; B and N may be one dimension."""
     log_q = F.log_softmax(logits_BNK.float(), dim=-1)
     q = log_q.exp()
     entropy = -(q * log_q).sum(-1) / math.log(2)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatok.ranks import broadcast_from_first, num_ranks, sum_over_ranks
+from tatok.row_chunks import row_chunks
 
 __all__ = ["Quantized", "VectorQuantizer"]
 
@@ -51,9 +52,10 @@ class VectorQuantizer(nn.Module):
         """The code, int64 [...], of the nearest codebook entry to each vector [..., C]; ties go to the lower code."""
         flat = vectors.float().flatten(0, -2)
         with torch.autocast(flat.device.type, enabled=False):  # bf16 would confuse near neighbours
+            squares_K, chunks = self.codebook_KC.square().sum(1), row_chunks(flat, len(self.codebook_KC))
             # |v - e|^2 without |v|^2, which does not change the winner.
-            distances = self.codebook_KC.square().sum(1) - 2 * flat @ self.codebook_KC.T
-        return distances.argmin(1).view(vectors.shape[:-1])
+            codes = [(squares_K - 2 * chunk @ self.codebook_KC.T).argmin(1) for chunk in chunks]
+        return torch.cat(codes).view(vectors.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
         """The vectors, float32 [..., C], that codes [...] stand for."""

@@ -18,7 +18,7 @@ from tatok import clips
 from tatok.checkpoint import Checkpoint, load_checkpoint
 from tatok.dtf import DTFSettings, Filtered, filter_tokens
 from tatok.model import Codes
-from tatok.prior import CodeStatistics, code_statistics
+from tatok.prior import CodeStatistics
 
 __all__ = ["FullRate", "Tokenizer", "to_float", "to_pixels"]
 
@@ -129,8 +129,7 @@ class Tokenizer:
     def encode(self, pixels: Tensor) -> list[TokenSequence]:
         """Tokenize uint8 images [B, 3, H, W]; H and W are multiples of the patch. In order, one sequence an image.
 
-        Needs about 20 MB of memory an image of 256x256 for the prior's distributions; the caller chooses B.
-        Raises ValueError where the pixels are of another type or shape.
+        The caller chooses B. Raises ValueError where the pixels are of another type or shape.
         """
         full = self.full_rate(pixels)
         return self.sequences(full, self.filter(full))
@@ -253,8 +252,15 @@ class Tokenizer:
     def estimate(self, full: FullRate, visible_BN: Tensor) -> CodeStatistics:
         """What the prior says of every position when the codes at `visible_BN` (bool) are known."""
         coordinates = self._model.coordinates(full.grid)
-        logits = self._prior(full.globals_BMC, full.base_BNP, full.patches_BNC, visible_BN, coordinates)
-        return code_statistics(logits, full.codes.patch_BN, self._model.patch_quantizer.codebook_KC)
+        return self._prior.statistics(
+            full.globals_BMC,
+            full.base_BNP,
+            full.patches_BNC,
+            visible_BN,
+            coordinates,
+            codes_BN=full.codes.patch_BN,
+            codebook_KC=self._model.patch_quantizer.codebook_KC,
+        )
 
     @torch.inference_mode()
     def filter(self, full: FullRate, *, new_globals_B: Tensor | None = None) -> Filtered:
