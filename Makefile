@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-fault-cost bench-video bench-damage check-parquet clean
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -49,6 +49,16 @@ $(BENCH_STAMP): $(STAMP) benchmarks/requirements-loader.txt
 bench-loader: $(BENCH_STAMP)
 	$(BENCH)/bin/python benchmarks/loader.py --json docs/results/loader.json --document docs/LOADER.md
 
+# tatok and others who tokenize the same photos by the same model (docs/PERFORMANCE.md).
+PEERS_STAMP := $(BENCH)/.peers
+
+$(PEERS_STAMP): $(BENCH_STAMP) benchmarks/requirements-peers.txt
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/requirements-peers.txt
+	@touch $@
+
+bench-peers: $(PEERS_STAMP)
+	PYTHONPATH=tests:benchmarks $(BENCH)/bin/python benchmarks/peers.py --json docs/results/peers.json --document docs/PERFORMANCE.md
+
 # TaTok and its rivals on CIFAR-10 (docs/RESULTS.md): hours on two cores; the same command goes on where it stopped.
 IMAGES ?= ../shared/corpus/cifar10-train.parquet
 TEST_IMAGES ?= ../shared/corpus/cifar10-test.parquet
@@ -79,6 +89,12 @@ bench-temporal: setup
 # The driver with a million shards and a thousand GPU actors, simulated (docs/SCALE.md).
 bench-scale: setup
 	$(BIN)/python benchmarks/scale.py --json docs/results/scale.json
+
+# A few ratios of `tatok bench` against those on record; warns where one has become worse.
+RECORD :=
+
+bench-quick: setup
+	$(BIN)/python benchmarks/quick.py $(RECORD)
 
 # Random kills over real runs on a Ray of three nodes; each data set is verified against its source.
 RUNS := 100

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jobs.bench_command import bench
 from jobs.config_commands import config as config_commands
 from jobs.doctor_command import doctor
 from jobs.export_commands import compact, exports
@@ -94,6 +95,7 @@ app.command()(compact)
 app.add_typer(exports, name="export")
 app.add_typer(generator, name="generator")
 app.command()(doctor)
+app.command()(bench)
 app.command()(submit)
 app.add_typer(jobs_commands, name="jobs")
 app.add_typer(config_commands, name="config")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fsspec.spec import AbstractFileSystem
 
-__all__ = ["ListedFile", "etag_of", "is_local", "list_below", "list_directly_in"]
+__all__ = ["ListedFile", "etag_of", "followed", "is_local", "list_below", "list_directly_in"]
 
 
 class ListedFile(NamedTuple):
@@ -38,12 +38,24 @@ def list_below(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
 def list_directly_in(fs: AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
     """fsspec's account of every file directly in a folder, in no certain order; S3 is asked page by page."""
     if "s3" not in _protocols(fs):
-        yield from (info for info in fs.ls(folder, detail=True) if info["type"] == "file")
+        yield from (
+            info for info in (followed(fs, info) for info in fs.ls(folder, detail=True)) if info["type"] == "file"
+        )
         return
     bucket, prefix, _ = fs.split_path(folder)
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix, Delimiter="/"):
         yield {"name": f"{bucket}/{entry['Key']}", "size": entry["Size"], "ETag": entry.get("ETag"), "type": "file"}
+
+
+def followed(fs: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:
+    """fsspec's account of what a link on a disk leads to; of what is no link, or leads nowhere, the one given."""
+    if not info.get("islink"):
+        return info
+    try:
+        return dict(fs.info(info["name"]))
+    except FileNotFoundError:
+        return info
 
 
 def is_local(fs: AbstractFileSystem) -> bool:

@@ -16,7 +16,7 @@ from fsspec.spec import AbstractFileSystem
 
 from pipeline.file_groups import group_files
 from pipeline.formats import ARCHIVE_FORMATS, format_of
-from pipeline.listing import ListedFile, etag_of, is_local, list_below, list_directly_in
+from pipeline.listing import ListedFile, etag_of, followed, is_local, list_below, list_directly_in
 from pipeline.plan_files import files_with_sidecars
 from pipeline.plan_parquet import split_parquet
 from pipeline.plan_tar import split_tar
@@ -243,7 +243,7 @@ def _has_glob(fs: AbstractFileSystem, path: str) -> bool:
 
 
 def _glob(fs: AbstractFileSystem, path: str, pattern: str) -> list[_Found]:
-    matches = fs.glob(path, detail=True)
+    matches = {name: followed(fs, info) for name, info in fs.glob(path, detail=True).items()}
     files = sorted((name, info) for name, info in matches.items() if info["type"] == "file")
     if not files:
         raise SourceError(f"no file matches {path!r} (from {pattern!r}); check the path and quote it against the shell")

@@ -98,3 +98,14 @@ def test_pending_keeps_the_order(folder: Path) -> None:
     assert progress.pending == (shards[0], *shards[2:])
     assert (progress.committed, progress.strangers) == ({shards[1].shard_id}, {"stranger"})
     assert progress.num_shards == len(shards)
+
+
+def test_links_to_files_are_files(folder: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    target = sorted(folder.glob("*.tar"))[0]
+    (links / "a.tar").symlink_to(target)
+    (links / "lost.tar").symlink_to(tmp_path / "nothing")
+    for pattern in (links, f"{links}/*.tar"):
+        [shard] = plan_shards([str(pattern)])
+        assert (shard.uri, shard.num_bytes) == (str(links / "a.tar"), target.stat().st_size)
