@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_tokenizer import FakeTokenizer
 from test_pipeline_cluster import job, run
 from test_pipeline_commit import shard
 from test_pipeline_leases import report
@@ -81,7 +83,9 @@ def test_the_same_numbers_everywhere(
         for take in (log, display, plain.take):
             take(event)
 
-    summary = run(job(source, tmp_path / "out"), on_event=tell)
+    # Tokenizers are asked for their seconds once a second, so the run must last for some.
+    slow = functools.partial(FakeTokenizer, delay_s=1.0)
+    summary = run(job(source, tmp_path / "out"), on_event=tell, load_tokenizer=slow)
     log.close()
     assert (summary.num_rows, summary.num_rejects) == (10, 1)
     last = json.loads(lines.getvalue().splitlines()[-1])
