@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["DecodeWorker", "Heartbeat", "Pulse", "TokenizerWorker", "first_line", "start_error", "was_killed"]
 
 _MAX_CHUNKS_AHEAD = 16
-# What a chunk costs on its way does not depend on its size: small ones grow, as long as nobody waits long for them.
-_SMALL_CHUNK_BYTES = 1 << 20
-_SMALL_CHUNK_S = 0.2
-_MOST_CHUNKS_IN_ONE = 16
 _GUARD_START_S = 20.0
 
 
@@ -104,13 +100,12 @@ class DecodeWorker:
         return apply_filter(self._filter, sample, decode(sample))
 
     def decode(
-        self, shard: Shard, chunk_size: int, chunk_bytes: int, small_bytes: int, *, guarded: bool
+        self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
     ) -> Iterator[list[Clip | Reject]]:
         """Stream the shard as chunks of `chunk_size` results, in source order; Ray's backpressure paces it.
 
-        A chunk ends earlier where its pixels come to `chunk_bytes`, and later, by a fraction of a second, where they
-        have not come to `small_bytes`. `guarded`: each sample in a child process, so that one that crashes, hangs or
-        exhausts memory is a reject.
+        A chunk ends earlier where its pixels come to `chunk_bytes`. `guarded`: each sample in a child process, so that
+        one that crashes, hangs or exhausts memory is a reject.
         """
         config, chunk, num_bytes = self._config, list[Clip | Reject](), 0
         samples = self._read(
@@ -135,21 +130,13 @@ class DecodeWorker:
                 decode = stack.enter_context(guard).decode
             if self._filter is not None:
                 decode = partial(self._filtered, decode)
-            started = time.monotonic()
             for sample in samples:
                 for result in [sample] if isinstance(sample, Reject) else self._decoded(sample, decode):
                     chunk.append(result)
                     num_bytes += 0 if isinstance(result, Reject) else result.pixels.nbytes
-                    if len(chunk) < chunk_size and num_bytes < chunk_bytes:
-                        continue
-                    if (
-                        num_bytes < small_bytes
-                        and len(chunk) < _MOST_CHUNKS_IN_ONE * chunk_size
-                        and time.monotonic() - started < _SMALL_CHUNK_S
-                    ):
-                        continue
-                    yield chunk
-                    chunk, num_bytes, started = [], 0, time.monotonic()
+                    if len(chunk) >= chunk_size or num_bytes >= chunk_bytes:
+                        yield chunk
+                        chunk, num_bytes = [], 0
             if chunk:
                 yield chunk
 
@@ -256,13 +243,12 @@ class TokenizerWorker:
         clip_bytes = 3 * self._config.preprocessing.image_size**2
         chunk_size = max(1, min(resources.batch_size, resources.max_bytes_in_flight // (2 * clip_bytes)))
         chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // (chunk_size * clip_bytes)))
-        small_bytes = min(_SMALL_CHUNK_BYTES, resources.max_bytes_in_flight // (2 * _MAX_CHUNKS_AHEAD))
         if attempt.guarded:
             # One sample may take the whole deadline, and its successor must start a process first.
-            chunk_size, small_bytes, deadline_s = 1, 0, 2 * deadline_s + _GUARD_START_S
+            chunk_size, deadline_s = 1, 2 * deadline_s + _GUARD_START_S
         stream = decoder.decode.options(
             num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
-        ).remote(attempt.shard, chunk_size, chunk_size * clip_bytes, small_bytes, guarded=attempt.guarded)
+        ).remote(attempt.shard, chunk_size, chunk_size * clip_bytes, guarded=attempt.guarded)
         while True:
             started = time.monotonic()
             arrived, _ = ray.wait([stream], timeout=deadline_s)
