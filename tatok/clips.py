@@ -28,7 +28,7 @@ from schemas.records import TokenSequence
 from schemas.tokens import MAX_POSITIONS
 from tatok.dtf import Filtered
 from tatok.frames import join_frames, split_frames
-from tatok.model import cell_of_patches
+from tatok.patches import cell_of_patches
 
 if TYPE_CHECKING:
     from tatok.tokenizer import FullRate, Tokenizer

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from schemas.errors import ConfigError
 from tatok.layers import Transformer
+from tatok.patches import anchor_grid, cell_of_patches, patch_coordinates, to_images, to_patches
 from tatok.quantizer import Quantized, VectorQuantizer
 
 __all__ = [
@@ -37,11 +38,9 @@ __all__ = [
     "Decoder",
     "Encoded",
     "Encoder",
+    "Looked",
     "TaTok",
     "TaTokConfig",
-    "anchor_grid",
-    "cell_of_patches",
-    "patch_coordinates",
 ]
 
 
@@ -112,48 +111,6 @@ class TaTokConfig:
 _LATER_FIELDS = ("cell_size", "anchored", "filler")
 
 
-def anchor_grid(num_global: int) -> tuple[int, int]:
-    """Rows and columns of the thumbnail cells that anchor M >= 1 globals: the factors of M nearest to a square."""
-    rows = next(r for r in range(int(num_global**0.5), 0, -1) if num_global % r == 0)
-    return rows, num_global // rows
-
-
-def cell_of_patches(grid: tuple[int, int], num_global: int) -> Tensor:
-    """The anchor cell that each patch's centre lies in, int64 [N]."""
-    (height, width), (rows, columns) = grid, anchor_grid(num_global)
-    row_of = (2 * torch.arange(height) + 1) * rows // (2 * height)
-    column_of = (2 * torch.arange(width) + 1) * columns // (2 * width)
-    return (row_of[:, None] * columns + column_of).flatten()
-
-
-def patch_coordinates(height: int, width: int, num_global: int, device: torch.device) -> Tensor:
-    """(row, column) of M globals (centres of their cells) and then N patches, float32 [M + N, 2], in patches."""
-
-    def raster(ys: Tensor, xs: Tensor) -> Tensor:
-        return torch.stack(torch.meshgrid(ys, xs, indexing="ij"), dim=-1).flatten(0, 1)
-
-    patches = raster(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
-    )
-    if not num_global:
-        return patches
-    rows, columns = anchor_grid(num_global)
-    cells = raster(
-        (torch.arange(rows, device=device) + 0.5) * height / rows - 0.5,
-        (torch.arange(columns, device=device) + 0.5) * width / columns - 0.5,
-    )
-    return torch.cat([cells, patches])
-
-
-def _to_patches(images_B3HW: Tensor, patch: int) -> Tensor:
-    return F.pixel_unshuffle(images_B3HW, patch).flatten(2).transpose(1, 2)  # [B, N, P]
-
-
-def _to_images(patches_BNP: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    return F.pixel_shuffle(patches_BNP.transpose(1, 2).unflatten(2, grid), patch)
-
-
 class Codes(NamedTuple):
     """Codes of a batch at full rate: `global_BM` and `patch_BN`, int64."""
 
@@ -167,6 +124,14 @@ class Encoded(NamedTuple):
     globals_BMC: Quantized
     patches_BNC: Quantized
     base_BNP: Tensor
+
+
+class Looked(NamedTuple):
+    """What the encoder sees of images by themselves: patches, the trunk's states [B, M + N, D], quantized globals."""
+
+    patches_BNP: Tensor
+    states_BLD: Tensor
+    globals_BMC: Quantized
 
 
 class _PixelBasis(nn.Module):
@@ -310,11 +275,11 @@ class TaTok(nn.Module):
     def cells(self, images_B3HW: Tensor) -> Tensor:
         """Cells [B, M, Q] of the thumbnail that anchors M >= 1 globals."""
         side, (rows, columns) = self.config.cell_side, anchor_grid(self.config.num_global)
-        return _to_patches(F.adaptive_avg_pool2d(images_B3HW, (rows * side, columns * side)), side)
+        return to_patches(F.adaptive_avg_pool2d(images_B3HW, (rows * side, columns * side)), side)
 
     def patches(self, images_B3HW: Tensor) -> Tensor:
         """Patches [B, N, P] of images."""
-        return _to_patches(images_B3HW, self.config.patch_size)
+        return to_patches(images_B3HW, self.config.patch_size)
 
     def base(self, globals_BMC: Tensor, grid: tuple[int, int]) -> Tensor:
         """The image [B, N, P], as patches, that the thumbnail in the globals alone tells; grey where there is none."""
@@ -323,26 +288,33 @@ class TaTok(nn.Module):
             return globals_BMC.new_zeros(len(globals_BMC), grid[0] * grid[1], config.patch_pixels)
         corrections = self.decoder.cells(globals_BMC, self.coordinates(grid)[: config.num_global])
         cells_BMQ = self.cell_basis.decode(globals_BMC) + corrections
-        thumbnail = _to_images(cells_BMQ, anchor_grid(config.num_global), config.cell_side)
+        thumbnail = to_images(cells_BMQ, anchor_grid(config.num_global), config.cell_side)
         size = (grid[0] * patch, grid[1] * patch)
-        return _to_patches(F.interpolate(thumbnail.float(), size=size, mode="bilinear", align_corners=False), patch)
+        return to_patches(F.interpolate(thumbnail.float(), size=size, mode="bilinear", align_corners=False), patch)
+
+    def look(self, images_B3HW: Tensor) -> Looked:
+        """What the encoder sees of images, float in [-1, 1], before it knows what stands in the base image's place."""
+        patches, cells = self.patches(images_B3HW), self.cells(images_B3HW) if self.has_cells else None
+        states, global_vectors = self.encoder.look(patches, cells, self.coordinates(self.grid(images_B3HW)))
+        if cells is not None:
+            global_vectors = self.cell_basis.encode(cells) + global_vectors
+        globals_ = self.global_quantizer(global_vectors) if self.config.num_global else _no_codes(global_vectors)
+        return Looked(patches, states, globals_)
+
+    def refine(self, looked: Looked, globals_BMC: Tensor, base_BNP: Tensor, grid: tuple[int, int]) -> Quantized:
+        """Quantized patches, all N of them, of what images show beyond a base."""
+        residual = looked.patches_BNP - base_BNP
+        corrections = self.encoder.refine(looked.states_BLD, globals_BMC, residual, self.coordinates(grid))
+        quantized: Quantized = self.patch_quantizer(self.residual_basis.encode(residual) + corrections)
+        return quantized
 
     def encode(self, images_B3HW: Tensor) -> Encoded:
         """Quantized globals and patches, all N of them, and the base image; images are float in [-1, 1]."""
         grid = self.grid(images_B3HW)
-        coordinates = self.coordinates(grid)
-        patches, cells = self.patches(images_B3HW), self.cells(images_B3HW) if self.has_cells else None
-        states, global_vectors = self.encoder.look(patches, cells, coordinates)
-        if cells is not None:
-            global_vectors = self.cell_basis.encode(cells) + global_vectors
-        quantized_globals = (
-            self.global_quantizer(global_vectors) if self.config.num_global else _no_codes(global_vectors)
-        )
-        base = self.base(quantized_globals.vectors, grid)
-        residual = patches - base
-        patch_corrections = self.encoder.refine(states, quantized_globals.vectors, residual, coordinates)
-        quantized_patches = self.patch_quantizer(self.residual_basis.encode(residual) + patch_corrections)
-        return Encoded(quantized_globals, quantized_patches, base)
+        looked = self.look(images_B3HW)
+        globals_BMC = looked.globals_BMC.vectors
+        base = self.base(globals_BMC, grid)
+        return Encoded(looked.globals_BMC, self.refine(looked, globals_BMC, base, grid), base)
 
     def decode(
         self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, base_BNP: Tensor, grid: tuple[int, int]
@@ -350,7 +322,7 @@ class TaTok(nn.Module):
         """The image, float [B, 3, H, W], about [-1, 1], from the globals and the kept patch vectors."""
         corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, self.coordinates(grid))
         told = torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
-        return _to_images((base_BNP + told + corrections).float(), grid, self.config.patch_size)
+        return to_images((base_BNP + told + corrections).float(), grid, self.config.patch_size)
 
     def decode_codes(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """As `decode`, from codes; codes of patches that are not kept may be anything inside the codebook."""
@@ -372,26 +344,27 @@ class TaTok(nn.Module):
 
     def encode_after(self, images_B3HW: Tensor, globals_BMC: Tensor, base_BNP: Tensor) -> Quantized:
         """Quantized patches, all N of them, of what frames show beyond `base_after`."""
-        coordinates = self.coordinates(self.grid(images_B3HW))
-        patches = self.patches(images_B3HW)
-        states, _ = self.encoder.look(patches, self.cells(images_B3HW), coordinates)
-        residual = patches - base_BNP
-        corrections = self.encoder.refine(states, globals_BMC, residual, coordinates)
-        quantized: Quantized = self.patch_quantizer(self.residual_basis.encode(residual) + corrections)
-        return quantized
+        return self.refine(self.look(images_B3HW), globals_BMC, base_BNP, self.grid(images_B3HW))
 
-    def decode_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
+    def decode_after(
+        self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor
+    ) -> Tensor:
         """Frames, float [B, 3, H, W], from the frames before them.
 
         Patches that have neither a token nor a new global stay exactly as they were: the decoder would correct them,
         and its corrections again in every frame that follows.
         """
         grid = self.grid(before_B3HW)
-        globals_BMC = self.global_quantizer.decode(codes.global_BM)
-        vectors_BNC = self.patch_quantizer.decode(codes.patch_BN)
         base_BNP = self.base_after(globals_BMC, renewed_BM, before_B3HW)
         corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, self.coordinates(grid))
         told = torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
         changes_BN = kept_BN | self.renewed_patches(renewed_BM, grid)
         corrected = torch.where(changes_BN[:, :, None], corrections, 0.0)
-        return _to_images((base_BNP + told + corrected).float(), grid, self.config.patch_size)
+        return to_images((base_BNP + told + corrected).float(), grid, self.config.patch_size)
+
+    def decode_codes_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
+        """As `decode_after`, from codes; those of patches that are not kept may be anything inside the codebook."""
+        globals_BMC = self.global_quantizer.decode(codes.global_BM)
+        return self.decode_after(
+            globals_BMC, self.patch_quantizer.decode(codes.patch_BN), kept_BN, renewed_BM, before_B3HW
+        )

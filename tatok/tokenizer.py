@@ -211,7 +211,7 @@ class Tokenizer:
 
         `renewed_BM` (bool) are the globals that are new; those of `codes` are the latest of each cell.
         """
-        return to_pixels(self._model.decode_after(codes, kept_BN, renewed_BM, to_float(before)))
+        return to_pixels(self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
 
     # --- the steps of `encode`, for calibration and evaluation --------------------------------------------------
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from tatok.checkpoint import load_checkpoint, save_checkpoint
 from tatok.dtf import DTFSettings
-from tatok.model import Codes, TaTok, TaTokConfig, patch_coordinates
+from tatok.model import Codes, TaTok, TaTokConfig
+from tatok.patches import patch_coordinates
 from tatok.prior import Prior
 from tatok.tokenizer import Tokenizer
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from schemas.errors import ConfigError, SourceError, TatokError
 from tatok.checkpoint import load_checkpoint
-from tatok.model import TaTokConfig, anchor_grid
+from tatok.model import TaTokConfig
+from tatok.patches import anchor_grid
 from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
 from tatok.quantizer import VectorQuantizer
 from tatok.tokenizer import Tokenizer
