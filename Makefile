@@ -18,8 +18,9 @@ demo: setup
 	@rm -rf demo-output
 	$(BIN)/tatok demo --output demo-output
 
+# Two at a time: most tests wait for Ray or for a time that must pass. A file's tests share what is dear to set up.
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

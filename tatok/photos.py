@@ -29,6 +29,7 @@ __all__ = [
     "expand_sources",
     "in_batches",
     "shorter_side",
+    "worker_rng",
 ]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -71,8 +72,8 @@ def expand_sources(patterns: Sequence[str]) -> list[str]:
                 raise ConfigError(f"{path} does not exist (from {pattern!r}); check the path")
         if not found:
             raise ConfigError(
-                f"no file matches {pattern!r}; give WebDataset tars, Parquet files with images, or a folder of "
-                f"{', '.join(IMAGE_EXTENSIONS)} files"
+                f"no file matches {pattern!r}; photos are WebDataset tars, Parquet files with images, or a folder of "
+                f"{', '.join(IMAGE_EXTENSIONS)} files; videos are files"
             )
         files += found
     return files
@@ -151,6 +152,13 @@ def in_batches(images: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
         yield torch.stack(batch)
 
 
+def worker_rng(seed: int, rank: int) -> random.Random:
+    """The random numbers of this worker of a data loader, on this rank."""
+    worker = get_worker_info()
+    number = rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+    return random.Random(seed * 1_000_003 + number)
+
+
 class RandomCrops(IterableDataset[Tensor]):
     """An endless stream of random crops and mirror images, uint8 [3, S, S].
 
@@ -186,10 +194,8 @@ class RandomCrops(IterableDataset[Tensor]):
             if not num_seen:
                 raise SourceError(f"no image in {', '.join(self.paths)}")
 
-    def __iter__(self) -> Iterator[Tensor]:
-        worker = get_worker_info()
-        number = self.rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
-        rng = random.Random(self.seed * 1_000_003 + number)
+    def payloads(self, rng: random.Random) -> Iterator[bytes]:
+        """Encoded photos without end, mixed."""
         buffer: list[bytes] = []
         for payload in self._payloads(rng):
             if len(buffer) < self.shuffle_buffer:
@@ -197,6 +203,11 @@ class RandomCrops(IterableDataset[Tensor]):
                 continue
             place = rng.randrange(len(buffer))
             payload, buffer[place] = buffer[place], payload
+            yield payload
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rng = worker_rng(self.seed, self.rank)
+        for payload in self.payloads(rng):
             image = _square(payload, self.image_size, rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
             if rng.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -1,4 +1,4 @@
-"""Trainer: one optimizer step at a time; losses, kept sets, moving averages, saved state, held-out figures.
+"""Trainer: one optimizer step at a time; moving averages, saved state, held-out figures.
 
 Several ranks (ranks.py) train one model: each has a trainer of its own and steps on its own share of the batch. Weights
 start alike, gradients and codebooks are averaged, so weights stay alike; kept sets are drawn by each rank for itself.
@@ -13,21 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.errors import ConfigError, TatokError
 from tatok.checkpoint import load_checkpoint, save_checkpoint
-from tatok.dtf import position_bits
-from tatok.features import EfficientNetLiteFeatures, perceptual_distance
-from tatok.model import Encoded, TaTok
-from tatok.prior import Prior, code_statistics, soft_surprisal
-from tatok.ranks import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree, sum_over_ranks
+from tatok.features import EfficientNetLiteFeatures
+from tatok.losses import Losses
+from tatok.model import TaTok
+from tatok.prior import Prior, code_statistics
+from tatok.ranks import average_over_ranks, broadcast_from_first, rank, ranks_agree
 from tatok.run_folder import RunFolder, load_from
 from tatok.tokenizer import to_float
-from tatok.training_config import KeptMixture, Stage, TrainingConfig
+from tatok.training_config import Stage, TrainingConfig
 
-__all__ = ["CHECKPOINT", "Trainer", "choose_kept", "computes_in_bfloat16"]
+__all__ = ["CHECKPOINT", "Trainer", "computes_in_bfloat16"]
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint"
@@ -44,30 +43,6 @@ def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
 def _cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for it; torch computes in it on any, slowly where there are none."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def choose_kept(scores_BN: Tensor, by_dtf_BN: Tensor | None, mixture: KeptMixture) -> Tensor:
-    """Kept sets, bool [B, N], of the kinds that `mixture` asks for, each image's kind drawn at random.
-
-    `scores_BN` is the energy of each patch's code; `by_dtf_BN` what DTF's criterion gives, needed if `mixture.dtf`.
-    """
-    num_images, num_positions = scores_BN.shape
-    device = scores_BN.device
-    weights = torch.tensor([mixture.none, mixture.full, mixture.random, mixture.energy, mixture.dtf])
-    kind_B1 = torch.multinomial(weights, num_images, replacement=True).to(device)[:, None]
-    ratio_B1 = torch.rand(num_images, 1, device=device)
-    random_BN = torch.rand(num_images, num_positions, device=device) < ratio_B1
-
-    def above_share(values_BN: Tensor) -> Tensor:
-        share = float(torch.rand(()) ** 2)  # small shares are what DTF is for
-        values = values_BN.float()
-        return values > values.flatten().kthvalue(max(1, round((1 - share) * values.numel()))).values
-
-    kept = torch.where(kind_B1 == 2, random_BN, kind_B1 == 1)
-    kept = torch.where(kind_B1 == 3, above_share(scores_BN), kept)
-    if by_dtf_BN is not None:
-        kept = torch.where(kind_B1 == 4, above_share(by_dtf_BN), kept)
-    return kept
 
 
 def _learning_rate(stage: Stage, step: int) -> float:
@@ -171,7 +146,7 @@ class Trainer:
 
     @torch.no_grad()
     def initialise(self, crops: Iterator[Tensor]) -> None:
-        """PCA bases and k-means codebooks from rank 0's random crops, uint8 [B, 3, H, W] a batch."""
+        """PCA bases and k-means codebooks from rank 0's random crops, a batch as `train_step` takes it."""
         if not rank():
             self._start_from_data(crops)
         broadcast_from_first([*self.modules.parameters(), *self.modules.buffers()])
@@ -182,7 +157,8 @@ class Trainer:
         model = self.model
         batches: list[Tensor] = []
         while sum(len(batch) for batch in batches) < self.config.num_start_crops:
-            batches.append(next(crops))
+            crop = next(crops)
+            batches.append(crop if crop.ndim == 4 else crop[:, 0])
         model.eval()
 
         def gathered(values: list[Tensor], most: int = 200_000) -> Tensor:
@@ -216,6 +192,11 @@ class Trainer:
 
     # --- steps -----------------------------------------------------------------------------------------------
 
+    def losses(self, pixels: Tensor, stage: Stage) -> dict[str, Tensor]:
+        """The weighted terms whose sum is minimised, of float images [B, 3, H, W] or clips, in [-1, 1]."""
+        losses = Losses(model=self.model, prior=self.prior, dtf=self.config.dtf, perceptual=self.perceptual)
+        return losses.of_clips(pixels, stage) if pixels.ndim == 5 else losses.of_images(pixels, stage)
+
     def _start_stage(self) -> None:
         stage = self.config.stages[self.stage_index]
         self.modules.requires_grad_(False)
@@ -232,83 +213,10 @@ class Trainer:
         if stage.perceptual_weight and self.perceptual is None:
             self.perceptual = EfficientNetLiteFeatures().to(self.device)
 
-    def _prior_logits(self, encoded: Encoded, visible_BN: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.prior(
-            encoded.globals_BMC.vectors.detach(),
-            encoded.base_BNP.detach(),
-            encoded.patches_BNC.vectors.detach(),
-            visible_BN,
-            self.model.coordinates(grid),
-        )
-
-    def losses(self, images: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """The weighted terms whose sum is minimised, from float images [B, 3, H, W] in [-1, 1]."""
-        terms: dict[str, Tensor] = {}
-        grid = self.model.grid(images)
-        with torch.set_grad_enabled("tokenizer" in stage.train):
-            encoded = self.model.encode(images)
-        if "prior" in stage.train:
-            visible = torch.rand(encoded.base_BNP.shape[:2], device=images.device)
-            # Half of the images show nothing but the globals: one-shot DTF asks exactly that.
-            ratio = torch.rand(len(images), 1, device=images.device) * (torch.rand(len(images), 1) < 0.5).to(images)
-            visible = visible < ratio
-            logits = self._prior_logits(encoded, visible, grid)
-            # A mean over all ranks' hidden positions, whose numbers differ: their gradients are averaged afterwards.
-            num_hidden = sum_over_ranks((~visible).sum()).clamp_min(1)
-            surprisal = F.cross_entropy(logits[~visible], encoded.patches_BNC.codes[~visible], reduction="sum")
-            terms["prior"] = surprisal * num_ranks() / num_hidden
-        if "tokenizer" in stage.train or "decoder" in stage.train:
-            vectors = encoded.patches_BNC.vectors
-            by_dtf = None
-            if stage.kept.dtf:
-                with torch.no_grad():
-                    nothing = torch.zeros(vectors.shape[:2], dtype=torch.bool, device=images.device)
-                    codes, codebook = encoded.patches_BNC.codes, self.model.patch_quantizer.codebook_KC
-                    statistics = code_statistics(self._prior_logits(encoded, nothing, grid), codes, codebook)
-                    # A tiny threshold, so that all positions are told apart and none is cut off at 0 bits.
-                    dtf = self.config.dtf
-                    settings = dtf.with_threshold(1e-6) if dtf.threshold_kind == "distortion" else dtf
-                    by_dtf = position_bits(statistics, settings)
-            kept = choose_kept(vectors.detach().square().sum(-1), by_dtf, stage.kept)
-            globals_BMC = encoded.globals_BMC.vectors
-            base = encoded.base_BNP if "tokenizer" in stage.train else self.model.base(globals_BMC, grid)
-            rebuilt = self.model.decode(globals_BMC, vectors, kept, base, grid)
-            terms["pixel"] = F.mse_loss(rebuilt, images)
-            if stage.rate_weight:
-                terms["rate"] = stage.rate_weight * self._rate(encoded, kept, grid)
-            if self.model.has_cells:
-                terms["base"] = stage.base_weight * F.mse_loss(base, self.model.patches(images))
-            if stage.perceptual_weight:
-                assert self.perceptual is not None
-                size = min(stage.perceptual_size, images.shape[-2], images.shape[-1])
-                top = int(torch.randint(images.shape[-2] - size + 1, ()))
-                left = int(torch.randint(images.shape[-1] - size + 1, ()))
-                window = (..., slice(top, top + size), slice(left, left + size))
-                with torch.no_grad():
-                    reference = self.perceptual(images[window])
-                distance = perceptual_distance(self.perceptual(rebuilt[window]), reference).mean()
-                terms["perceptual"] = stage.perceptual_weight * distance
-        if "tokenizer" in stage.train:
-            # As an error a pixel, like the other terms: a code's dimensions span cell_pixels or patch_pixels pixels.
-            config = self.model.config
-            commitment = encoded.globals_BMC.commitment * (config.code_dim / config.cell_pixels)
-            commitment = commitment + encoded.patches_BNC.commitment * (config.code_dim / config.patch_pixels)
-            terms["commitment"] = stage.commitment_weight * commitment
-        return terms
-
-    def _rate(self, encoded: Encoded, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Bits a pixel value that the kept codes cost given the globals, with a gradient for codes and globals."""
-        globals_BMC, patches, base = encoded.globals_BMC.vectors, encoded.patches_BNC, encoded.base_BNP
-        logits = self.prior(
-            globals_BMC, base, patches.vectors.detach(), torch.zeros_like(kept_BN), self.model.coordinates(grid)
-        )
-        # As wide as quantization errors are: neighbours of a code share in it.
-        temperature = patches.commitment.detach().clamp_min(1e-6)
-        bits_BN = soft_surprisal(logits, patches.vectors, self.model.patch_quantizer.codebook_KC, temperature)
-        return (bits_BN * kept_BN).sum() / base.numel()
-
     def train_step(self, pixels: Tensor) -> dict[str, float]:
-        """One optimizer step on uint8 images [B, 3, H, W], this rank's share of the batch; its own loss terms.
+        """One optimizer step on this rank's share of the batch; its own loss terms.
+
+        Pixels are uint8 images [B, 3, H, W] or, in a stage of `num_frames` > 1, clips [B, T, 3, H, W].
 
         Raises TatokError, on all ranks, where the loss of any is not finite.
         """

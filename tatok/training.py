@@ -19,8 +19,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
+from tatok.moving_photos import RandomClips
 from tatok.photos import RandomCrops, centre_crops, expand_sources
 from tatok.ranks import num_ranks, rank, sum_over_ranks
 from tatok.run_folder import is_url
@@ -88,6 +89,7 @@ def train(
     """
     check_batch_sizes(config, num_ranks())
     photos = expand_sources(config.photos)
+    videos = expand_sources(config.videos)
     heldout = expand_sources(config.heldout)
     trainer = Trainer(config, device, start_from)
     with _display(say) as display:
@@ -99,22 +101,34 @@ def train(
                 "float32's: better set `precision: auto`"
             )
         while trainer.stage_index < len(config.stages):
-            _run_stage(trainer, photos, heldout, display)
+            _run_stage(trainer, photos, videos, heldout, display)
         trainer.save()
         checkpoint = trainer.folder.path(CHECKPOINT)
         display.say(f"checkpoint: {checkpoint}")
     return checkpoint
 
 
-def _batches(trainer: Trainer, photos: list[str]) -> Iterator[Tensor]:
+def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator[Tensor]:
     config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
     # A resumed stage sees other crops than it already has, not the same again.
     seed = config.seed + 7919 * trainer.stage_index + 104_729 * trainer.step
     crops = RandomCrops(photos, stage.image_size, seed, smallest_crop=stage.smallest_crop, rank=rank())
+    samples: IterableDataset[Tensor] = crops
+    if stage.is_on_clips:
+        samples = RandomClips(
+            crops,
+            stage.num_frames,
+            stage.camera,
+            videos=videos,
+            video_share=stage.video_share,
+            video_fps=config.video_fps,
+        )
     # Bucket clients do not survive a fork; without one, forking is much the quicker start.
-    use_spawn = config.num_loader_workers and (is_url(config.output) or any(is_url(path) for path in photos))
+    use_spawn = config.num_loader_workers and (
+        is_url(config.output) or any(is_url(path) for path in [*photos, *videos])
+    )
     loader = DataLoader(
-        crops,
+        samples,
         batch_size=stage.batch_size // num_ranks(),
         num_workers=config.num_loader_workers,
         multiprocessing_context="spawn" if use_spawn else None,
@@ -122,9 +136,9 @@ def _batches(trainer: Trainer, photos: list[str]) -> Iterator[Tensor]:
     return iter(loader)
 
 
-def _run_stage(trainer: Trainer, photos: list[str], heldout: list[str], display: _Display) -> None:
+def _run_stage(trainer: Trainer, photos: list[str], videos: list[str], heldout: list[str], display: _Display) -> None:
     config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
-    batches = _batches(trainer, photos)
+    batches = _batches(trainer, photos, videos)
     if not trainer.is_initialised:
         display.say(f"starting bases and codebooks from {config.num_start_crops} crops")
         trainer.initialise(batches)

@@ -13,7 +13,7 @@ from schemas.settings_file import read_settings
 from tatok.dtf import DTFSettings
 from tatok.model import TaTokConfig
 
-__all__ = ["KeptMixture", "Stage", "TrainingConfig", "check_batch_sizes", "load_training_config"]
+__all__ = ["CameraMoves", "KeptMixture", "Stage", "TrainingConfig", "check_batch_sizes", "load_training_config"]
 
 Part = Literal["tokenizer", "decoder", "prior"]
 
@@ -32,14 +32,29 @@ class KeptMixture(Section):
     dtf: float = Field(0.0, ge=0)
 
 
+class CameraMoves(Section):
+    """How a camera moves over photos to make clips of them; each number is the most of what is drawn for a clip."""
+
+    still: float = Field(0.4, ge=0, le=1, description="Share of the clips whose camera stands still.")
+    pan: float = Field(0.05, ge=0, description="Shift a frame, over the side of the picture.")
+    zoom: float = Field(0.04, ge=0, lt=1, description="Growth of the picture's side a frame.")
+    rotation_degrees: float = Field(2.0, ge=0, description="Rotation a frame.")
+    object: float = Field(0.5, ge=0, le=1, description="Share of the clips which a piece of another photo crosses.")
+    object_step: float = Field(0.1, ge=0, description="Its shift a frame, over the side of the picture.")
+    noise: float = Field(2.0, ge=0, description="Deviation of the sensor's noise, anew in each frame, in pixel values.")
+
+
 class Stage(Section):
-    """One leg of the training."""
+    """One leg of the training; with `num_frames` > 1 it trains on clips, else on images."""
 
     name: str
     train: tuple[Part, ...] = Field(min_length=1, description="Parts that learn; the others stay as they are.")
     steps: int = Field(ge=1)
     batch_size: int = Field(16, ge=1, description="Images a step, over all workers together.")
     image_size: int = Field(256, ge=16)
+    num_frames: int = Field(1, ge=1, description="Frames of a clip; the first has the losses of an image.")
+    camera: CameraMoves = CameraMoves()
+    video_share: float = Field(0.5, ge=0, le=1, description="Of the clips, where there are videos; others are photos'.")
     smallest_crop: float = Field(0.7, gt=0, le=1, description="Smallest crop's side over the photo's shorter side.")
     learning_rate: float = Field(4e-4, gt=0)
     warmup_steps: int = Field(200, ge=0)
@@ -62,12 +77,19 @@ class Stage(Section):
             raise ValueError(f"rate_weight is for stages that train tokenizer and prior; this one: {self.train}")
         return self
 
+    @property
+    def is_on_clips(self) -> bool:
+        """Whether its batches are clips [B, T, 3, H, W]."""
+        return self.num_frames > 1
+
 
 class TrainingConfig(Section):
     """`tatok train`'s file."""
 
     output: str = Field(description="Folder or fsspec URL of the run: state, checkpoint, figures, sample pictures.")
     photos: tuple[str, ...] = Field(description="Paths, globs or brace patterns of WebDataset tars or Parquet files.")
+    videos: tuple[str, ...] = Field((), description="Paths, globs or brace patterns of videos, for stages on clips.")
+    video_fps: float = Field(8.0, gt=0, description="Frames a second that clips of videos are made of.")
     heldout: tuple[str, ...] = Field((), description="Photos for validation, never trained on.")
     num_heldout: int = Field(64, ge=1)
     seed: int = 0
@@ -83,6 +105,14 @@ class TrainingConfig(Section):
     model: TaTokConfig = TaTokConfig()
     dtf: DTFSettings = DTFSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _clips_need_cells(self) -> TrainingConfig:
+        has_cells = self.model.anchored and self.model.num_global > 0
+        for stage in self.stages:
+            if stage.is_on_clips and not has_cells:
+                raise ValueError(f"stage {stage.name} is on clips (num_frames), which need anchored globals")
+        return self
 
 
 def check_batch_sizes(config: TrainingConfig, num_workers: int) -> None:

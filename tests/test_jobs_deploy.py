@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -112,6 +114,7 @@ def test_dockerfile_steps_run_outside_docker(tmp_path: Path) -> None:
 
     workdir, venv = tmp_path / "opt" / "tatok", tmp_path / "opt" / "venv"
     workdir.mkdir(parents=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the image has a `python`
     ran = []
     for name, rest in steps():
         match name:
@@ -129,7 +132,7 @@ def test_dockerfile_steps_run_outside_docker(tmp_path: Path) -> None:
                 command = command.replace(
                     "pip install", "pip install --no-deps --no-build-isolation --no-compile --quiet"
                 )
-                subprocess.run(["bash", "-euc", command], cwd=workdir, check=True)
+                subprocess.run(["bash", "-euc", command], cwd=workdir, check=True, env=os.environ | {"PATH": path})
                 ran.append(command)
                 if "-m venv" in command:
                     packages = next((venv / "lib").glob("python*")) / "site-packages"

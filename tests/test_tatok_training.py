@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from schemas.errors import ConfigError, SourceError, TatokError
 from tatok.checkpoint import load_checkpoint
+from tatok.losses import choose_kept
 from tatok.model import TaTokConfig
 from tatok.patches import anchor_grid
 from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
 from tatok.quantizer import VectorQuantizer
 from tatok.tokenizer import Tokenizer
-from tatok.trainer import Trainer, choose_kept, computes_in_bfloat16
+from tatok.trainer import Trainer, computes_in_bfloat16
 from tatok.training import train
 from tatok.training_config import KeptMixture, Stage, TrainingConfig, check_batch_sizes, load_training_config
 
@@ -264,9 +265,10 @@ def test_wrong_training_files_are_explained(tmp_path: Path, text: str, message: 
         load_training_config(path)
 
 
-def test_the_shipped_recipe_is_valid() -> None:
-    recipe = load_training_config(Path(__file__).parents[1] / "examples" / "train-photos-256.yaml")
-    assert recipe.model == load_checkpoint().model.config, "the recipe is the shipped checkpoint's"
+@pytest.mark.parametrize("name", ["train-photos-256.yaml", "train-clips-256.yaml"])
+def test_the_shipped_recipes_are_valid(name: str) -> None:
+    recipe = load_training_config(Path(__file__).parents[1] / "examples" / name)
+    assert recipe.model == load_checkpoint().model.config, "the recipes are the shipped checkpoint's"
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
