@@ -2,17 +2,18 @@
 
 Members are iterated with the standard library's tarfile, not with webdataset's: its iterator, like a bare
 `for member in tar`, ends without a word at a truncated or corrupt header, and reads members of any size. Keys and
-grouping are webdataset's own, so that a sample here is the sample that a WebDataset loader sees.
+grouping follow webdataset's rules, so that a sample here is the sample that a WebDataset loader sees; they are written
+out because its package imports torch, for which decoders and driver would wait, and need its memory, to no end.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import pyarrow as pa
-from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from pipeline.formats import ATTACHMENTS, HEAD_BYTES, is_media, media_of
 from pipeline.misfit import Misfit, misfit_reject
@@ -21,6 +22,7 @@ from schemas.records import Reject, Sample, Shard
 
 __all__ = ["CheckedTar", "open_tar", "read_tar", "split_member_name"]
 
+_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's
 _MAX_ATTACHMENT_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax record, which tarfile reads whole
 _HEADER_TYPES = (
@@ -60,12 +62,12 @@ def read_tar(shard: Shard, *, max_sample_bytes: int, image_field: str | None = N
         members = _Members(source, max_sample_bytes=max_sample_bytes, image_field=image_field)
         first = shard.start if shard.offset else 0
         index = first - 1
-        for index, group in enumerate(group_by_keys(iter(members), keys=split_member_name), first):
+        for index, (key, group) in enumerate(members, first):
             if index < shard.start:
                 continue
             if shard.stop is not None and index >= shard.stop:
                 return
-            yield _to_sample(group, shard.uri, index, image_field)
+            yield _to_sample(key, group, shard.uri, index, image_field)
         if members.damage is not None:
             # No sample can be named, so the archive itself is.
             yield misfit_reject(shard.uri, index + 1, shard.uri.rpartition("/")[2], members.damage)
@@ -86,12 +88,14 @@ def open_tar(source: Any, mode: str) -> CheckedTar:
     )
 
 
-def _to_sample(group: dict[str, Any], uri: str, index: int, image_field: str | None) -> Sample | Reject:
-    key: str = group["__key__"]
-    members = {name.removeprefix("."): value for name, value in group.items() if name.startswith(".")}
-    for value in members.values():
+def _to_sample(
+    key: str, group: Mapping[str, bytes | Misfit], uri: str, index: int, image_field: str | None
+) -> Sample | Reject:
+    members = dict[str, bytes]()
+    for extension, value in group.items():
         if isinstance(value, Misfit):
             return misfit_reject(uri, index, key, value)
+        members[extension.removeprefix(".")] = value
     names = (
         [image_field]
         if image_field in members
@@ -119,16 +123,16 @@ def _to_sample(group: dict[str, Any], uri: str, index: int, image_field: str | N
 
 
 def split_member_name(name: str) -> tuple[str, str]:
-    """Member name -> key and "." + lower-case extension.
-
-    The leading dot keeps names such as `a.__key__` apart from webdataset's own entries in a group.
-    """
-    key, extension = base_plus_ext(name)
-    return (name, ".") if key is None else (key, "." + extension.lower())
+    """Member name -> key and "." + lower-case extension; the whole name is the key where there is none."""
+    match = _KEY_AND_EXTENSION.match(name)
+    return (name, ".") if match is None else (match[1], "." + match[2].lower())
 
 
 class _Members:
-    """The members of one tar as webdataset's file samples; `damage` tells, afterwards, what ended it too early."""
+    """The members of one tar, grouped: each sample's key, and extension -> content.
+
+    `damage` tells, afterwards, what ended it too early.
+    """
 
     def __init__(self, source: SourceReader, *, max_sample_bytes: int, image_field: str | None) -> None:
         self.damage: Misfit | None = None
@@ -136,7 +140,7 @@ class _Members:
         self._max_sample_bytes = max_sample_bytes
         self._image_field = image_field
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, dict[str, bytes | Misfit]]]:
         try:
             # Names that are not UTF-8 must still be text: Arrow refuses surrogates.
             tar = open_tar(_decompressed(self._source), "r|*")
@@ -147,10 +151,38 @@ class _Members:
                 self.damage = Misfit(reason="not_an_archive", detail=f"not a tar file: {error}")
             return
         with tar:
-            yield from self._read(tar)
+            yield from self._groups(tar)
 
-    def _read(self, tar: CheckedTar) -> Iterator[dict[str, Any]]:
-        key, extensions, group_bytes, last_name = None, set[str](), 0, ""
+    def _groups(self, tar: CheckedTar) -> Iterator[tuple[str, dict[str, bytes | Misfit]]]:
+        key, group, group_bytes = "", dict[str, bytes | Misfit](), 0
+        for member in self._regular(tar):
+            member_key, extension = split_member_name(member.name)
+            if group and (member_key != key or extension in group):
+                yield key, group
+                group, group_bytes = {}, 0
+            key = member_key
+            value: bytes | Misfit = b""
+            wanted = extension.removeprefix(".")
+            is_payload = wanted == self._image_field if self._image_field else is_media(extension)
+            if is_payload or wanted in ATTACHMENTS:
+                limit = self._max_sample_bytes if is_payload else min(_MAX_ATTACHMENT_BYTES, self._max_sample_bytes)
+                group_bytes += member.size
+                if member.size > limit or group_bytes > self._max_sample_bytes:
+                    value = Misfit(
+                        reason="too_large",
+                        detail=f"{member.name} has {member.size} bytes; at most {limit}, and "
+                        f"{self._max_sample_bytes} for the whole sample, are read (limits.max_sample_bytes)",
+                    )
+                else:
+                    value = self._content(tar, member)
+            group[extension] = value
+            if isinstance(value, Misfit) and value.ends_archive:
+                break
+        if group:
+            yield key, group
+
+    def _regular(self, tar: CheckedTar) -> Iterator[tarfile.TarInfo]:
+        last_name = ""
         while True:
             try:
                 member = tar.next()
@@ -167,31 +199,8 @@ class _Members:
                 return
             tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member it has seen
             last_name = member.name
-            if not member.isreg():
-                continue
-            member_key, extension = split_member_name(member.name)
-            if member_key != key or extension in extensions:
-                if member_key == key:
-                    yield {}  # ends webdataset's group, which would refuse the second member of the same name
-                key, extensions, group_bytes = member_key, set(), 0
-            extensions.add(extension)
-            value: bytes | Misfit = b""
-            wanted = extension.removeprefix(".")
-            is_payload = wanted == self._image_field if self._image_field else is_media(extension)
-            if is_payload or wanted in ATTACHMENTS:
-                limit = self._max_sample_bytes if is_payload else min(_MAX_ATTACHMENT_BYTES, self._max_sample_bytes)
-                group_bytes += member.size
-                if member.size > limit or group_bytes > self._max_sample_bytes:
-                    value = Misfit(
-                        reason="too_large",
-                        detail=f"{member.name} has {member.size} bytes; at most {limit}, and "
-                        f"{self._max_sample_bytes} for the whole sample, are read (limits.max_sample_bytes)",
-                    )
-                else:
-                    value = self._content(tar, member)
-            yield {"fname": member.name, "data": value, "__url__": ""}
-            if isinstance(value, Misfit) and value.ends_archive:
-                return
+            if member.isreg():
+                yield member
 
     def _content(self, tar: CheckedTar, member: tarfile.TarInfo) -> bytes | Misfit:
         file = tar.extractfile(member)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from webdataset import tariterators
 
 from pipeline.plan import plan_shards
 from pipeline.read import read_samples
+from pipeline.read_tar import split_member_name
 from schemas.errors import SourceError
 from schemas.records import Reject, Sample, Shard
 
@@ -62,6 +65,18 @@ def test_keys_are_those_of_webdataset(corpus: Path) -> None:
     ours = [(sample.key, sample.payload) for sample in read(source, max_sample_bytes=1 << 26)]
     assert ours == theirs
     assert len(ours) == 80
+
+
+@given(name=st.text(alphabet="ab./_\n\u00e4") | st.text())
+def test_names_split_as_webdataset_splits_them(name: str) -> None:
+    key, extension = tariterators.base_plus_ext(name)
+    assert split_member_name(name) == ((name, ".") if key is None else (key, "." + extension.lower()))
+
+
+def test_decoders_and_driver_need_no_torch() -> None:
+    modules = "pipeline.cluster, pipeline.run, pipeline.decode, pipeline.dedup, pipeline.guarded, pipeline.read"
+    code = f"import sys, {modules}, pipeline.video_file; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_key_ends_at_the_first_dot_of_the_base_name(archive: Path) -> None:
@@ -203,6 +218,16 @@ def test_every_image_is_a_sample_or_named_in_a_reject(
     assert [item.index for item in items] == list(range(len(items)))
     payloads = [item.payload for item in items if isinstance(item, Sample)]
     assert payloads == [str(i).encode() for i, name in enumerate(names) if name.endswith("jpg")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(names=st.lists(_NAMES, max_size=12, unique=True))
+def test_groups_are_those_of_webdataset(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("read") / "photos.tar"
+    path.write_bytes(tar_bytes([(name, b"x") for name in names]))
+    files = ({"fname": name, "data": b"x", "__url__": ""} for name in names)
+    theirs = [sample["__key__"] for sample in tariterators.group_by_keys(files)]
+    assert [item.key for item in read(path)] == theirs
 
 
 @settings(max_examples=60, deadline=None)
