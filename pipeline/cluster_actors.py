@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["DecodeWorker", "Heartbeat", "Pulse", "TokenizerWorker", "first_line", "start_error", "was_killed"]
 
 _MAX_CHUNKS_AHEAD = 16
+_CHUNK_BYTES, _CHUNK_S = 1 << 20, 0.2  # to which chunks of small images go on
 _GUARD_START_S = 20.0
 
 
@@ -80,11 +81,12 @@ class DecodeWorker:
 
     def __init__(self, config: JobConfig, store: OutputStore) -> None:
         # A worker imports this module for its class alone; each kind then imports what it runs.
-        from pipeline import decode, dedup, guarded, read, video_file
+        from pipeline import chunks, decode, dedup, guarded, read, video_file
 
         use_storage(config.storage)
         self._decode = partial(decode.decode_sample, video=config.video)
         self._read, self._guarded, self._local = read.read_samples, guarded.GuardedDecoder, video_file.local_video
+        self._in_chunks = chunks.in_chunks
         self._config = config
         self._store = store
         self._read_dropped, self._drop_duplicates = dedup.read_dropped, dedup.drop_duplicates
@@ -102,12 +104,13 @@ class DecodeWorker:
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
     ) -> Iterator[list[Clip | Reject]]:
-        """Stream the shard as chunks of `chunk_size` results, in source order; Ray's backpressure paces it.
+        """Stream the shard as chunks of results, in source order; Ray's backpressure paces it.
 
-        A chunk ends earlier where its pixels come to `chunk_bytes`. `guarded`: each sample in a child process, so that
-        one that crashes, hangs or exhausts memory is a reject.
+        A chunk ends where its pixels come to `chunk_bytes`, or where it has `chunk_size` results and a fraction of a
+        second has gone. `guarded`: each sample in a child process, so that one that crashes, hangs or exhausts memory
+        is a reject; a chunk then ends at `chunk_size`.
         """
-        config, chunk, num_bytes = self._config, list[Clip | Reject](), 0
+        config = self._config
         samples = self._read(
             shard,
             max_sample_bytes=config.limits.max_sample_bytes,
@@ -130,15 +133,13 @@ class DecodeWorker:
                 decode = stack.enter_context(guard).decode
             if self._filter is not None:
                 decode = partial(self._filtered, decode)
-            for sample in samples:
-                for result in [sample] if isinstance(sample, Reject) else self._decoded(sample, decode):
-                    chunk.append(result)
-                    num_bytes += 0 if isinstance(result, Reject) else result.pixels.nbytes
-                    if len(chunk) >= chunk_size or num_bytes >= chunk_bytes:
-                        yield chunk
-                        chunk, num_bytes = [], 0
-            if chunk:
-                yield chunk
+            results = (
+                result
+                for sample in samples
+                for result in ([sample] if isinstance(sample, Reject) else self._decoded(sample, decode))
+            )
+            seconds = 0.0 if guarded else _CHUNK_S
+            yield from self._in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds)
 
     def _decoded(self, sample: Sample, decode: Callable[[Sample], Iterator[Clip | Reject]]) -> Iterator[Clip | Reject]:
         with self._local(sample) as local:  # here, not in a guarded child: what a store does is no fault of the sample
@@ -242,13 +243,16 @@ class TokenizerWorker:
         deadline_s = resources.decode_timeout_s
         clip_bytes = 3 * self._config.preprocessing.image_size**2
         chunk_size = max(1, min(resources.batch_size, resources.max_bytes_in_flight // (2 * clip_bytes)))
-        chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // (chunk_size * clip_bytes)))
+        chunk_bytes = max(
+            chunk_size * clip_bytes, min(_CHUNK_BYTES, resources.max_bytes_in_flight // _MAX_CHUNKS_AHEAD)
+        )
+        chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // chunk_bytes))
         if attempt.guarded:
             # One sample may take the whole deadline, and its successor must start a process first.
             chunk_size, deadline_s = 1, 2 * deadline_s + _GUARD_START_S
         stream = decoder.decode.options(
             num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
-        ).remote(attempt.shard, chunk_size, chunk_size * clip_bytes, guarded=attempt.guarded)
+        ).remote(attempt.shard, chunk_size, chunk_bytes, guarded=attempt.guarded)
         while True:
             started = time.monotonic()
             arrived, _ = ray.wait([stream], timeout=deadline_s)
