@@ -25,7 +25,9 @@ def decode_jpeg(payload: bytes, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def resized(pixels_HWC: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
-    """uint8 [H, W, 3] brought to `size` (width, height) by "bicubic" or "bilinear"."""
+    """uint8 [H, W, 3] brought to `size` (width, height) by "bicubic" or "bilinear"; as it is where it has it."""
+    if pixels_HWC.shape[:2] == size[::-1]:
+        return pixels_HWC  # which is what torch would give
     # Pillow's memory is read-only, which torch does not like. Permuted, pixels have the layout of its quickest kernel.
     pixels_1CHW = torch.from_numpy(np.require(pixels_HWC, requirements="W")).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(pixels_1CHW, (size[1], size[0]), mode=resample, antialias=True)

@@ -32,7 +32,7 @@ _HEADER_TYPES = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_BLOCK_BYTES = 1 << 18
+_BLOCK_BYTES = 1 << 16  # tarfile copies what is left of a block at every read of it
 
 
 class _Bytes(Protocol):

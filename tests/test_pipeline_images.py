@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TESTS, encoded, tar_bytes
 from PIL import Image, ImageChops, ImageCms
 from real_data import write_real_data
 
+from pipeline.fast import resized
 from pipeline.images import FORMATS, View, decode_image
 from pipeline.verify import verify_output
 from schemas.errors import DecodeError
@@ -310,6 +312,17 @@ def test_the_fast_path_turns_upright_and_leaves_damage_to_pillow() -> None:
     dented = bytearray(whole)
     dented[len(whole) // 2 : len(whole) // 2 + 40] = bytes(40)
     assert outcome(bytes(dented), fast) == outcome(bytes(dented), SMALL)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_what_has_its_size_already_is_what_resizing_would_give(resample: str) -> None:
+    for height, width in ((64, 64), (17, 33), (1, 5)):
+        pixels_HWC = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
+        torchs = torch.nn.functional.interpolate(pixels_1CHW, (height, width), mode=resample, antialias=True)
+        assert np.array_equal(torchs[0].permute(1, 2, 0).numpy(), pixels_HWC)
+        assert resized(pixels_HWC, (width, height), resample) is pixels_HWC
+        assert resized(pixels_HWC, (width + 1, height), resample).shape == (height, width + 1, 3)
 
 
 def outcome(payload: bytes, preprocessing: Preprocessing) -> str:
