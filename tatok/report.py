@@ -149,21 +149,32 @@ def render_report(report: Report) -> str:
     )
 
 
+def _noun(statistics: DataSetStatistics) -> str:
+    """What a row is: "image", "clip", or "row" where there are both."""
+    are_clips = {count.grid.frames > 1 for count in statistics.grids}
+    return "row" if len(are_clips) > 1 else "clip" if are_clips == {True} else "image"
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun == "image" else f"a {noun}"
+
+
 def _figures(statistics: DataSetStatistics) -> list[_Figure]:
+    noun = _noun(statistics)
     means = {distribution.column: distribution.mean for distribution in statistics.distributions}
     patch_share = means.get("num_patch_tokens", 0.0) / max(means.get("num_tokens", 0.0), 1.0)
     figures = [
-        _Figure(value=short_number(statistics.num_rows), label="images", detail=f"in {statistics.num_parts:,} parts"),
+        _Figure(value=short_number(statistics.num_rows), label=f"{noun}s", detail=f"in {statistics.num_parts:,} parts"),
         _Figure(value=short_number(statistics.num_tokens), label="tokens", detail=f"{patch_share:.0%} of them patches"),
     ]
     for distribution in statistics.distributions:
         if distribution.column == "num_tokens":
             limits = f"{distribution.min:,.0f} to {distribution.max:,.0f}"
-            figures.append(_Figure(value=f"{distribution.mean:.1f}", label="tokens an image", detail=limits))
+            figures.append(_Figure(value=f"{distribution.mean:.1f}", label=f"tokens {_a(noun)}", detail=limits))
     bits = means.get("entropy_bits", 0.0)
     if bits:
         kept = f"{means.get('kept_entropy_bits', 0.0) / bits:.0%} in kept patches"
-        figures.append(_Figure(value=f"{bits:,.0f}", label="bits an image", detail=kept))
+        figures.append(_Figure(value=f"{bits:,.0f}", label=f"bits {_a(noun)}", detail=kept))
     size = statistics.size
     on_disk = f"{_bytes(size.num_bytes)} on disk"
     figures.append(_Figure(value=f"{size.bytes_per_token:.2f}", label="bytes a token", detail=on_disk))
@@ -173,14 +184,15 @@ def _figures(statistics: DataSetStatistics) -> list[_Figure]:
     rate = statistics.throughput
     if rate is not None:
         took = f"{_duration(rate.seconds)}, set-up included"
-        figures.append(_Figure(value=short_number(rate.rows_per_second), label="images a second", detail=took))
+        figures.append(_Figure(value=short_number(rate.rows_per_second), label=f"{noun}s a second", detail=took))
     return figures
 
 
 def _length_charts(statistics: DataSetStatistics) -> list[Chart]:
+    noun = _a(_noun(statistics))
     wanted = {
-        "num_tokens": ("Tokens of an image", "tokens"),
-        "entropy_bits": ("Entropy of an image", "bits"),
+        "num_tokens": (f"Tokens of {noun}", "tokens"),
+        "entropy_bits": (f"Entropy of {noun}", "bits"),
     }
     return [
         histogram_chart(f"histogram-{distribution.column}", *wanted[distribution.column], distribution)
@@ -195,9 +207,8 @@ def _entropy_charts(report: Report) -> list[Chart]:
         charts.append(entropy_chart("entropy-tokens", "Entropy against tokens", report.against))
     for distribution in report.statistics.distributions:
         if distribution.column == "residual_bits":
-            charts.append(
-                histogram_chart("histogram-residual_bits", "Bits dropped from an image", "bits", distribution)
-            )
+            title = f"Bits dropped from {_a(_noun(report.statistics))}"
+            charts.append(histogram_chart("histogram-residual_bits", title, "bits", distribution))
     return charts
 
 

@@ -26,7 +26,7 @@ from tatok.parts import TokenizedData
 from tatok.report import ExampleImage, Report, render_report, shown_text
 from tatok.report_rows import Examples, look_at_rows, reject_examples
 from tatok.shown_frames import shown_frames
-from tatok.statistics import CodebookUse, KeptShare, summarize
+from tatok.statistics import CodebookUse, GridCount, KeptShare, summarize
 
 AT = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 RUN = RunDocument(schema_version="1", fingerprint={"vocab_size": "4096"}, config={})
@@ -120,6 +120,21 @@ def test_the_page_tells_the_figures(data: TokenizedData) -> None:
     assert "not complete yet" not in text
     incomplete = report_of(data, statistics=replace(statistics, complete=False))
     assert "not complete yet" in Page(render_report(incomplete)).text
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([8, 16], ["clips 2k in", "tokens a clip", "bits a clip", "Tokens of a clip", "Bits dropped from a clip"]),
+        ([1, 16], ["rows 2k in", "tokens a row", "bits a row", "Tokens of a row", "Bits dropped from a row"]),
+    ],
+)
+def test_rows_are_called_what_they_are(data: TokenizedData, frames: list[int], words: list[str]) -> None:
+    report = report_of(data)
+    grids = tuple(GridCount(grid=Grid(number, 16, 16), num_rows=1000) for number in frames)
+    text = Page(render_report(replace(report, statistics=replace(report.statistics, grids=grids)))).text
+    assert all(each in text for each in words)
+    assert "tokens an image" not in text
 
 
 def test_histograms_count_every_image(data: TokenizedData) -> None:
