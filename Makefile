@@ -87,6 +87,12 @@ VIDEOS ?= ../shared/corpus/video
 bench-temporal: setup
 	$(BIN)/python benchmarks/temporal.py $(VIDEOS) --json docs/results/temporal.json --document docs/TEMPORAL.md --factor 1 --factor 0.5
 
+# The default checkpoint before and after training on clips (docs/TEMPORAL.md): about an hour of one core.
+PHOTOS ?= ../shared/corpus/photos-train-{0000..0006}.tar
+bench-clip-training: setup
+	$(BIN)/python benchmarks/clip_training.py --photos '$(PHOTOS)' --heldout $(HELDOUT) --videos $(VIDEOS) \
+		--json docs/results/clip-training.json --document docs/TEMPORAL.md
+
 # The driver with a million shards and a thousand GPU actors, simulated (docs/SCALE.md).
 bench-scale: setup
 	$(BIN)/python benchmarks/scale.py --json docs/results/scale.json

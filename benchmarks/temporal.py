@@ -21,7 +21,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from temporal_report import document
+from temporal_report import document, split_document
 from torch import Tensor
 
 from tatok import Tokenizer
@@ -156,7 +156,9 @@ def main() -> None:
         print(path.stem, results[-1].ratio(results[-1].temporal[0]), flush=True)
         text = json.dumps({"about": about, "clips": [asdict(result) for result in results]}, indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
-    options.document.write_text(document(results, about), encoding="utf-8")
+    _, training = split_document(options.document)
+    text = document(results, about) + (f"\n{training}" if training else "")
+    options.document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

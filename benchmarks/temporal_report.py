@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from temporal import ClipResult
 
-__all__ = ["STATIC_CAMERAS", "document"]
+__all__ = ["STATIC_CAMERAS", "TRAINING_HEADING", "document", "split_document"]
 
 STATIC_CAMERAS = ("bottle-detection", "car-detection", "opencvdoc_box")
+
+TRAINING_HEADING = "## Training on clips\n"
 
 _COLUMNS = (
     "clip",
@@ -40,6 +43,13 @@ for the others. Short samples: each row tells how many frames it rests on (the d
 fewer there are the more the first frame weighs, which is coded as an image.
 
 """
+
+
+def split_document(path: Path) -> tuple[str, str]:
+    """What stands in a document, the part on training on clips apart, which clip_training.py writes."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    head, heading, training = text.partition(TRAINING_HEADING)
+    return head, heading + training
 
 
 def document(results: Sequence[ClipResult], about: Mapping[str, object]) -> str:
