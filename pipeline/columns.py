@@ -132,18 +132,32 @@ def _check_ranges(clips: Sequence[Clip], sequences: Sequence[TokenSequence], voc
     if len(clips) != len(sequences):
         raise TatokError(f"the tokenizer returned {len(sequences)} sequences for {len(clips)} images")
     for clip, sequence in zip(clips, sequences, strict=True):
-        codes, positions = sequence.codes, sequence.positions
+        num_codes, num_positions = len(sequence.codes), len(sequence.positions)
         if sequence.grid.num_positions > MAX_POSITIONS:
             raise TatokError(f"{clip.key}: a grid of {sequence.grid.num_positions} positions; at most {MAX_POSITIONS}")
-        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < vocab_size:
-            raise TatokError(f"{clip.key}: codes {codes.min()} .. {codes.max()} exceed the codebook of {vocab_size}")
-        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < sequence.grid.num_positions:
-            raise TatokError(f"{clip.key}: a position is outside the grid of {sequence.grid.num_positions}")
         num_places = [None if of is None else len(of) for of in (sequence.global_frames, sequence.global_cells)]
         if num_places != [None if sequence.grid.frames == 1 else sequence.num_global] * 2:
             raise TatokError(
                 f"{clip.key}: {num_places} frames and cells for {sequence.num_global} globals in "
                 f"{sequence.grid.frames} frames; an image has None, a clip one for each"
             )
-        if len(codes) != sequence.num_global + len(positions):
-            raise TatokError(f"{clip.key}: {len(codes)} codes for {sequence.num_global} globals + {len(positions)}")
+        if num_codes != sequence.num_global + num_positions:
+            raise TatokError(f"{clip.key}: {num_codes} codes for {sequence.num_global} globals + {num_positions}")
+    row = _first_outside([sequence.codes for sequence in sequences], [vocab_size] * len(sequences))
+    if row is not None:
+        codes = sequences[row].codes
+        raise TatokError(f"{clips[row].key}: codes {codes.min()} .. {codes.max()} exceed the codebook of {vocab_size}")
+    sizes = [sequence.grid.num_positions for sequence in sequences]
+    row = _first_outside([sequence.positions for sequence in sequences], sizes)
+    if row is not None:
+        raise TatokError(f"{clips[row].key}: a position is outside the grid of {sizes[row]}")
+
+
+def _first_outside(arrays: Sequence[np.ndarray], ends: Sequence[int]) -> int | None:
+    """The first of the arrays that holds a number not in 0 .. end - 1; all are looked at together, for speed."""
+    if not arrays:
+        return None
+    lengths = [len(array) for array in arrays]
+    values = np.concatenate(arrays)
+    is_outside = (values < 0) | (values >= np.repeat(np.array(ends, np.int64), lengths))
+    return int(np.searchsorted(np.cumsum(lengths), is_outside.argmax(), "right")) if is_outside.any() else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pyarrow as pa
 
 from schemas.errors import ConfigError
@@ -50,6 +52,7 @@ def code_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
 
 
+@cache  # one is asked for with every batch of rows
 def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
     """The token table: one row an image or clip.
 

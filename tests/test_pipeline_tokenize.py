@@ -155,6 +155,26 @@ def test_codes_that_do_not_fit_are_refused() -> None:
         list(tokenize_clips(clips, encode_nothing, batch_size=1, vocab_size=8, patch_entropy=False))
 
 
+@pytest.mark.parametrize("row", [0, 1, 3])
+def test_the_row_that_does_not_fit_is_named(row: int) -> None:
+    random = np.random.default_rng(0)
+    clips = [replace(clip(i), pixels=random.integers(0, 256, (1, 3, 64, 64), np.uint8)) for i in range(4)]
+    sequences = FAKE.encode(torch.from_numpy(np.concatenate([each.pixels for each in clips])))
+    sequences[2] = replace(sequences[2], codes=sequences[2].codes[:4], positions=sequences[2].positions[:0])
+    token_table(clips, sequences, vocab_size=FAKE.vocab_size, patch_entropy=False)
+    for name, place, value, message in (
+        ("codes", -1, FAKE.vocab_size, f"k{row}: codes .* .. {FAKE.vocab_size} exceed the codebook"),
+        ("codes", 0, -1, f"k{row}: codes -1 .. "),
+        ("positions", -1, sequences[row].grid.num_positions, f"k{row}: a position is outside the grid of"),
+        ("positions", 0, -1, f"k{row}: a position is outside the grid of"),
+    ):
+        values = getattr(sequences[row], name).astype(np.int64)
+        values[place] = value
+        wrong = [*sequences[:row], replace(sequences[row], **{name: values}), *sequences[row + 1 :]]
+        with pytest.raises(TatokError, match=message):
+            token_table(clips, wrong, vocab_size=FAKE.vocab_size, patch_entropy=False)
+
+
 def test_sample_id_is_stable_and_unique() -> None:
     assert sample_id("u", 1, "k") == "d6853ec6dd49a32f7a171258a0d83cef"
     assert len({sample_id(uri, index, key) for uri in "ab" for index in (1, 11) for key in ("k", "1k")}) == 8
