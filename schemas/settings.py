@@ -58,8 +58,12 @@ def _suggestion(kind: type[BaseModel], loc: tuple[str | int, ...]) -> str:
     beside = {".".join([*map(str, loc[:-1]), name]) for name in section.model_fields}
 
     def likeness(name: str) -> float:
-        ratio = difflib.SequenceMatcher(None, wanted, name.rpartition(".")[2]).ratio()
-        return ratio if name in beside else ratio - 0.1  # perhaps the right key in the wrong section
+        key = name.rpartition(".")[2]
+        ratio = difflib.SequenceMatcher(None, wanted, key).ratio()
+        if name not in beside:
+            return ratio - 0.1  # perhaps the right key in the wrong section
+        num_shared = len(set(wanted.split("_")) & set(key.split("_")))
+        return max(ratio, 0.7 + 0.05 * num_shared) if num_shared else ratio
 
     nearest = max(_all_names(kind), key=likeness)
     if likeness(nearest) >= 0.6:
