@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -119,6 +119,10 @@ fuzz: setup
 # Peak memory over 1,000 photos of 24 Mpixel, all processes together, against its bound.
 bench-memory: setup
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/memory.py --json docs/results/memory.json
+
+# Memory over 100,000 small photos by the near-free tokenizer: its last quarter against its first.
+bench-memory-over-time: setup
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/memory_over_time.py --json docs/results/memory-over-time.json
 
 # A run without faults against the commit before leases, paired, with the fake model and the default checkpoint.
 BEFORE := e7ade23

@@ -1,0 +1,145 @@
+"""Memory of a run over 100,000 small photos, process by process, over its time: it is to stay where it is.
+
+    make bench-memory-over-time
+
+The tokenizer is the tests' near-free one, so that as much as possible goes through the pipeline in the least time.
+Once a second the proportional set sizes (PSS: shared pages count once) of the driver and of what it has started are
+added up by kind. What counts begins with the first committed shard and ends when the first actor does; its first
+quarter is compared with its last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from conftest import jpeg, tar_bytes
+from memory import ROOT, memory_mb
+
+from pipeline.verify import verify_output
+
+_KINDS = ("driver", "tokenizer", "decoder", "ray")
+_MOST_GROWTH = 1.1
+_FEW_MB = 10.0  # which a small process may grow by all the same
+_RUN = """
+import sys
+from fake_tokenizer import load_fake
+from pipeline.run import run_job
+from schemas.job import JobConfig
+job = {"source": [sys.argv[1]], "output": sys.argv[2], "preprocessing": {"image_size": int(sys.argv[3])}}
+summary = run_job(JobConfig.model_validate(job), load_tokenizer=load_fake)
+sys.exit(summary.status != "complete")
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarters:
+    """Median megabytes of one kind of process in each quarter of the time."""
+
+    first_mb: float
+    second_mb: float
+    third_mb: float
+    last_mb: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the last quarter takes no more than the first, but for a tenth or a few megabytes."""
+        return self.last_mb <= max(_MOST_GROWTH * self.first_mb, self.first_mb + _FEW_MB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverTime:
+    """What was measured; `by_kind` adds up the processes of a kind, and "all" is everything."""
+
+    num_photos: int
+    side: int
+    num_shards: int
+    by_kind: Mapping[str, Quarters]
+    num_samples: int
+    seconds: float
+    num_rows: int
+    num_findings: int
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether every kind stayed where it was."""
+        return all(quarters.is_flat for quarters in self.by_kind.values())
+
+
+def quarters(values_mb: Sequence[float]) -> Quarters:
+    """Of at least four values, in the order of time."""
+    if len(values_mb) < 4:
+        raise ValueError(f"{len(values_mb)} samples of memory: the run was too short to be divided; take more photos")
+    bounds = [len(values_mb) * number // 4 for number in range(5)]
+    first, second, third, last = (
+        round(statistics.median(values_mb[start:stop]), 1) for start, stop in pairwise(bounds)
+    )
+    return Quarters(first_mb=first, second_mb=second, third_mb=third, last_mb=last)
+
+
+def measure(work: Path, *, num_photos: int, side: int, num_shards: int, sample_every_s: float = 1.0) -> OverTime:
+    """Write the photos, tokenize them in a process of its own, watch it. Raises RuntimeError where it fails."""
+    source, output = work / "photos", work / "tokens"
+    source.mkdir(parents=True)
+    first = source / "0000.tar"
+    first.write_bytes(tar_bytes([(f"{i:06}.jpg", jpeg(i, side, side)) for i in range(num_photos // num_shards)]))
+    for number in range(1, num_shards):
+        os.link(first, source / f"{number:04}.tar")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "RAY_ADDRESS": "local"}
+    started = time.monotonic()
+    samples: list[dict[str, float]] = []
+    with (work / "log.txt").open("wb") as log:
+        command = [sys.executable, "-c", _RUN, str(source), str(output), str(side)]
+        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        while driver.poll() is None:
+            sample = memory_mb(driver.pid)
+            if {"tokenizer", "decoder"} <= sample.keys() and any(output.glob("data/*.parquet")):
+                samples.append(sample)
+            time.sleep(sample_every_s)
+    if driver.returncode:
+        raise RuntimeError(f"the run ended with {driver.returncode}:\n{(work / 'log.txt').read_text()[-2000:]}")
+    verification = verify_output(str(output), [str(source)])
+    # Actors are stopped one after the other at the end.
+    whole = [sample for sample in samples if sample["decoder"] > 0.6 * samples[len(samples) // 2]["decoder"]]
+    by_kind = {kind: quarters([sample.get(kind, 0.0) for sample in whole]) for kind in _KINDS}
+    return OverTime(
+        num_photos=num_photos,
+        side=side,
+        num_shards=num_shards,
+        by_kind=by_kind | {"all": quarters([sum(sample.values()) for sample in whole])},
+        num_samples=len(whole),
+        seconds=round(time.monotonic() - started, 1),
+        num_rows=verification.num_rows,
+        num_findings=len(verification.findings),
+    )
+
+
+def main() -> int:
+    """Exit code 1 where memory grew or the run was not whole."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=100_000)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--shards", type=int, default=100)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), num_photos=options.photos, side=options.side, num_shards=options.shards)
+    text = json.dumps(asdict(found) | {"is_flat": found.is_flat}, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+    return 0 if found.is_flat and found.num_rows == options.photos and found.num_findings == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
