@@ -292,7 +292,7 @@ def _versions() -> dict[str, str]:
 
 def main(
     photos: Annotated[str, typer.Option(help="Glob of tars of real photos.")] = "../shared/corpus/photos-raw-*.tar",
-    shards: Annotated[int, typer.Option(help="Tars of real photos, the same ones again and again.")] = 24,
+    shards: Annotated[int, typer.Option(help="Tars of real photos, the same ones again and again.")] = 16,
     small_photos: Annotated[int, typer.Option(help="Photos of 64x64 for the near-free model.")] = 60_000,
     rounds: Annotated[int, typer.Option(help="Times that each peer's quickest way is measured.")] = 3,
     only: Annotated[str | None, typer.Option(help="near-free or real; --json keeps its figures of the other.")] = None,
