@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-temporal chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-temporal bench-clip-training chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -87,7 +87,7 @@ VIDEOS ?= ../shared/corpus/video
 bench-temporal: setup
 	$(BIN)/python benchmarks/temporal.py $(VIDEOS) --json docs/results/temporal.json --document docs/TEMPORAL.md --factor 1 --factor 0.5
 
-# The default checkpoint before and after training on clips (docs/TEMPORAL.md): about an hour of one core.
+# The default checkpoint before and after training on clips (docs/TEMPORAL.md): about forty minutes of one core.
 PHOTOS ?= ../shared/corpus/photos-train-{0000..0006}.tar
 bench-clip-training: setup
 	$(BIN)/python benchmarks/clip_training.py --photos '$(PHOTOS)' --heldout $(HELDOUT) --videos $(VIDEOS) \

@@ -72,7 +72,7 @@ class Losses:
         return terms
 
     def of_clips(self, clips_BT3HW: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """Of clips of T >= 2 frames: the first one's as an image, and the means over the others (`..._after`)."""
+        """Of clips of T >= 1 frames: the first one's as an image, and the means over the others (`..._after`)."""
         first, *later = clips_BT3HW.unbind(1)
         terms, encoded, rebuilt = self._of_images(first, stage)
         if rebuilt is None:

@@ -50,7 +50,7 @@ class Stage(Section):
     name: str
     train: tuple[Part, ...] = Field(min_length=1, description="Parts that learn; the others stay as they are.")
     steps: int = Field(ge=1)
-    batch_size: int = Field(16, ge=1, description="Images a step, over all workers together.")
+    batch_size: int = Field(16, ge=1, description="Images or clips a step, over all workers together.")
     image_size: int = Field(256, ge=16)
     num_frames: int = Field(1, ge=1, description="Frames of a clip; the first has the losses of an image.")
     camera: CameraMoves = CameraMoves()
