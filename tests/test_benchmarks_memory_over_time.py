@@ -26,8 +26,9 @@ def test_growth_is_told(first_mb: float, last_mb: float, is_flat: bool) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_run_is_watched_from_its_first_shard_on(tmp_path: Path) -> None:
-    found = measure(tmp_path, num_photos=1600, side=32, num_shards=16, sample_every_s=0.25)
-    assert (found.num_rows, found.num_findings) == (1600, 0)
+    # Some twenty looks here; four are needed, also on a machine that is several times as quick.
+    found = measure(tmp_path, num_photos=6400, side=32, num_shards=16, sample_every_s=0.1)
+    assert (found.num_rows, found.num_findings) == (6400, 0)
     assert found.num_samples >= 4
     assert set(found.by_kind) == {"driver", "tokenizer", "decoder", "ray", "all"}
     assert all(kind.first_mb > 10 and kind.last_mb > 10 for kind in found.by_kind.values())
