@@ -21,7 +21,7 @@ D width. Images are float in [-1, 1]; everything about an image's size comes fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -51,10 +51,12 @@ Filler = Literal["learned", "zeros"]
 class TaTokConfig:
     """Everything that fixes the shapes of the weights and what they mean; the paper gives none of these numbers.
 
-    `cell_size` is the side in pixels of the thumbnail cells that anchor the globals (None: the patch's). The last three
-    and `num_global` 0 make the fixed-rate tokenizers that TaTok is compared with: 0 globals leave 2-D patch tokens
-    alone; globals that are not anchored are free learned queries (1-D tokens, as TiTok's, arXiv 2406.07550).
-    `filler` is what the decoder sees where a patch was filtered out.
+    `cell_size` is the side in pixels of the thumbnail cells that anchor the globals (None: the patch's). It,
+    `anchored`, `filler`, and `num_global` 0 make the fixed-rate tokenizers that TaTok is compared with: 0 globals leave
+    2-D patch tokens alone; globals that are not anchored are free learned queries (1-D tokens, as TiTok's,
+    arXiv 2406.07550). `filler` is what the decoder sees where a patch was filtered out. `prior_width` is the width of
+    the prior (None: the model's), with heads of the same size; with `prior_rank` its head goes through so many
+    dimensions, since a full one costs as much as two layers.
     """
 
     patch_size: int = 16
@@ -71,6 +73,8 @@ class TaTokConfig:
     cell_size: int | None = None
     anchored: bool = True
     filler: Filler = "learned"
+    prior_width: int | None = None
+    prior_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 4:
@@ -78,6 +82,11 @@ class TaTokConfig:
                 f"width {self.width} over {self.num_heads} heads: each head needs a multiple of 4 dimensions "
                 "(two axes of rotary pairs)"
             )
+        head_dim = self.width // self.num_heads
+        if self.prior_width is not None and (self.prior_width < 1 or self.prior_width % head_dim):
+            raise ConfigError(f"prior_width is {self.prior_width}; it must be a multiple of a head's {head_dim}")
+        if self.prior_rank is not None and self.prior_rank < 1:
+            raise ConfigError(f"prior_rank is {self.prior_rank}; it must be at least 1")
         if self.num_global < 0:
             raise ConfigError(f"num_global is {self.num_global}; it must be at least 0")
         if self.filler not in get_args(Filler):
@@ -98,6 +107,11 @@ class TaTokConfig:
         """Numbers in one thumbnail cell, Q."""
         return 3 * self.cell_side**2
 
+    def has_tokenizer_of(self, other: TaTokConfig) -> bool:
+        """Whether the two differ in nothing but the prior."""
+        priors = {name: getattr(self, name) for name in _PRIOR_FIELDS}
+        return replace(other, **priors) == self
+
     def document(self) -> dict[str, Any]:
         """As JSON-ready values; fields that came later stand there only where they differ from their default.
 
@@ -108,7 +122,8 @@ class TaTokConfig:
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
-_LATER_FIELDS = ("cell_size", "anchored", "filler")
+_PRIOR_FIELDS = ("num_prior_layers", "prior_width", "prior_rank")
+_LATER_FIELDS = ("cell_size", "anchored", "filler", "prior_width", "prior_rank")
 
 
 class Codes(NamedTuple):

@@ -65,9 +65,15 @@ class Trainer:
             self.model, self.prior = TaTok(config.model), Prior(config.model)
         else:
             checkpoint = load_from(start_from, load_checkpoint)
-            if checkpoint.model.config != config.model:
-                raise ConfigError(f"{start_from} has {checkpoint.model.config}, but the training file {config.model}")
             self.model, self.prior = checkpoint.model, checkpoint.prior
+            if checkpoint.model.config != config.model:
+                has_tokenizer = checkpoint.model.config.has_tokenizer_of(config.model)
+                if not has_tokenizer or "prior" not in config.stages[0].train:
+                    raise ConfigError(
+                        f"{start_from} has {checkpoint.model.config}, but the training file {config.model}; only the "
+                        "prior may be another, and then the first stage must train it"
+                    )
+                self.model.config, self.prior = config.model, Prior(config.model)
         self.modules = nn.ModuleDict({"tatok": self.model, "prior": self.prior}).to(device)
         self.average = copy.deepcopy(self.modules)
         self.is_initialised = start_from is not None

@@ -2,9 +2,50 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from dataclasses import replace
 
-from tatok.prior import code_statistics, soft_surprisal
+import pytest
+import torch
+import torch.nn.functional as F
+
+from schemas.errors import ConfigError
+from tatok.model import TaTokConfig
+from tatok.prior import Prior, code_statistics, soft_surprisal
+
+SMALL = TaTokConfig(patch_size=4, num_global=4, codebook_size=64, code_dim=6, width=32, num_heads=2)
+
+
+def test_statistics_are_those_of_the_softmax() -> None:
+    torch.manual_seed(0)
+    logits_BNK, codebook_KC = torch.randn(2, 5, 8) * 4 + 100, torch.randn(8, 3)
+    codes_BN, before = torch.randint(0, 8, (2, 5)), logits_BNK.clone()
+    found = code_statistics(logits_BNK, codes_BN, codebook_KC)
+    assert torch.equal(logits_BNK, before), "the caller's logits stay as they are"
+    q = logits_BNK.double().softmax(-1)
+    expected_BNC = q @ codebook_KC.double()
+    entropy = -(q * q.log()).sum(-1) / math.log(2)
+    surprisal = F.cross_entropy(logits_BNK.double().movedim(-1, 1), codes_BN, reduction="none") / math.log(2)
+    variance = (q[..., None] * (codebook_KC - expected_BNC[..., None, :]).square()).sum((-1, -2))
+    distance = (codebook_KC[codes_BN] - expected_BNC).square().sum(-1)
+    for name, wanted in zip(found._fields, (entropy, surprisal, variance, distance), strict=True):
+        torch.testing.assert_close(getattr(found, name).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prior_may_be_narrower_than_its_model() -> None:
+    narrow = Prior(replace(SMALL, num_prior_layers=1, prior_width=16, prior_rank=3))
+    assert narrow.transformer.layers[0].num_heads == 1, "heads keep their size"
+    sizes = {name: sum(p.numel() for p in getattr(narrow, name).parameters()) for name in ("transformer", "head")}
+    assert sizes["head"] == 16 * 3 + 3 + 3 * 64
+    assert sizes["transformer"] < 13 * 16**2 + 20 * 16
+    inputs = (torch.randn(2, 4, 6), torch.randn(2, 9, 48), torch.randn(2, 9, 6), torch.rand(2, 9) > 0.5)
+    assert narrow(*inputs, torch.rand(13, 2)).shape == (2, 9, 64)
+    assert "prior_width" not in SMALL.document(), "older checkpoints keep their fingerprint"
+    assert replace(SMALL, prior_rank=3).document()["prior_rank"] == 3
+    with pytest.raises(ConfigError, match="multiple of a head's 16"):
+        replace(SMALL, prior_width=24)
+    with pytest.raises(ConfigError, match="prior_rank is 0"):
+        replace(SMALL, prior_rank=0)
 
 
 def test_soft_surprisal_is_that_of_the_nearest_code_where_it_is_cold() -> None:

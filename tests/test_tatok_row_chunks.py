@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tatok import prior as prior_module
 from tatok import row_chunks as row_chunks_module
 from tatok.model import TaTokConfig
 from tatok.prior import CodeStatistics, Prior, code_statistics
@@ -37,7 +38,8 @@ def test_chunks_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     codes_BN = quantizer.encode(inputs[2])
     whole = code_statistics(prior(*inputs), codes_BN, quantizer.codebook_KC)
-    monkeypatch.setattr(row_chunks_module, "_CACHED_BYTES_A_THREAD", 64 * 4 * 100)
+    for module in (row_chunks_module, prior_module):
+        monkeypatch.setattr(module, "_CACHED_BYTES", 64 * 4 * 100)
     assert len(row_chunks(codes_BN.flatten(), 64)) > 1
     assert torch.equal(quantizer.encode(inputs[2]), codes_BN)
     chunked = prior.statistics(*inputs, codes_BN=codes_BN, codebook_KC=quantizer.codebook_KC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -247,6 +248,22 @@ def test_start_from_another_checkpoint(config: TrainingConfig, tmp_path: Path) -
     assert started.is_initialised
     with pytest.raises(ConfigError, match="but the training file"):
         Trainer(fresh.model_copy(update={"model": TaTokConfig()}), torch.device("cpu"), str(folder))
+
+
+def test_another_prior_starts_anew_on_the_same_codes(config: TrainingConfig, tmp_path: Path) -> None:
+    folder = train(config.model_copy(update={"stages": config.stages[:1]}), torch.device("cpu"))
+    other = replace(config.model, num_prior_layers=2, prior_rank=3)
+    update = {"model": other, "output": str(tmp_path / "second")}
+    with pytest.raises(ConfigError, match="the first stage must train it"):
+        Trainer(config.model_copy(update=update | {"stages": config.stages[:1]}), torch.device("cpu"), str(folder))
+    stage = config.stages[0].model_copy(update={"train": ("prior",), "steps": 2})
+    trained = train(
+        config.model_copy(update=update | {"stages": (stage,)}), torch.device("cpu"), start_from=str(folder)
+    )
+    before, after = load_checkpoint(folder), load_checkpoint(trained)
+    assert after.model.config == other
+    for name, tensor in before.model.state_dict().items():
+        assert torch.equal(tensor, after.model.state_dict()[name]), f"{name} is the tokenizer's"
 
 
 @pytest.mark.parametrize(
