@@ -94,7 +94,9 @@ def _agreed(picture: Any, reference: Frame) -> np.ndarray:
     expected = reference.rgb()
     if rgb.shape != expected.shape:
         raise VideoDamage(
-            "decoders_disagree", f"decord's frame is {rgb.shape}, PyAV's {expected.shape}", reference.pts_s
+            "decoders_disagree",
+            f"decord's frame is {rgb.shape}, PyAV's {expected.shape}; use video.decoder: pyav",
+            reference.pts_s,
         )
     difference = np.abs(rgb[::_EVERY, ::_EVERY].astype(np.int16) - expected[::_EVERY, ::_EVERY]).mean()
     if difference > _MOST_DIFFERENCE:
