@@ -9,7 +9,36 @@ import numpy as np
 import simplejpeg
 import torch
 
-__all__ = ["decode_jpeg", "identity", "resized"]
+__all__ = ["decode_jpeg", "identity", "plain_size", "resized"]
+
+_START, _APP0, _COMMENT, _TABLES, _SCAN = b"\xff\xd8", 0xE0, 0xFE, (0xC4, 0xDB, 0xDD), 0xDA
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_MOST_SEGMENTS = 64
+
+
+def plain_size(payload: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG of three 8-bit channels whose header asks for nothing but decoding; else None.
+
+    No EXIF block, colour profile, Adobe marker or second picture is in it, and Pillow need not look at it.
+    """
+    if not payload.startswith(_START):
+        return None
+    size, at = None, len(_START)
+    for _ in range(_MOST_SEGMENTS):
+        head = payload[at : at + 10]
+        if len(head) < 10 or head[0] != 0xFF:
+            return None
+        marker = head[1]
+        if marker == _SCAN:
+            return size if size and all(size) else None
+        if marker in _FRAMES:
+            if size is not None or head[4] != 8 or head[9] != 3:
+                return None
+            size = (head[7] << 8 | head[8], head[5] << 8 | head[6])
+        elif marker not in _TABLES and marker not in (_APP0, _COMMENT):
+            return None
+        at += 2 + (head[2] << 8 | head[3])
+    return None
 
 
 def decode_jpeg(payload: bytes, size: tuple[int, int]) -> np.ndarray | None:

@@ -86,15 +86,19 @@ def decode_image(payload: bytes, preprocessing: Preprocessing, limits: Limits, *
     """
     if not payload:
         raise DecodeError("empty", "the member has no bytes")
-    with _damage_named(payload, limits), Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-        if preprocessing.animation == "clip" and image.format in _ANIMATED:
-            views = _animation(image, payload, preprocessing, limits, sample_id)
-        else:
-            views = []
-            rgb = _upright_rgb(image, payload, preprocessing, limits)
-    if views:
-        yield from views
-        return
+    rgb: Image.Image | np.ndarray | None
+    rgb = _plain_rgb(payload, limits) if preprocessing.decoder == "simplejpeg" else None
+    if rgb is None:
+        with _damage_named(payload, limits), Image.open(io.BytesIO(payload), formats=FORMATS) as image:
+            if preprocessing.animation == "clip" and image.format in _ANIMATED:
+                views = _animation(image, payload, preprocessing, limits, sample_id)
+            else:
+                views = []
+                rgb = _upright_rgb(image, payload, preprocessing, limits)
+        if views:
+            yield from views
+            return
+    assert rgb is not None
     height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
     for view in planned_views(width, height, preprocessing, sample_id):
         with _damage_named(payload, limits):
@@ -163,11 +167,28 @@ def _damage_named(payload: bytes, limits: Limits) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = previous_limit
 
 
+def _plain_rgb(payload: bytes, limits: Limits) -> np.ndarray | None:
+    """The pixels of a JPEG that needs no more than decoding; None where Pillow is to look, and to say what is wrong.
+
+    Opening such a JPEG by Pillow takes as long as decoding a small one.
+    """
+    from pipeline.fast import decode_jpeg, plain_size
+
+    size = plain_size(payload)
+    if size is None or size[0] * size[1] > limits.max_pixels:
+        return None
+    _check_size(size, limits)
+    try:
+        return decode_jpeg(payload, size)
+    except MemoryError:
+        return None  # Pillow will want as much, and what it then raises has a name
+
+
 def _upright_rgb(
     image: Image.Image, payload: bytes, preprocessing: Preprocessing, limits: Limits
 ) -> Image.Image | np.ndarray:
     """In mode RGB, or as uint8 [H, W, 3] where no more than decoding was needed."""
-    _check_size(image, limits)
+    _check_size(image.size, limits)
     profile = image.info.get("icc_profile") if preprocessing.icc_profiles == "apply" else None
     pixels_HWC = None
     if preprocessing.decoder == "simplejpeg" and (image.format, image.mode) == ("JPEG", "RGB"):
@@ -185,18 +206,18 @@ def _upright_rgb(
     return rgb if upright_by is None else rgb.transpose(upright_by)
 
 
-def _check_size(image: Image.Image, limits: Limits) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
     if width * height > limits.max_pixels:
         raise DecodeError(
             "too_many_pixels", f"{width} x {height} pixels; at most {limits.max_pixels} (limits.max_pixels)"
         )
-    if min(image.size) < limits.min_side:
+    if min(size) < limits.min_side:
         raise DecodeError(
             "too_small", f"{width} x {height} pixels; a side has at least {limits.min_side} (limits.min_side)"
         )
     most = limits.max_aspect_ratio
-    if most is not None and max(image.size) > most * min(image.size):
+    if most is not None and max(size) > most * min(size):
         raise DecodeError(
             "too_elongated", f"{width} x {height} pixels; sides differ at most {most:g} times (limits.max_aspect_ratio)"
         )

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS, encoded, tar_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms
 from real_data import write_real_data
 
-from pipeline.fast import resized
+from pipeline import fast
+from pipeline.fast import plain_size, resized
 from pipeline.images import FORMATS, View, decode_image
 from pipeline.verify import verify_output
 from schemas.errors import DecodeError
@@ -301,17 +304,73 @@ def test_the_fast_path_gives_pillows_pixels(corpus: Path, resample: str) -> None
 
 
 def test_the_fast_path_turns_upright_and_leaves_damage_to_pillow() -> None:
-    fast = Preprocessing(image_size=32, decoder="simplejpeg")
+    quick = Preprocessing(image_size=32, decoder="simplejpeg")
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(photo(), "JPEG", exif=exif, quality=95)
-    assert (view_of(turned, fast).width, view_of(turned, fast).height) == (48, 64)
-    assert mean_difference(view_of(turned, fast), view_of(turned)) <= MAX_MEAN_DIFFERENCE
+    assert (view_of(turned, quick).width, view_of(turned, quick).height) == (48, 64)
+    assert mean_difference(view_of(turned, quick), view_of(turned)) <= MAX_MEAN_DIFFERENCE
     whole = saved(photo(200, 160), "JPEG", quality=95)
-    assert reason_of(whole[: len(whole) // 2], fast) == reason_of(whole[: len(whole) // 2]) == "truncated"
+    assert reason_of(whole[: len(whole) // 2], quick) == reason_of(whole[: len(whole) // 2]) == "truncated"
     dented = bytearray(whole)
     dented[len(whole) // 2 : len(whole) // 2 + 40] = bytes(40)
-    assert outcome(bytes(dented), fast) == outcome(bytes(dented), SMALL)
+    assert outcome(bytes(dented), quick) == outcome(bytes(dented), SMALL)
+
+
+def jpegs() -> dict[str, bytes]:
+    """One of every kind whose header says something, by name; "plain" ones need nothing but decoding."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    kinds = {
+        "plain": saved(photo(), "JPEG"),
+        "plain, progressive": saved(photo(), "JPEG", progressive=True),
+        "plain, full chroma": saved(photo(), "JPEG", subsampling=0),
+        "plain, restarts": saved(photo(), "JPEG", restart_marker_blocks=2),
+        "plain, comment": saved(photo(), "JPEG", comment=b"a comment"),
+        "turned": saved(photo(), "JPEG", exif=exif),
+        "profile": saved(photo(), "JPEG", icc_profile=profile),
+        "grey": saved(photo().convert("L"), "JPEG"),
+        "CMYK": saved(photo().convert("CMYK"), "JPEG"),
+        "RGB": saved(photo(), "JPEG", keep_rgb=True),
+    }
+    at = kinds["plain"].index(b"\xff\xdb")
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"  # says that the channels are red, green and blue
+    return kinds | {"Adobe": kinds["plain"][:at] + adobe + kinds["plain"][at:]}
+
+
+def test_only_plain_jpegs_pass_pillow_by() -> None:
+    for name, payload in jpegs().items():
+        if name != "RGB":  # by its component names alone, which the decoder heeds
+            assert plain_size(payload) == ((64, 48) if name.startswith("plain") else None), name
+    whole = jpegs()["plain"]
+    assert [plain_size(whole[:length]) for length in (0, 1, 2, 20, 180)] == [None] * 5
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(jpegs())),
+    places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=3),
+    in_header=st.booleans(),
+)
+def test_passing_pillow_by_changes_nothing(name: str, places: list[tuple[float, int]], in_header: bool) -> None:
+    payload = bytearray(jpegs()[name])
+    for share, value in places:
+        payload[int(share * (min(len(payload), 700) if in_header else len(payload)))] = value
+    quick = Preprocessing(image_size=32, decoder="simplejpeg")
+    limits = Limits(max_pixels=1 << 20)
+    found = []
+    for by_pillow in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if by_pillow:
+                patch.setattr(fast, "plain_size", lambda payload: None)
+            try:
+                views = decode_image(bytes(payload), quick, limits, sample_id="s")
+                found.append([view.pixels.tobytes() for view in views])
+            except DecodeError as error:
+                found.append([error.reason.encode()])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
