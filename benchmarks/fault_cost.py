@@ -126,7 +126,9 @@ def serve(tokenizer: str, source: str) -> None:
             if type(event).__name__ == "ShardCommitted":  # both trees have it, in modules of different names
                 commits.append(time.monotonic())
 
-        config = JobConfig.model_validate({"source": source, "output": line.strip()})
+        # Decoders of their own, as on GPUs: what was mended is the way between processes.
+        settings = {"source": source, "output": line.strip(), "resources": {"num_decoders": 2}}
+        config = JobConfig.model_validate(settings)
         summary = run_job(config, load_tokenizer=load_fake if tokenizer == "fake" else None, on_event=note)
         assert summary.status == "complete", summary
         assert len(commits) == summary.num_shards, commits

@@ -28,7 +28,7 @@ from memory import ROOT, memory_mb
 
 from pipeline.verify import verify_output
 
-_KINDS = ("driver", "tokenizer", "decoder", "ray")
+KINDS = ("driver", "tokenizer", "decoder", "ray")  # without decoders there are only the others
 _MOST_GROWTH = 1.1
 _FEW_MB = 10.0  # which a small process may grow by all the same
 _RUN = """
@@ -36,7 +36,8 @@ import sys
 from fake_tokenizer import load_fake
 from pipeline.run import run_job
 from schemas.job import JobConfig
-job = {"source": [sys.argv[1]], "output": sys.argv[2], "preprocessing": {"image_size": int(sys.argv[3])}}
+job = {"source": [sys.argv[1]], "output": sys.argv[2], "preprocessing": {"image_size": int(sys.argv[3])},
+       "resources": {"num_decoders": int(sys.argv[4])}}
 summary = run_job(JobConfig.model_validate(job), load_tokenizer=load_fake)
 sys.exit(summary.status != "complete")
 """
@@ -59,8 +60,12 @@ class Quarters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverTime:
-    """What was measured; `by_kind` adds up the processes of a kind, and "all" is everything."""
+    """What was measured; `by_kind` adds up the processes of a kind, and "all" is everything.
 
+    With `num_decoders` 0 the tokenizers decode for themselves.
+    """
+
+    num_decoders: int
     num_photos: int
     side: int
     num_shards: int
@@ -87,9 +92,13 @@ def quarters(values_mb: Sequence[float]) -> Quarters:
     return Quarters(first_mb=first, second_mb=second, third_mb=third, last_mb=last)
 
 
-def measure(work: Path, *, num_photos: int, side: int, num_shards: int, sample_every_s: float = 1.0) -> OverTime:
+def measure(
+    work: Path, *, num_photos: int, side: int, num_shards: int, num_decoders: int, sample_every_s: float = 1.0
+) -> OverTime:
     """Write the photos, tokenize them in a process of its own, watch it. Raises RuntimeError where it fails."""
     source, output = work / "photos", work / "tokens"
+    workers = {"tokenizer", "decoder"} if num_decoders else {"tokenizer"}
+    kinds = [kind for kind in KINDS if num_decoders or kind != "decoder"]
     source.mkdir(parents=True)
     first = source / "0000.tar"
     first.write_bytes(tar_bytes([(f"{i:06}.jpg", jpeg(i, side, side)) for i in range(num_photos // num_shards)]))
@@ -99,20 +108,22 @@ def measure(work: Path, *, num_photos: int, side: int, num_shards: int, sample_e
     started = time.monotonic()
     samples: list[dict[str, float]] = []
     with (work / "log.txt").open("wb") as log:
-        command = [sys.executable, "-c", _RUN, str(source), str(output), str(side)]
+        command = [sys.executable, "-c", _RUN, str(source), str(output), str(side), str(num_decoders)]
         driver = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         while driver.poll() is None:
             sample = memory_mb(driver.pid)
-            if {"tokenizer", "decoder"} <= sample.keys() and any(output.glob("data/*.parquet")):
+            if workers <= sample.keys() and any(output.glob("data/*.parquet")):
                 samples.append(sample)
             time.sleep(sample_every_s)
     if driver.returncode:
         raise RuntimeError(f"the run ended with {driver.returncode}:\n{(work / 'log.txt').read_text()[-2000:]}")
     verification = verify_output(str(output), [str(source)])
     # Actors are stopped one after the other at the end.
-    whole = [sample for sample in samples if sample["decoder"] > 0.6 * samples[len(samples) // 2]["decoder"]]
-    by_kind = {kind: quarters([sample.get(kind, 0.0) for sample in whole]) for kind in _KINDS}
+    at_work = [sum(sample[kind] for kind in workers) for sample in samples]
+    whole = [sample for sample, mb in zip(samples, at_work, strict=True) if mb > 0.6 * at_work[len(at_work) // 2]]
+    by_kind = {kind: quarters([sample.get(kind, 0.0) for sample in whole]) for kind in kinds}
     return OverTime(
+        num_decoders=num_decoders,
         num_photos=num_photos,
         side=side,
         num_shards=num_shards,
@@ -132,13 +143,17 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), num_photos=options.photos, side=options.side, num_shards=options.shards)
-    text = json.dumps(asdict(found) | {"is_flat": found.is_flat}, indent=1)
+    found = []
+    for num_decoders in (0, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = {"num_photos": options.photos, "side": options.side, "num_shards": options.shards}
+            found.append(measure(Path(folder), **sizes, num_decoders=num_decoders))
+    text = json.dumps([asdict(each) | {"is_flat": each.is_flat} for each in found], indent=1)
     print(text)
     if options.json:
         options.json.write_text(text + "\n")
-    return 0 if found.is_flat and found.num_rows == options.photos and found.num_findings == 0 else 1
+    is_right = [each.is_flat and each.num_rows == options.photos and each.num_findings == 0 for each in found]
+    return 0 if all(is_right) else 1
 
 
 if __name__ == "__main__":

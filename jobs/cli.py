@@ -127,8 +127,12 @@ def tokenize(
     min_tokens: Annotated[int | None, typer.Option(help="Fewest tokens of an image, globals included.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an image, globals included.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a tokenizer call.")] = None,
-    num_tokenizers: Annotated[int | None, typer.Option(help="Tokenizer actors; default: one a GPU, else 1.")] = None,
-    num_decoders: Annotated[int | None, typer.Option(help="Decoder processes; default: the CPUs left.")] = None,
+    num_tokenizers: Annotated[
+        int | None, typer.Option(help="Tokenizer actors; default: one a GPU, else one a CPU.")
+    ] = None,
+    num_decoders: Annotated[
+        int | None, typer.Option(help="Decoder processes; default: the CPUs left; without GPUs 0.")
+    ] = None,
     shards_in_flight: Annotated[int | None, typer.Option(help="Shards that one tokenizer works on at a time.")] = None,
     decode_timeout: Annotated[float | None, typer.Option(help="Seconds after which a batch is given up.")] = None,
     max_reject_fraction: Annotated[float | None, typer.Option(help="Share of rejects above which to stop.")] = None,

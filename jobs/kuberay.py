@@ -100,18 +100,21 @@ def _ray_job(job: JobConfig, name: str, kubernetes: Kubernetes) -> dict[str, Any
 
 def _workers(job: JobConfig, kubernetes: Kubernetes) -> list[dict[str, Any]]:
     num_gpus = job.resources.num_tokenizers or kubernetes.num_gpus
-    num_decoders = job.resources.num_decoders or _CPUS_A_POD * num_gpus
+    num_decoders = job.resources.num_decoders
+    if num_decoders is None:
+        num_decoders = _CPUS_A_POD * num_gpus
     num_cpu_pods = math.ceil(num_decoders / _CPUS_A_POD)
     cpus = {"cpu": str(_CPUS_A_POD), "memory": "32Gi"}
     on_gpu = _pod("ray-worker", kubernetes, cpus | {"nvidia.com/gpu": "1"})
     on_gpu["spec"].setdefault("tolerations", []).append(
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     )
-    return [
-        # All GPUs from the start: the driver sizes the job by what the cluster has, and grows with it.
-        _group("gpu", on_gpu, num_gpus, least=num_gpus, most=num_gpus),
-        _group("cpu", _pod("ray-worker", kubernetes, cpus), num_cpu_pods, least=1, most=2 * num_cpu_pods),
-    ]
+    # All GPUs from the start: the driver sizes the job by what the cluster has, and grows with it.
+    groups = [_group("gpu", on_gpu, num_gpus, least=num_gpus, most=num_gpus)]
+    if num_decoders:
+        on_cpu = _pod("ray-worker", kubernetes, cpus)
+        groups.append(_group("cpu", on_cpu, num_cpu_pods, least=1, most=2 * num_cpu_pods))
+    return groups
 
 
 def _group(name: str, pod: dict[str, Any], replicas: int, *, least: int, most: int) -> dict[str, Any]:

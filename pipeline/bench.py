@@ -15,6 +15,7 @@ import fsspec
 from pipeline.events import Event, ShardCommitted, Throughput
 from pipeline.plan import plan_shards
 from pipeline.run import configured_loader, run_job
+from pipeline.sizes import plan_sizes
 from pipeline.stages import STAGES, StageName, StageRate, measure_stages, num_cores, read_for_stages
 from pipeline.storage import storage_options
 from pipeline.store import OutputStore
@@ -33,12 +34,13 @@ Resource = Literal["cores", "device"]
 _NUM_SAMPLES = 256
 
 _REMEDIES: dict[StageName, str] = {
-    "read": "the store: more shards at work at a time (resources.num_decoders), or a source nearer to the machines",
+    "read": "the store: more shards at work at a time (resources.num_decoders, or shards_in_flight where tokenizers "
+    "decode themselves), or a source nearer to the machines",
     "decode": "more CPUs, which Ray may have on nodes without a GPU; then resources.num_decoders; for JPEGs also "
     "preprocessing.decoder=simplejpeg",
     "copy in": "the bus to the device: a larger resources.batch_size",
-    "encode": "the model: more GPUs (resources.num_tokenizers), or a larger resources.batch_size",
-    "prior and DTF": "the prior: fewer dtf rounds in the checkpoint, or more GPUs (resources.num_tokenizers)",
+    "encode": "the model: more GPUs or CPUs (resources.num_tokenizers), or a larger resources.batch_size",
+    "prior and DTF": "the prior: fewer dtf rounds in the checkpoint, or more GPUs or CPUs (resources.num_tokenizers)",
     "copy out": "the bus from the device: a larger resources.batch_size",
     "write": "the output: larger shards, write.patch_entropy=false, or a bucket nearer to the machines",
 }
@@ -110,14 +112,11 @@ class _Enough(Exception):
 def speed_of_light(stages: Sequence[StageRate], *, cores: int, num_devices: int) -> Bound:
     """The bound of stages that overlap perfectly and cost nothing between them.
 
-    `num_devices` are accelerators beside the cores, each with a tokenizer. With 0 the device's stages run on the
-    cores too, all of them at a time, and every second adds up; else the slower of cores and devices bounds.
+    `num_devices` are accelerators beside the cores, each with a tokenizer, and the slower of cores and devices bounds.
+    With 0 every stage is one of the cores, and every second adds up.
     """
     on_cores = {stage.name: stage.seconds_an_item / cores for stage in stages if stage.on == "core"}
-    on_device = {stage.name: stage.seconds_an_item / max(num_devices, 1) for stage in stages if stage.on == "device"}
-    if num_devices == 0:
-        on_cores |= on_device
-        on_device = {}
+    on_device = {stage.name: stage.seconds_an_item / num_devices for stage in stages if stage.on == "device"}
     seconds: dict[Resource, float] = {"cores": sum(on_cores.values()), "device": sum(on_device.values())}
     resource: Resource = "cores" if seconds["cores"] >= seconds["device"] else "device"
     spent = on_cores if resource == "cores" else on_device
@@ -156,7 +155,9 @@ def measure_speed(
         tokenizer = load_tokenizer()
         device = tokenizer.device
         on_event("each stage by itself")
-        before = measure_stages(config, found, tokenizer, scratch, seconds=seconds)
+        num_devices = 0 if device.type == "cpu" else _num_devices()
+        sizes = plan_sizes(config, num_shards=len(shards), num_cpus=num_cores(), num_gpus=num_devices)
+        before = measure_stages(config, found, tokenizer, load_tokenizer, scratch, sizes, seconds=seconds)
         del tokenizer  # the run's own needs the device's memory
         on_event("the whole pipeline")
         job = config.model_copy(update={"output": f"{folder}/run"})
@@ -164,17 +165,16 @@ def measure_speed(
         on_event("each stage once more")
         found_again = read_for_stages(config, shards, seconds=seconds, num_samples=_NUM_SAMPLES)
         tokenizer = load_tokenizer()
-        after = measure_stages(config, found_again, tokenizer, scratch, seconds=seconds)
+        after = measure_stages(config, found_again, tokenizer, load_tokenizer, scratch, sizes, seconds=seconds)
         if trace is not None:
             write_trace(trace, config, found, tokenizer, pipeline.shards)
-    num_devices = 0 if device.type == "cpu" else config.resources.num_tokenizers or _num_devices()
     stages = _mean(before, after)
     return Speed(
         num_cores=num_cores(),
         device=_name(device.type),
-        num_tokenizers=max(num_devices, config.resources.num_tokenizers or 1),
+        num_tokenizers=sizes.num_tokenizers,
         stages=stages,
-        bound=speed_of_light(stages, cores=num_cores(), num_devices=num_devices),
+        bound=speed_of_light(stages, cores=num_cores(), num_devices=sizes.num_tokenizers if num_devices else 0),
         pipeline=pipeline,
     )
 

@@ -2,6 +2,8 @@
 
 driver --lease(shard, decoder)--> TokenizerWorker <--clips-- DecodeWorker
 driver <-------- report --------- TokenizerWorker --> one committed part
+
+On CPUs alone there is no DecodeWorker: tokenizers decode in place.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import ray
 
 from pipeline.cluster_actors import DecodeWorker, TokenizerWorker
 from pipeline.events import Event, OnEvent, ShardsPlanned
-from pipeline.fingerprint import TokenizerSpec
+from pipeline.fingerprint import TokenizerSpec, decoding_identity
 from pipeline.leases import Attempt
 from pipeline.ray_metrics import RayMetrics
 from pipeline.scheduler import Outcome, Scheduler
@@ -89,7 +91,7 @@ def start_ray(config: JobConfig, num_shards: int) -> None:
 
 
 class _RayCalls:
-    """`scheduler.Calls` of the Ray that this process is connected to."""
+    """`Calls` of the Ray that this process is connected to."""
 
     def __init__(self, config: JobConfig, store: OutputStore, load_tokenizer: Callable[[], Tokenizer]) -> None:
         self._config = config
@@ -105,7 +107,7 @@ class _RayCalls:
             num_cpus=sizes.cpus_per_actor,
             num_gpus=sizes.gpus_per_tokenizer,
             max_concurrency=sizes.shards_per_tokenizer + 1,  # and one thread that tells the counts
-        ).remote(self._load_tokenizer, self._config, self._store, sizes.torch_threads)
+        ).remote(self._load_tokenizer, self._config, self._store, sizes, decoding_identity(self._config))
         self._actors[actor] = None
         return actor
 

@@ -4,32 +4,32 @@
     TokenizerWorker <--clips, streamed-- DecodeWorker
     TokenizerWorker --> one committed part
 
-Pixels cross the object store once, at most `resources.max_bytes_in_flight` a shard.
+Pixels cross the object store once, at most `resources.max_bytes_in_flight` a shard. Where there is no decoder (a job on
+CPUs alone), the tokenizer decodes between its batches, and what crashes or hangs there costs the tokenizer's process.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from pipeline.events import Throughput
-from pipeline.filters import apply_filter, filter_identity, load_filter
-from pipeline.fingerprint import TokenizerSpec, decoder_identity
+from pipeline.fingerprint import TokenizerSpec, require_equal
 from pipeline.leases import Attempt, Failure, FailureKind
 from pipeline.permanent import is_permanent
+from pipeline.sizes import Sizes
 from pipeline.storage import use_storage
 from pipeline.store import OutputStore
 from schemas.errors import CommitError, ConfigError, SourceError, TatokError
 from schemas.job import JobConfig
-from schemas.records import Clip, Reject, Sample, Shard, ShardReport, is_intended
+from schemas.records import Clip, Reject, Shard, ShardReport, is_intended
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["DecodeWorker", "Heartbeat", "Pulse", "TokenizerWorker", "first_line", "start_error", "was_killed"]
 
 _MAX_CHUNKS_AHEAD = 16
-_CHUNK_BYTES, _CHUNK_S = 1 << 20, 0.2  # to which chunks of small images go on
+_CHUNK_BYTES = 1 << 20  # to which chunks of small images go on
 _GUARD_START_S = 20.0
 
 
@@ -59,9 +59,13 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
-    """What a tokenizer tells when it is asked: its attempts, and where its seconds since it was ready went."""
+    """What a tokenizer tells when it is asked: its attempts, and where its seconds since it was ready went.
+
+    `overdue` are attempts that it decodes itself and of which nothing has been decoded for too long.
+    """
 
     heartbeats: Mapping[Attempt, Heartbeat]
+    overdue: frozenset[Attempt] = frozenset()
     encode_s: float = 0.0
     wait_s: float = 0.0
     ready_s: float = 0.0
@@ -81,69 +85,20 @@ class DecodeWorker:
 
     def __init__(self, config: JobConfig, store: OutputStore) -> None:
         # A worker imports this module for its class alone; each kind then imports what it runs.
-        from pipeline import chunks, decode, dedup, guarded, read, video_file
+        from pipeline.shard_decoder import ShardDecoder
 
         use_storage(config.storage)
-        self._decode = partial(decode.decode_sample, video=config.video)
-        self._read, self._guarded, self._local = read.read_samples, guarded.GuardedDecoder, video_file.local_video
-        self._in_chunks = chunks.in_chunks
-        self._config = config
-        self._store = store
-        self._read_dropped, self._drop_duplicates = dedup.read_dropped, dedup.drop_duplicates
-        self._filter = None if config.filter is None else load_filter(config.filter)
+        self._decoder = ShardDecoder(config, store)
 
     def ready(self) -> dict[str, str]:
         """What the rows of this process depend on, once it can work."""
-        identity = decoder_identity(self._config.preprocessing.decoder, self._config.video.decoder)
-        return identity | filter_identity(self._config.filter)
-
-    def _filtered(self, decode: Callable[[Sample], Iterator[Clip | Reject]], sample: Sample) -> Iterator[Clip | Reject]:
-        assert self._filter is not None
-        return apply_filter(self._filter, sample, decode(sample))
+        return self._decoder.identity
 
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
     ) -> Iterator[list[Clip | Reject]]:
-        """Stream the shard as chunks of results, in source order; Ray's backpressure paces it.
-
-        A chunk ends where its pixels come to `chunk_bytes`, or where it has `chunk_size` results and a fraction of a
-        second has gone. `guarded`: each sample in a child process, so that one that crashes, hangs or exhausts memory
-        is a reject; a chunk then ends at `chunk_size`.
-        """
-        config = self._config
-        samples = self._read(
-            shard,
-            max_sample_bytes=config.limits.max_sample_bytes,
-            image_field=config.image_field,
-            label_from_folder=config.label_from_folder,
-        )
-        if config.dedup == "exact":
-            samples = self._drop_duplicates(samples, self._read_dropped(self._store, shard))
-        with ExitStack() as stack:
-            decode: Callable[[Sample], Iterator[Clip | Reject]] = partial(
-                self._decode, preprocessing=config.preprocessing, limits=config.limits
-            )
-            if guarded:
-                guard = self._guarded(
-                    config.preprocessing,
-                    config.limits,
-                    deadline_s=config.resources.decode_timeout_s,
-                    decode=self._decode,
-                )
-                decode = stack.enter_context(guard).decode
-            if self._filter is not None:
-                decode = partial(self._filtered, decode)
-            results = (
-                result
-                for sample in samples
-                for result in ([sample] if isinstance(sample, Reject) else self._decoded(sample, decode))
-            )
-            seconds = 0.0 if guarded else _CHUNK_S
-            yield from self._in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds)
-
-    def _decoded(self, sample: Sample, decode: Callable[[Sample], Iterator[Clip | Reject]]) -> Iterator[Clip | Reject]:
-        with self._local(sample) as local:  # here, not in a guarded child: what a store does is no fault of the sample
-            yield from decode(local)
+        """Stream the shard as `ShardDecoder.decode` gives it; Ray's backpressure paces it."""
+        yield from self._decoder.decode(shard, chunk_size, chunk_bytes, guarded=guarded)
 
 
 @ray.remote
@@ -151,23 +106,33 @@ class TokenizerWorker:
     """Holds the model; tokenizes and commits the shards that it is given, several at a time."""
 
     def __init__(
-        self, load_tokenizer: Callable[[], Tokenizer], config: JobConfig, store: OutputStore, torch_threads: int
+        self,
+        load_tokenizer: Callable[[], Tokenizer],
+        config: JobConfig,
+        store: OutputStore,
+        sizes: Sizes,
+        decoding: Mapping[str, str],
     ) -> None:
         import torch
 
-        from pipeline import commit, tokenize
+        from pipeline import allocator, commit, shard_decoder, tokenize
 
+        allocator.keep_freed_memory()
         use_storage(config.storage)
-        torch.set_num_threads(torch_threads)  # Ray would leave it at one
+        torch.set_num_threads(sizes.torch_threads)  # Ray would leave it at one
         self._commit_shard, self._committed_report = commit.commit_shard, commit.committed_report
         self._tokenize_clips = tokenize.tokenize_clips
         self._config = config
         self._store = store
+        self._decoder = shard_decoder.ShardDecoder(config, store) if sizes.decodes_in_place else None
+        if self._decoder is not None:
+            require_equal("decoder", decoding, self._decoder.identity)
         self._tokenizer = load_tokenizer()
         self._model_lock = threading.Lock()
         self._encode = tokenize.FittingEncode(self._tokenizer.encode_clips)
         # One writer a key, and dict stores are atomic.
         self._heartbeats: dict[Attempt, Heartbeat] = {}
+        self._decode_until: dict[Attempt, float] = {}  # of those that are being decoded here
         self._seconds_lock = threading.Lock()
         self._encode_s = self._wait_s = 0.0
         self._ready_at = time.monotonic()
@@ -178,15 +143,21 @@ class TokenizerWorker:
 
     def pulse(self) -> Pulse:
         """How far each attempt at work here has come, and where the time goes."""
+        now = time.monotonic()
         return Pulse(
             heartbeats=dict(self._heartbeats),
+            overdue=frozenset(attempt for attempt, until in dict(self._decode_until).items() if now > until),
             encode_s=self._encode_s,
             wait_s=self._wait_s,
-            ready_s=time.monotonic() - self._ready_at,
+            ready_s=now - self._ready_at,
         )
 
     def run_shard(self, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
-        """Tokenize and commit one shard with the help of `decoder`; after a Failure the decoder is to be replaced."""
+        """Tokenize and commit one shard with the help of `decoder` (None: this process is its own).
+
+        After a Failure the decoder is to be replaced. Without one, `pulse` tells where decoding takes too long, and
+        only the end of this process ends it.
+        """
         config, shard = self._config, attempt.shard
         self._heartbeats[attempt] = Heartbeat(num_chunks=0, counts=Throughput(num_rows=0, num_tokens=0, num_rejects=0))
 
@@ -246,36 +217,55 @@ class TokenizerWorker:
         chunk_bytes = max(
             chunk_size * clip_bytes, min(_CHUNK_BYTES, resources.max_bytes_in_flight // _MAX_CHUNKS_AHEAD)
         )
-        chunks_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // chunk_bytes))
+        num_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // chunk_bytes))
         if attempt.guarded:
             # One sample may take the whole deadline, and its successor must start a process first.
             chunk_size, deadline_s = 1, 2 * deadline_s + _GUARD_START_S
-        stream = decoder.decode.options(
-            num_returns="streaming", _generator_backpressure_num_objects=chunks_ahead
-        ).remote(attempt.shard, chunk_size, chunk_bytes, guarded=attempt.guarded)
-        while True:
-            started = time.monotonic()
-            arrived, _ = ray.wait([stream], timeout=deadline_s)
-            with self._seconds_lock:
-                self._wait_s += time.monotonic() - started
-            if not arrived:
-                raise _DecoderLost(
-                    "decode_timeout",
-                    f"nothing was read and decoded within {deadline_s:g} s (resources.decode_timeout_s)",
-                )
-            try:
-                chunk = ray.get(next(stream))
-            except StopIteration:
-                return
-            except RayTaskError as error:
-                if isinstance(error.cause, SourceError):
-                    raise error.cause from None
-                raise
-            except RayError as error:
-                raise _DecoderLost("decoder_died", f"the decoder process died: {first_line(error)}") from error
-            before = self._heartbeats[attempt]
-            self._heartbeats[attempt] = replace(before, num_chunks=before.num_chunks + 1)
-            yield from chunk
+        if decoder is None:
+            assert self._decoder is not None
+            chunks = self._decoder.decode(attempt.shard, chunk_size, chunk_bytes, guarded=attempt.guarded)
+        else:
+            stream = decoder.decode.options(
+                num_returns="streaming", _generator_backpressure_num_objects=num_ahead
+            ).remote(attempt.shard, chunk_size, chunk_bytes, guarded=attempt.guarded)
+            chunks = _fetched(stream, deadline_s)
+        with closing(chunks):
+            while True:
+                started = time.monotonic()
+                if decoder is None:
+                    self._decode_until[attempt] = started + deadline_s
+                try:
+                    chunk = next(chunks, None)
+                finally:
+                    self._decode_until.pop(attempt, None)
+                with self._seconds_lock:
+                    self._wait_s += time.monotonic() - started
+                if chunk is None:
+                    return
+                before = self._heartbeats[attempt]
+                self._heartbeats[attempt] = replace(before, num_chunks=before.num_chunks + 1)
+                yield from chunk
+
+
+def _fetched(stream: Any, deadline_s: float) -> Generator[list[Clip | Reject], None, None]:
+    """The chunks of another process; raises _DecoderLost, and the SourceError that it met."""
+    while True:
+        arrived, _ = ray.wait([stream], timeout=deadline_s)
+        if not arrived:
+            raise _DecoderLost(
+                "decode_timeout",
+                f"nothing was read and decoded within {deadline_s:g} s (resources.decode_timeout_s)",
+            )
+        try:
+            yield ray.get(next(stream))
+        except StopIteration:
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, SourceError):
+                raise error.cause from None
+            raise
+        except RayError as error:
+            raise _DecoderLost("decoder_died", f"the decoder process died: {first_line(error)}") from error
 
 
 def was_killed(error: RayError) -> bool:

@@ -32,7 +32,7 @@ Stage = Literal["reading and decoding", "the tokenizer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What came of the samples, and the seconds of each stage on one process of its kind."""
+    """What came of the samples, and the seconds of each stage on one process of its kind, which had `torch_threads`."""
 
     num_samples: int
     num_rows: int
@@ -42,6 +42,7 @@ class DryRun:
     part_bytes: int
     decode_s: float
     encode_s: float
+    torch_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,18 +148,27 @@ def dry_run(
             part_bytes=part.stat().st_size,
             decode_s=decode_s,
             encode_s=encode_s,
+            torch_threads=_num_threads(),
         )
 
 
 def forecast(found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float) -> Forecast:
     """What a source of so many bytes, of samples like those tried, would take with these actors.
 
-    Decoders share the CPUs that there are.
+    Decoders share the CPUs that there are; a tokenizer that decodes in place does one after the other.
     """
-    decoders = min(sizes.num_decoders, max(num_cpus - (0 if sizes.gpus_per_tokenizer else sizes.num_tokenizers), 1))
-    decode_rate = decoders * found.num_samples / max(found.decode_s, 1e-9)
-    encode_rate = sizes.num_tokenizers * found.num_samples / max(found.encode_s, 1e-9)
-    rate = min(decode_rate, encode_rate)
+    decode_s, encode_s = max(found.decode_s, 1e-9), max(found.encode_s, 1e-9)
+    if sizes.decodes_in_place:
+        # What several threads did together takes so much longer by fewer of them.
+        encode_s *= found.torch_threads / sizes.torch_threads
+        decode_rate = sizes.num_tokenizers * found.num_samples / decode_s
+        encode_rate = sizes.num_tokenizers * found.num_samples / encode_s
+        rate = 1 / (1 / decode_rate + 1 / encode_rate)
+    else:
+        used = 0 if sizes.gpus_per_tokenizer else sizes.num_tokenizers
+        decode_rate = min(sizes.num_decoders, max(num_cpus - used, 1)) * found.num_samples / decode_s
+        encode_rate = sizes.num_tokenizers * found.num_samples / encode_s
+        rate = min(decode_rate, encode_rate)
     num_samples = max(round(source_bytes * found.num_samples / max(found.sample_bytes, 1)), found.num_samples)
     seconds = num_samples / rate
     return Forecast(
@@ -168,8 +178,14 @@ def forecast(found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float)
         gpu_hours=sizes.num_tokenizers * sizes.gpus_per_tokenizer * seconds / 3600,
         output_bytes=round(found.part_bytes / max(found.num_samples, 1) * num_samples),
         bottleneck="reading and decoding" if decode_rate < encode_rate else "the tokenizer",
-        slack=max(decode_rate, encode_rate) / rate,
+        slack=max(decode_rate, encode_rate) / min(decode_rate, encode_rate),
     )
+
+
+def _num_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _encode_blank(tokenizer: Tokenizer, size: int) -> None:

@@ -19,7 +19,14 @@ from schemas.tokens import SCHEMA_VERSION
 if TYPE_CHECKING:
     from tatok.tokenizer import Tokenizer
 
-__all__ = ["TokenizerSpec", "decoder_identity", "describe_difference", "require_equal", "run_fingerprint"]
+__all__ = [
+    "TokenizerSpec",
+    "decoder_identity",
+    "decoding_identity",
+    "describe_difference",
+    "require_equal",
+    "run_fingerprint",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,14 @@ def decoder_identity(decoder: str = "pillow", video_decoder: str = "pyav") -> di
             raise ConfigError(f"preprocessing.decoder is {decoder}: {error}; pip install simplejpeg") from error
         libraries |= fast.identity()
     return libraries
+
+
+def decoding_identity(config: JobConfig) -> dict[str, str]:
+    """What rows depend on in a process that decodes for this job; it must be the same in all, and in the driver.
+
+    Raises ConfigError where the decoder or the filter is missing.
+    """
+    return decoder_identity(config.preprocessing.decoder, config.video.decoder) | filter_identity(config.filter)
 
 
 def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, str]:

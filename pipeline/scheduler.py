@@ -2,30 +2,31 @@
 
 A tokenizer works on several shards at a time, each with a decoder of its own; a decoder reads and decodes one shard.
 Any failure of an attempt costs its decoder process and the attempt, never the model: commits are idempotent, so
-whatever is in doubt is done again. All state is in the output. Ray is reached through `Calls` alone, so that a
+whatever is in doubt is done again. Where tokenizers decode in place, None stands for a decoder, and what may be the
+decoding's fault costs the tokenizer. All state is in the output. Ray is reached through `Calls` alone, so that a
 simulation can drive the very same loop (benchmarks/scale.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from pipeline.calls import Calls
 from pipeline.cluster_actors import Heartbeat, Pulse, first_line, start_error, was_killed
 from pipeline.events import Load, Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
-from pipeline.filters import filter_identity
-from pipeline.fingerprint import TokenizerSpec, decoder_identity, require_equal
-from pipeline.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
+from pipeline.fingerprint import TokenizerSpec, decoding_identity, require_equal
+from pipeline.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, FailureKind, ShardLedger
 from pipeline.sizes import Sizes, resize
 from schemas.errors import ConfigError, TatokError
 from schemas.job import JobConfig
 from schemas.records import Shard, ShardReport
 
-__all__ = ["Calls", "Outcome", "Scheduler", "StoppedBy"]
+__all__ = ["Outcome", "Scheduler", "StoppedBy"]
 
 _POLL_S = 1.0
 _POLLS_A_SECOND = 100  # of all tokenizers together: thousands are asked less often
@@ -46,43 +47,6 @@ class Outcome:
     reports: tuple[ShardReport, ...]
     failed: Mapping[Shard, Failure]
     stopped_by: StoppedBy | None
-
-
-class Calls(Protocol):
-    """What the loop asks of the cluster. References are whatever hashes; `result` raises Ray's exceptions."""
-
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-
-    def start_tokenizer(self, sizes: Sizes) -> Any:
-        """A new tokenizer actor, which may still wait for a place."""
-
-    def start_decoder(self, sizes: Sizes) -> Any:
-        """A new decoder actor."""
-
-    def ready(self, actor: Any) -> Any:
-        """Reference to what the actor tells once it can work: a TokenizerSpec, or a decoder's identity."""
-
-    def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
-        """Reference to the attempt's ShardReport or Failure."""
-
-    def pulse(self, tokenizer: Any) -> Any:
-        """Reference to the tokenizer's Pulse."""
-
-    def wait(self, references: Iterable[Any], *, timeout_s: float) -> Sequence[Any]:
-        """Those that can be settled now, once there is one or the time is over."""
-
-    def result(self, reference: Any) -> Any:
-        """What a settled reference holds."""
-
-    def interrupt(self, actor: Any) -> None:
-        """End the actor's process; its references fail."""
-
-    def kill(self, actor: Any) -> None:
-        """End the actor for good."""
-
-    def resources(self) -> Mapping[str, float]:
-        """What the cluster has now, by Ray's names: CPU, GPU."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -106,6 +70,7 @@ class _Lease:
     decoder: Any
     alive_at: float
     heartbeat: Heartbeat | None = None
+    is_overdue: bool = False  # its decoding, in place, hangs
 
 
 class Scheduler:
@@ -183,12 +148,16 @@ class Scheduler:
 
     def _start_decoder(self) -> None:
         self._num_decoders += 1
+        if self._sizes.decodes_in_place:
+            self._idle_decoders.append(None)
+            return
         actor = self._calls.start_decoder(self._sizes)
         self._starting[self._calls.ready(actor)] = actor
 
     def _discard_decoder(self, actor: Any) -> None:
         self._num_decoders -= 1
-        self._calls.kill(actor)
+        if actor is not None:
+            self._calls.kill(actor)
 
     def _lease_out(self) -> None:
         # All specs are compared before the first shard goes out: one foreign checkpoint would spoil the data set.
@@ -255,10 +224,11 @@ class Scheduler:
             for _ in range(sizes.num_decoders - self._num_decoders):
                 self._start_decoder()
         # A first tokenizer may take long to load; it lacks a place only where a node was lost meanwhile.
-        wanted_cpus = (len(self._slots) + self._num_decoders) * self._sizes.cpus_per_actor
+        num_decoders = 0 if self._sizes.decodes_in_place else self._num_decoders
+        wanted_cpus = (len(self._slots) + num_decoders) * self._sizes.cpus_per_actor
         if any(slot.is_ready for slot in self._slots) or (self._spec is None and wanted_cpus <= num_cpus):
             self._room_wanted_at = now
-        elif now - self._room_wanted_at > _ROOM_S and self._idle_decoders:
+        elif now - self._room_wanted_at > _ROOM_S and num_decoders and self._idle_decoders:
             # Decoders have the CPUs that a tokenizer waits for.
             self._room_wanted_at = now
             self._discard_decoder(self._idle_decoders.pop())
@@ -293,9 +263,7 @@ class Scheduler:
             self._note_room(started)
             self._check_spec(told)
         else:
-            config = self._config
-            expected = decoder_identity(config.preprocessing.decoder, config.video.decoder)
-            require_equal("decoder", expected | filter_identity(config.filter), told)
+            require_equal("decoder", decoding_identity(self._config), told)
             self._idle_decoders.append(started)
 
     def _check_spec(self, spec: TokenizerSpec) -> None:
@@ -314,14 +282,9 @@ class Scheduler:
                 raise error.cause from None
             result = Failure(kind="error", message=first_line(error.cause))
         except RayActorError as error:
-            result = Failure(kind="tokenizer_died", message=f"the tokenizer process died: {first_line(error)}")
-            if lease.slot in self._slots:  # the first of its leases that tells
-                del self._slots[lease.slot]
-                self._note_room(lease.slot)
-                self._last_pulses.append(lease.slot.pulse)
-                self._calls.kill(lease.slot.actor)
+            result = self._death(lease, error)
+            if self._replace_tokenizer(lease.slot) and result.kind == "tokenizer_died":
                 self._count_death(result.message)
-                self._start_tokenizer()
         if isinstance(result, ShardReport):
             self._deaths.clear()
             self._idle_decoders.append(lease.decoder)
@@ -341,16 +304,42 @@ class Scheduler:
         if not self._ledger.is_finished:
             self._start_decoder()
 
+    def _death(self, lease: _Lease, error: RayActorError) -> Failure:
+        """Why the tokenizer of a lease died; in place, decoding may have done it, unless it was guarded."""
+        if lease.is_overdue:
+            timeout_s = self._config.resources.decode_timeout_s
+            message = f"nothing was read and decoded within {timeout_s:g} s (resources.decode_timeout_s)"
+            return Failure(kind="decode_timeout", message=message)
+        kind: FailureKind = "decoder_died" if lease.decoder is None and not lease.attempt.guarded else "tokenizer_died"
+        return Failure(kind=kind, message=f"the tokenizer process died: {first_line(error)}")
+
+    def _replace_tokenizer(self, slot: _TokenizerSlot) -> bool:
+        """Whether it was still in its place; of several leases that tell of one death the first does it."""
+        if slot not in self._slots:
+            return False
+        del self._slots[slot]
+        self._note_room(slot)
+        self._last_pulses.append(slot.pulse)
+        self._calls.kill(slot.actor)
+        self._start_tokenizer()
+        return True
+
     def _settle_poll(self, reference: Any, slot: _TokenizerSlot) -> None:
         slot.is_polled = False
         try:
             slot.pulse = self._calls.result(reference)
         except RayError:
-            slot.pulse = replace(slot.pulse, heartbeats={})  # the slot's leases fail too, and are settled there
+            # The slot's leases fail too, and are settled there.
+            slot.pulse = replace(slot.pulse, heartbeats={}, overdue=frozenset())
         for attempt, heartbeat in slot.pulse.heartbeats.items():
             lease = slot.leases.get(attempt)
             if lease is not None and heartbeat != lease.heartbeat:
                 lease.heartbeat, lease.alive_at = heartbeat, self._calls.now()
+        overdue = [slot.leases[attempt] for attempt in slot.pulse.overdue if attempt in slot.leases]
+        for lease in overdue:
+            lease.is_overdue = True
+        if overdue:
+            self._calls.interrupt(slot.actor)
 
     def _count_death(self, message: str) -> None:
         if self._deaths.add():

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from multiprocessing.synchronize import Barrier
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
+from pipeline.sizes import Sizes
 from schemas.errors import SourceError
 from schemas.job import JobConfig
 from schemas.records import Clip, Reject, Sample, Shard
@@ -124,29 +126,53 @@ def read_for_stages(config: JobConfig, shards: Sequence[Shard], *, seconds: floa
 
 
 def measure_stages(
-    config: JobConfig, found: StageSamples, tokenizer: Tokenizer, store: OutputStore, *, seconds: float
+    config: JobConfig,
+    found: StageSamples,
+    tokenizer: Tokenizer,
+    load_tokenizer: Callable[[], Tokenizer],
+    store: OutputStore,
+    sizes: Sizes,
+    *,
+    seconds: float,
 ) -> list[StageRate]:
     """The rates of all stages that this job has, in their order; each is measured for about `seconds`.
 
-    Raises SourceError where none of the samples can be decoded.
+    Where `tokenizer` is on the CPU, as many processes as the job has tokenizers load one each, by `load_tokenizer`,
+    and are measured all at once. Raises SourceError where none of the samples can be decoded.
     """
+    from pipeline.columns import token_table
+    from pipeline.tokenize import TokenizedBatch
+
     decode_rate, clips = _decode_rate(config, found.samples, seconds)
     pixels_BTCHW, alike = batch_of(clips, config.resources.batch_size)
-    on_device, batch = _device_rates(tokenizer, pixels_BTCHW, alike, config, seconds)
+    if tokenizer.device.type == "cpu":
+        of_model = _rates_on_cores(load_tokenizer, pixels_BTCHW, sizes, seconds)
+    else:
+        of_model = _rates_on_device(tokenizer, pixels_BTCHW, seconds)
+    encoded = tokenizer.encode_clips(pixels_BTCHW)
+    rows = token_table(alike, encoded, vocab_size=tokenizer.vocab_size, patch_entropy=config.write.patch_entropy)
+    batch = TokenizedBatch(rows=rows, rejects=(), num_tokens=sum(sequence.num_tokens for sequence in encoded))
     return [
         StageRate(name="read", items_per_s=found.read_items_per_s, on="core"),
         StageRate(name="decode", items_per_s=decode_rate, on="core"),
-        *on_device,
+        *of_model,
         StageRate(name="write", items_per_s=_write_rate(config, found, tokenizer, batch, store, seconds), on="core"),
     ]
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes, which can meet at `_barrier`."""
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    barrier = context.Barrier(count)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_meet_at, initargs=(barrier,)) as pool:
+        yield pool
 
 
 def _decode_rate(config: JobConfig, samples: Sequence[Sample], seconds: float) -> tuple[float, list[Clip]]:
     """Items a second of one core while every core decodes, and clips of the samples."""
     count = num_cores()
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    barrier = context.Barrier(count)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_meet_at, initargs=(barrier,)) as pool:
+    with _processes(count) as pool:
         futures = [pool.submit(_decode_for, samples, config, seconds, keep=number == 0) for number in range(count)]
         results = [future.result() for future in futures]
     clips = results[0][1]
@@ -192,14 +218,44 @@ def batch_of(clips: Sequence[Clip], batch_size: int) -> tuple[torch.Tensor, list
     return torch.from_numpy(np.stack([clip.pixels for clip in alike])), alike
 
 
-def _device_rates(
-    tokenizer: Tokenizer, pixels_BTCHW: torch.Tensor, clips: Sequence[Clip], config: JobConfig, seconds: float
-) -> tuple[list[StageRate], TokenizedBatch]:
-    """The device's stages, timed one by one on whole batches, and a batch's rows."""
+def _rates_on_cores(
+    load_tokenizer: Callable[[], Tokenizer], pixels_BTCHW: torch.Tensor, sizes: Sizes, seconds: float
+) -> list[StageRate]:
+    """Rates of one core, while all of the job's tokenizers work."""
+    count = sizes.num_tokenizers
+    with _processes(count) as pool:
+        arguments = (load_tokenizer, pixels_BTCHW.numpy(), sizes.torch_threads, seconds)
+        futures = [pool.submit(_encode_for, *arguments) for _ in range(count)]
+        found = [future.result() for future in futures]
+    # Of processes beyond the cores each has a part of one; one process may have several.
+    return [
+        StageRate(name=name, items_per_s=sum(rates[name] for rates in found) / num_cores(), on="core")
+        for name in found[0]
+    ]
+
+
+def _encode_for(
+    load_tokenizer: Callable[[], Tokenizer], pixels_BTCHW: np.ndarray, torch_threads: int, seconds: float
+) -> dict[StageName, float]:
     import torch
 
-    from pipeline.columns import token_table
-    from pipeline.tokenize import TokenizedBatch
+    from pipeline.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as the job's tokenizers do
+    torch.set_num_threads(torch_threads)
+    return _time_batches(load_tokenizer(), torch.from_numpy(pixels_BTCHW), seconds, start=_barrier)
+
+
+def _rates_on_device(tokenizer: Tokenizer, pixels_BTCHW: torch.Tensor, seconds: float) -> list[StageRate]:
+    rates = _time_batches(tokenizer, pixels_BTCHW, seconds, start=None)
+    return [StageRate(name=name, items_per_s=rate, on="device") for name, rate in rates.items()]
+
+
+def _time_batches(
+    tokenizer: Tokenizer, pixels_BTCHW: torch.Tensor, seconds: float, *, start: Barrier | None
+) -> dict[StageName, float]:
+    """Items a second of the model's stages, timed one by one on whole batches, once all are at `start`."""
+    import torch
 
     spent: dict[StageName, float] = dict.fromkeys(STAGES[2:6], 0.0)
 
@@ -221,21 +277,15 @@ def _device_rates(
         filtered = timed("prior and DTF", lambda: tokenizer.filter(full))
         return list(timed("copy out", lambda: tokenizer.sequences(full, filtered)))
 
-    if tokenizer.device.type == "cpu":
-        torch.set_num_threads(num_cores())
     one_batch()  # kernels are chosen and memory is taken at the first call
+    if start is not None:
+        start.wait(_START_S)
     spent.update(dict.fromkeys(spent, 0.0))
     num_items = 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds or not num_items:
-        sequences = one_batch()
-        num_items += len(sequences)
-    rates = [
-        StageRate(name=name, items_per_s=num_items / spent[name], on="device") for name in STAGES[2:6] if spent[name]
-    ]
-    encoded = tokenizer.encode_clips(pixels_BTCHW)
-    rows = token_table(clips, encoded, vocab_size=tokenizer.vocab_size, patch_entropy=config.write.patch_entropy)
-    return rates, TokenizedBatch(rows=rows, rejects=(), num_tokens=sum(sequence.num_tokens for sequence in encoded))
+        num_items += len(one_batch())
+    return {name: num_items / spent[name] for name in STAGES[2:6] if spent[name]}
 
 
 def _write_rate(

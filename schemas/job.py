@@ -44,18 +44,21 @@ class Resources(Section):
     """How the work is spread."""
 
     num_tokenizers: int | None = Field(
-        default=None, ge=1, description="Tokenizer actors; default: one a GPU, else one."
+        default=None,
+        ge=1,
+        description="Tokenizer actors; default: one a GPU; without GPUs one a CPU, or a single one beside decoders.",
     )
     num_decoders: int | None = Field(
         default=None,
-        ge=1,
-        description="Decoder processes in all; default: the CPUs that the tokenizers leave, at least two.",
+        ge=0,
+        description="Decoder processes in all; 0: each tokenizer decodes for itself. Default: the CPUs that the "
+        "tokenizers leave, at least two; without GPUs 0.",
     )
     shards_in_flight: int | None = Field(
         default=None,
         ge=1,
         description="Shards that one tokenizer actor works on at a time, each with a decoder of its own; "
-        "default: as many as keep every decoder busy.",
+        "default: as many as keep every decoder busy; without decoders one.",
     )
     batch_size: int = Field(default=16, ge=1, description="Images a tokenizer call.")
     max_bytes_in_flight: int = Field(

@@ -25,12 +25,15 @@ def test_growth_is_told(first_mb: float, last_mb: float, is_flat: bool) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_run_is_watched_from_its_first_shard_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_decoders", [0, 2])
+def test_a_run_is_watched_from_its_first_shard_on(tmp_path: Path, num_decoders: int) -> None:
     # Some twenty looks here; four are needed, also on a machine that is several times as quick.
-    found = measure(tmp_path, num_photos=6400, side=32, num_shards=16, sample_every_s=0.1)
+    sizes = {"num_photos": 6400, "side": 32, "num_shards": 16}
+    found = measure(tmp_path, **sizes, num_decoders=num_decoders, sample_every_s=0.1)
     assert (found.num_rows, found.num_findings) == (6400, 0)
     assert found.num_samples >= 4
-    assert set(found.by_kind) == {"driver", "tokenizer", "decoder", "ray", "all"}
+    kinds = {"driver", "tokenizer", "ray"} | ({"decoder"} if num_decoders else set())
+    assert set(found.by_kind) == kinds | {"all"}
     assert all(kind.first_mb > 10 and kind.last_mb > 10 for kind in found.by_kind.values())
-    parts = sum(found.by_kind[kind].first_mb for kind in ("driver", "tokenizer", "decoder", "ray"))
+    parts = sum(found.by_kind[kind].first_mb for kind in kinds)
     assert found.by_kind["all"].first_mb > 0.9 * parts

@@ -71,6 +71,12 @@ def test_the_rayjob_says_what_was_asked(tmp_path: Path) -> None:
     assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_without_decoders_there_are_no_pods_for_them(tmp_path: Path) -> None:
+    _, ray_job = render(tmp_path, "--set", "resources.num_decoders=0")
+    jsonschema.validate(ray_job, REDUCED, cls=jsonschema.Draft202012Validator)
+    assert [group["groupName"] for group in ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == ["gpu"]
+
+
 def test_kuberay_needs_an_image(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("source: s3://a/b.tar\noutput: s3://c\n")

@@ -119,6 +119,10 @@ def test_forecast_arithmetic() -> None:
     assert got.gpu_hours == pytest.approx(2 * 125 / 3600)
     on_cpu = forecast(found, replace(sizes, gpus_per_tokenizer=0.0), source_bytes=1_000_000, num_cpus=8)
     assert (on_cpu.samples_per_s, on_cpu.gpu_hours) == (60.0, 0.0), "two of the CPUs tokenize"
+    alone = replace(sizes, num_tokenizers=8, num_decoders=8, gpus_per_tokenizer=0.0, decodes_in_place=True)
+    in_place = forecast(replace(found, torch_threads=2), alone, source_bytes=1_000_000, num_cpus=8)
+    assert in_place.samples_per_s == pytest.approx(8 * 10 / (1.0 + 2 * 0.1)), "one after the other, by one thread"
+    assert (in_place.bottleneck, in_place.slack) == ("reading and decoding", 5.0)
 
 
 BROKEN = {

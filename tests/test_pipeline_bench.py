@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ ON_CORES_S = 0.001 + 0.01 + 0.002
 
 
 def test_without_an_accelerator_every_second_is_the_cores() -> None:
-    bound = speed_of_light(STAGES, cores=2, num_devices=0)
-    assert bound.items_per_s == pytest.approx(1 / (ON_CORES_S / 2 + 0.02 + 0.005))
+    stages = [replace(stage, on="core") for stage in STAGES]
+    bound = speed_of_light(stages, cores=2, num_devices=0)
+    assert bound.items_per_s == pytest.approx(2 / (ON_CORES_S + 0.02 + 0.005))
     assert (bound.resource, bound.bottleneck) == ("cores", "encode")
-    assert bound.share_of_bottleneck == pytest.approx(0.02 * bound.items_per_s)
+    assert bound.share_of_bottleneck == pytest.approx(0.01 * bound.items_per_s)
 
 
 def test_with_accelerators_the_slower_side_bounds() -> None:

@@ -32,6 +32,9 @@ from tatok.parts import TokenizedData
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+IN_PLACE_TOO = pytest.mark.parametrize("num_decoders", [1, 0], ids=["decoders", "in-place"])
+
+
 def job(source: str, output: Path, **sections: object) -> JobConfig:
     resources = {"batch_size": 4, "num_decoders": 1, **sections.pop("resources", {})}  # type: ignore[dict-item]
     document = {
@@ -268,11 +271,13 @@ def test_killed_decoders_cost_nothing(photo_shards: Callable[..., str], tmp_path
     assert [row["key"] for row in rows(tmp_path / "out")] == [f"photo-{i:04}" for i in range(60)]
 
 
-def test_killed_tokenizer_is_replaced(photo_shards: Callable[..., str], tmp_path: Path) -> None:
+@IN_PLACE_TOO
+def test_killed_tokenizer_is_replaced(photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int) -> None:
     source = photo_shards(num_shards=2)
     events: list[Event] = []
     load = functools.partial(FakeTokenizer, kill_self_once=str(tmp_path / "killed"))
-    summary = run(job(source, tmp_path / "out"), events, load_tokenizer=load)
+    config = job(source, tmp_path / "out", resources={"num_decoders": num_decoders})
+    summary = run(config, events, load_tokenizer=load)
     assert (tmp_path / "killed").exists()
     assert (summary.status, summary.num_rows) == ("complete", 20)
     assert any(isinstance(event, ShardRetried) and "tokenizer" in event.reason for event in events)
@@ -300,12 +305,15 @@ def test_decoders_make_room_for_a_tokenizer_where_a_node_is_lost_before_any_has_
     assert (summary.status, summary.num_rows) == ("complete", 10)
 
 
-def test_hanging_source_is_given_up_and_named(photo_shards: Callable[..., str], tmp_path: Path) -> None:
+@IN_PLACE_TOO
+def test_hanging_source_is_given_up_and_named(
+    photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
+) -> None:
     photo_shards(num_shards=2)
     os.mkfifo(tmp_path / "source" / "hangs.tar")
     source = f"{tmp_path}/source/{{hangs,photos-0000,photos-0001}}.tar"
     events: list[Event] = []
-    config = job(source, tmp_path / "out", resources={"decode_timeout_s": 3})
+    config = job(source, tmp_path / "out", resources={"decode_timeout_s": 3, "num_decoders": num_decoders})
     summary = run(config, events)
     assert summary.status == "shards_failed"
     assert [Path(shard.uri).name for shard in summary.failed] == ["hangs.tar"]
@@ -362,13 +370,18 @@ def test_a_file_cut_on_its_way_is_tried_again(photo_shards: Callable[..., str], 
     assert "ended after 10000 of" in retried.reason
 
 
-def test_a_sample_that_hangs_its_decoder_is_found(photo_shards: Callable[..., str], tmp_path: Path) -> None:
+@IN_PLACE_TOO
+def test_a_sample_that_hangs_its_decoder_is_found(
+    photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
+) -> None:
     photo_shards(num_shards=2, photos_per_shard=5)
     slow = ("slow.png", encoded(0, 13_000, 13_000, "PNG"))
     members = [*photo_members(20, 3), slow, *photo_members(23, 3)]
     (tmp_path / "source" / "poison.tar").write_bytes(tar_bytes(members))
     events: list[Event] = []
-    config = job(str(tmp_path / "source"), tmp_path / "out", resources={"decode_timeout_s": 1.5})
+    config = job(
+        str(tmp_path / "source"), tmp_path / "out", resources={"decode_timeout_s": 1.5, "num_decoders": num_decoders}
+    )
     summary = run(config, events)
     assert (summary.status, summary.num_rows, summary.rejects) == ("complete", 16, {"decoder_hang": 1})
     (reject,) = rejects(tmp_path / "out")

@@ -10,20 +10,32 @@ from schemas.job import JobConfig
 def sizes(num_shards: int = 100, num_cpus: float = 8, num_gpus: float = 0, **resources: object) -> tuple[int, int, int]:
     config = JobConfig.model_validate({"source": "a", "output": "o", "resources": resources})
     plan = plan_sizes(config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=num_gpus)
-    assert plan.cpus_per_actor * (plan.num_tokenizers + plan.num_decoders) <= num_cpus + 1e-9
+    assert plan.cpus_per_actor * plan.num_actors <= num_cpus + 1e-9
     return plan.num_tokenizers, plan.num_decoders, plan.shards_per_tokenizer
 
 
 def test_sizes_fit_the_machine() -> None:
-    assert sizes() == (1, 7, 7)
-    assert sizes(num_cpus=2) == (1, 2, 2)
-    assert sizes(num_cpus=1) == (1, 2, 2)
     assert sizes(num_cpus=64, num_gpus=4) == (4, 60, 15)
-    assert sizes(num_shards=1) == (1, 1, 1)
+    assert sizes(num_cpus=2, num_gpus=1) == (1, 2, 2)
+    assert sizes(num_shards=1, num_gpus=1) == (1, 1, 1)
+    assert sizes(num_gpus=1, shards_in_flight=2) == (1, 2, 2)
+    assert sizes(num_decoders=7) == (1, 7, 7)
     assert sizes(num_decoders=3, num_tokenizers=2) == (2, 3, 2)
-    assert sizes(shards_in_flight=2) == (1, 2, 2)
     with pytest.raises(ConfigError, match="2 GPUs"):
         sizes(num_gpus=2, num_tokenizers=3)
+
+
+def test_on_cpus_alone_tokenizers_decode_in_place() -> None:
+    config = JobConfig(source="a", output="o")
+    plan = plan_sizes(config, num_shards=100, num_cpus=8, num_gpus=0)
+    assert (plan.decodes_in_place, plan.num_actors, plan.torch_threads, plan.cpus_per_actor) == (True, 8, 1, 1.0)
+    assert sizes() == (8, 8, 1)
+    assert sizes(num_cpus=0.5) == (1, 1, 1)
+    assert sizes(num_shards=3) == (3, 3, 1)
+    assert sizes(num_tokenizers=2, shards_in_flight=3) == (2, 6, 3)
+    assert sizes(num_gpus=2, num_decoders=0) == (2, 2, 1), "whoever asks for it"
+    more = resize(plan, config, num_shards=100, num_cpus=12, num_gpus=2)
+    assert (more.num_tokenizers, more.gpus_per_tokenizer, more.decodes_in_place) == (12, 0, True)
 
 
 def test_gpus_are_asked_for_only_where_wanted() -> None:

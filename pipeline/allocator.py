@@ -1,0 +1,25 @@
+"""The C library's memory: what is freed is kept for the next batch, not handed back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+
+__all__ = ["keep_freed_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for mallopt
+_MOST_KEPT_BYTES = 512 << 20
+_LARGEST_BLOCK_BYTES = 32 << 20  # glibc takes no more
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to half a gigabyte that it has freed; whether the C library can do so (glibc can).
+
+    A model on a CPU allocates the same large arrays for every batch. Each time they come fresh from the system, which
+    fills every page with zeros when it is first touched: an eighth of the time of encoding, measured with the default
+    checkpoint and batches of 16.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _MOST_KEPT_BYTES))
