@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ import torch
 from schemas.records import EntropyStatistics, Grid, TokenSequence
 from tatok.frames import join_frames
 
+_NUMBERS = np.random.default_rng(0).random(1 << 17, dtype=np.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FakeTokenizer:
-    """Codes and kept sets come from a hash of the pixels; about half of the patches are kept."""
+    """Codes and kept sets are looked up by a checksum of the pixels; about half of the patches are kept."""
 
     version: str = "1"
     delay_s: float = 0.0
@@ -52,22 +55,25 @@ class FakeTokenizer:
 
     def _encode(self, pixels_CHW: torch.Tensor) -> TokenSequence:
         grid = Grid(1, pixels_CHW.shape[1] // self.patch_size, pixels_CHW.shape[2] // self.patch_size)
-        seed = hashlib.sha256(pixels_CHW.numpy().tobytes()).digest()
-        random = np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
-        bits = random.random(grid.num_positions).astype(np.float32) * 10
-        kept = np.flatnonzero(bits > random.uniform(3, 7))
-        codes = random.integers(0, self.vocab_size, self.num_global + len(kept))
+        # A generator for each image would cost several times as much as all the rest of it.
+        number = zlib.crc32(pixels_CHW.numpy().tobytes())
+        first, second = divmod(number, 1 << 16)
+        bits = _NUMBERS[first : first + grid.num_positions] * np.float32(10)
+        kept = (bits > 3 + 4 * _NUMBERS[second]).nonzero()[0]
+        chosen = _NUMBERS[second : second + self.num_global + len(kept)]
+        codes = (chosen * self.vocab_size).astype(np.int64)
+        sum_bits, kept_bits = float(bits.sum()), float(bits[kept].sum())
         return TokenSequence(
             codes=codes,
             positions=kept,
             num_global=self.num_global,
             grid=grid,
             entropy=EntropyStatistics(
-                entropy_bits=float(bits.sum()),
-                kept_entropy_bits=float(bits[kept].sum()),
-                residual_bits=float(bits.sum() - bits[kept].sum()),
-                surprisal_bits=float(bits.sum()),
-                entropy_mean_bits=float(bits.mean()),
+                entropy_bits=sum_bits,
+                kept_entropy_bits=kept_bits,
+                residual_bits=sum_bits - kept_bits,
+                surprisal_bits=sum_bits,
+                entropy_mean_bits=sum_bits / len(bits),
                 entropy_max_bits=float(bits.max()),
                 patch_entropy_bits_N=bits.astype(np.float16),
             ),
