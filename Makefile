@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-temporal bench-clip-training chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-filtering bench-temporal bench-clip-training chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -18,9 +18,10 @@ demo: setup
 	@rm -rf demo-output
 	$(BIN)/tatok demo --output demo-output
 
-# Two at a time: most tests wait for Ray or for a time that must pass. A file's tests share what is dear to set up.
+# Two at a time: most tests wait for Ray or for a time that must pass. A file's tests share what is dear to set up; the
+# longest files go first (tests/conftest.py).
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
@@ -80,6 +81,10 @@ bench-speed: setup
 RAW ?= $(wildcard ../shared/corpus/photos-raw-*.tar)
 bench-decode: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decode.py $(RAW) --json docs/results/decode.json
+
+# The time of the prior and DTF over that of encoding (docs/PERFORMANCE.md).
+bench-filtering: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/filtering_cost.py $(HELDOUT)
 
 # Temporal TaTok and frame by frame on real clips (docs/TEMPORAL.md).
 VIDEOS ?= ../shared/corpus/video
