@@ -63,6 +63,30 @@ def write_photo_shards(folder: Path, num_shards: int, photos_per_shard: int) -> 
     return f"{folder}/source/photos-{{0000..{num_shards - 1:04}}}.tar"
 
 
+_LONGEST = (
+    "test_pipeline_cluster.py",
+    "test_pipeline_training_cluster.py",
+    "test_pipeline_failing_store.py",
+    "test_benchmarks_claims.py",
+    "test_pipeline_two_drivers.py",
+    "test_benchmarks_chaos.py",
+    "test_benchmarks_fault_cost.py",
+    "test_jobs_cli.py",
+    "test_jobs_submit.py",
+    "test_benchmarks_peers.py",
+    "test_benchmarks_memory.py",
+    "test_benchmarks_memory_over_time.py",
+    "test_jobs_doctor.py",
+    "test_readme.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long go first: at the end none of them is left for one worker while the others have nothing."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(_LONGEST)))
+
+
 @pytest.fixture
 def photo_shards(tmp_path: Path) -> Callable[..., str]:
     """`write_photo_shards` into this test's folder."""
