@@ -19,7 +19,7 @@ from tatok.row_chunks import row_chunks
 __all__ = ["CodeStatistics", "Prior", "code_statistics", "soft_surprisal"]
 
 
-_CACHED_BYTES = 1 << 21  # for each of the logits, the log shares and the shares, which a core then reads from its cache
+_CACHED_BYTES = 1 << 21  # for the logits, and again for their exponentials, which a core then reads from its cache
 
 
 class Prior(nn.Module):
