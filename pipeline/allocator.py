@@ -6,9 +6,10 @@ import ctypes
 
 __all__ = ["keep_freed_memory"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for mallopt
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's names for mallopt
 _MOST_KEPT_BYTES = 512 << 20
 _LARGEST_BLOCK_BYTES = 32 << 20  # glibc takes no more
+_HEAP_BYTES = 64 << 20  # all threads but the main one have heaps of this size; an empty one goes back, unless padded
 
 
 def keep_freed_memory() -> bool:
@@ -16,10 +17,15 @@ def keep_freed_memory() -> bool:
 
     A model on a CPU allocates the same large arrays for every batch. Each time they come fresh from the system, which
     fills every page with zeros when it is first touched: an eighth of the time of encoding, measured with the default
-    checkpoint and batches of 16.
+    checkpoint and batches of 16. Padding is address space; what is not touched takes no memory.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _MOST_KEPT_BYTES))
+    settings = {
+        _MMAP_THRESHOLD: _LARGEST_BLOCK_BYTES,
+        _TRIM_THRESHOLD: _MOST_KEPT_BYTES,
+        _TOP_PAD: _HEAP_BYTES,
+    }
+    return all(mallopt(name, value) for name, value in settings.items())
