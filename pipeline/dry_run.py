@@ -159,8 +159,8 @@ def forecast(found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float)
     """
     decode_s, encode_s = max(found.decode_s, 1e-9), max(found.encode_s, 1e-9)
     if sizes.decodes_in_place:
-        # What several threads did together takes so much longer by fewer of them.
-        encode_s *= found.torch_threads / sizes.torch_threads
+        if not sizes.gpus_per_tokenizer:  # what several threads did together takes so much longer by fewer of them
+            encode_s *= found.torch_threads / sizes.torch_threads
         decode_rate = sizes.num_tokenizers * found.num_samples / decode_s
         encode_rate = sizes.num_tokenizers * found.num_samples / encode_s
         rate = 1 / (1 / decode_rate + 1 / encode_rate)

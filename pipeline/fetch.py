@@ -15,8 +15,9 @@ from pipeline.misfit import Misfit
 from pipeline.permanent import http_status
 from pipeline.source_file import source_error
 from schemas.errors import SourceError
+from schemas.secrets import is_signed_by_a_store
 
-__all__ = ["Fetcher", "resolve_uri"]
+__all__ = ["Fetcher", "public_uri", "refusal", "resolve_uri"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -30,6 +31,7 @@ _HTTP = ("http", "https")
 # What a row may name. Not "file" out of a bucket, and no chained URL: a table is data, often somebody else's.
 _OPEN_SCHEMES = frozenset({*_HTTP, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "r2"})
 _UNREADABLE = "unreadable:"
+_SIGNED = "signed:"
 _BLOCK_BYTES = 1 << 20
 
 
@@ -37,7 +39,8 @@ def resolve_uri(text: str, base: str) -> str:
     """The address that a row of the table at `base` names: an URL, or a path relative to the table's folder.
 
     A path or `file://` is taken only where the table itself is a local file. What may not be named becomes an address
-    under `unreadable:`, which a Fetcher refuses.
+    under `unreadable:`, which a Fetcher refuses. So does an URL that a store has signed, under `signed:` and without
+    its parameters: rows and reports keep the addresses that they came from.
     """
     scheme = text.partition("://")[0] if "://" in text else ""
     base_scheme = base.partition("://")[0] if "://" in base else ""
@@ -46,11 +49,36 @@ def resolve_uri(text: str, base: str) -> str:
         return refused
     if scheme in ("file", "local") and not base_scheme:
         return text.partition("://")[2]
+    if scheme and is_signed_by_a_store(text):
+        return _SIGNED + public_uri(text)
     if scheme:
         return text if scheme in _OPEN_SCHEMES or scheme == base_scheme else refused
     if not base_scheme:
         return os.path.normpath(os.path.join(os.path.dirname(base), text))
     return refused if text.startswith("/") else f"{base.rpartition('/')[0]}/{text}"
+
+
+def refusal(uri: str) -> Misfit | None:
+    """Why an address of `resolve_uri` is not read: "unreadable_uri", "signed_uri"; None where it may be."""
+    if uri.startswith(_UNREADABLE):
+        named = uri.removeprefix(_UNREADABLE)
+        return Misfit(
+            reason="unreadable_uri",
+            detail=f"{named!r} may not be named by a row there; give URLs, or paths below the table's folder",
+        )
+    if uri.startswith(_SIGNED):
+        named = uri.removeprefix(_SIGNED)
+        return Misfit(
+            reason="signed_uri",
+            detail=f"the URL of {named} is signed, and rows keep their URL; name it unsigned, such as s3://..., and "
+            "let the machines have the credentials",
+        )
+    return None
+
+
+def public_uri(text: str) -> str:
+    """A row's address as it may be kept: without its parameters where a store has signed it."""
+    return text.partition("?")[0] if is_signed_by_a_store(text) else text
 
 
 class _Unanswered(SourceError):
@@ -75,17 +103,15 @@ class Fetcher:
         self._answered: dict[str, str] = {}  # web server -> an URL that it has answered
 
     def fetch(self, uri: str, *, num_bytes: int | None = None, was_listed: bool = False) -> bytes | Misfit:
-        """The content, or a misfit: "missing", "forbidden" (web only), "too_large", "unreadable_uri".
+        """The content, or a misfit: "missing", "forbidden" (web only), "too_large", "unreadable_uri",
+        "signed_uri".
 
         `num_bytes` is the size if it is known, and `was_listed` that the file was there when the job was planned.
         Raises SourceError where the store fails.
         """
-        if uri.startswith(_UNREADABLE):
-            named = uri.removeprefix(_UNREADABLE)
-            return Misfit(
-                reason="unreadable_uri",
-                detail=f"{named!r} may not be named by a row there; give URLs, or paths below the table's folder",
-            )
+        refused = refusal(uri)
+        if refused is not None:
+            return refused
         if num_bytes is not None and num_bytes > self._max_bytes:
             return self._too_large(uri, num_bytes)
         host = urlsplit(uri).netloc if uri.startswith(("http://", "https://")) else None

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 import fsspec
@@ -27,7 +26,7 @@ from schemas.records import Shard, SourceFile
 __all__ = ["ShardSizes", "plan_shards"]
 
 _LIST_FROM = 8  # this many names in one folder are cheaper to list than to stat one by one
-_LOOKED_THROUGH = 100_000  # names of a folder, for tars and Parquet files among them
+_LOOKED_THROUGH = 100_000  # names of a folder, for a first tar or Parquet file among them
 _NUM_READERS = 16  # of footers and headers, at a time
 
 
@@ -274,6 +273,11 @@ def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list
 
 def _folder(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> list[_Found]:
     """The tars and Parquet files directly in a folder, else the folder itself."""
-    files = islice(list_directly_in(fs, path), _LOOKED_THROUGH)
-    archives = [_Found(fs, file["name"], file) for file in files if format_of(file["name"]) in ARCHIVE_FORMATS]
+    files = list_directly_in(fs, path)
+    archives: list[_Found] = []
+    for number, file in enumerate(files, 1):
+        if format_of(file["name"]) in ARCHIVE_FORMATS:
+            archives.append(_Found(fs, file["name"], file))
+        elif number >= _LOOKED_THROUGH and not archives:
+            break  # images: their listing, below, is streamed, and refuses an archive that comes after all
     return sorted(archives, key=lambda entry: entry.path) or [_Found(fs, path, info)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pipeline.fetch import Fetcher
+from pipeline.fetch import Fetcher, refusal
 from pipeline.file_groups import unpack_group
 from pipeline.formats import HEAD_BYTES, extension_of, media_of
 from pipeline.misfit import Misfit, misfit_reject
@@ -19,8 +19,8 @@ def read_files(shard: Shard, *, max_sample_bytes: int, label_from_folder: bool =
     Sidecars and what a list tells become attachments. With `label_from_folder` the first folder of a key is the label
     of a sample that has no other. Videos are not read: their `payload_uri` says where they lie.
 
-    Rejects, all of stage "read": "missing", "forbidden", "too_large", "unreachable", "unreadable_uri"; see
-    `pipeline.fetch`. Raises SourceError where the store fails.
+    Rejects, all of stage "read": "missing", "forbidden", "too_large", "unreachable", "unreadable_uri",
+    "signed_uri"; see `pipeline.fetch`. Raises SourceError where the store fails.
     """
     fetcher = Fetcher(max_bytes=max_sample_bytes)
 
@@ -30,7 +30,7 @@ def read_files(shard: Shard, *, max_sample_bytes: int, label_from_folder: bool =
             return misfit_reject(file.uri, file.index, file.key, attachments)
         extension = extension_of(file.uri)
         is_video = media_of(file.uri) == "video"
-        payload: bytes | Misfit = b""
+        payload: bytes | Misfit = refusal(file.uri) or b""
         if not is_video:
             # A file whose size nobody told is not known to exist, either.
             was_listed = file.num_bytes is not None

@@ -11,7 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.fetch import Fetcher, resolve_uri
+from pipeline.fetch import Fetcher, public_uri, resolve_uri
 from pipeline.formats import HEAD_BYTES, extension_of, media_of
 from pipeline.misfit import Misfit, misfit_reject
 from pipeline.source_columns import SourceColumns, parquet_columns, row_attachments
@@ -75,8 +75,8 @@ def read_parquet(shard: Shard, *, max_sample_bytes: int, image_field: str | None
     beside 1 MiB of each column, a page, and what is fetched ahead.
 
     Rejects, all of stage "read": "no_image" (a null), "too_large", "not_parquet", "corrupt_parquet" (once for
-    the rest of a row group; the following ones are read); of URIs also "missing", "forbidden", "unreachable" and
-    "unreadable_uri".
+    the rest of a row group; the following ones are read); of URIs also "missing", "forbidden", "unreachable",
+    "unreadable_uri" and "signed_uri".
 
     Raises SourceError where the store fails.
     """
@@ -195,7 +195,8 @@ def _row(row: Mapping[str, Any], columns: SourceColumns, uri: str, index: int) -
         media = resolve_uri(cell, uri) if isinstance(cell, str) else bytes(cell)
     key = row.get(columns.key) if columns.key is not None else None
     if key is None:
-        key = cell if isinstance(cell, str) else path or f"{_stem(uri)}/{index:08}"
+        named = cell if isinstance(cell, str) else path
+        key = public_uri(named) if named else f"{_stem(uri)}/{index:08}"
     texts = row_attachments(columns, row)
     return _Row(
         index=index,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pipeline.fetch import resolve_uri
+from pipeline.fetch import public_uri, resolve_uri
 from pipeline.source_columns import SourceColumns, row_attachments, table_columns
 from pipeline.source_file import open_source, source_error
 from schemas.errors import ConfigError
@@ -78,7 +78,7 @@ def _file(row: dict[str, Any], columns: SourceColumns, uri: str, index: int) -> 
     key = row.get(columns.key) if columns.key is not None else None
     return SourceFile(
         uri=resolve_uri(named, uri),
-        key=str(key) if key is not None else named or f"row {index}",
+        key=str(key) if key is not None else public_uri(named) or f"row {index}",
         index=index,
         attachments=tuple(row_attachments(columns, row).items()),
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, WithJsonSchema, field_validator
 
 from schemas.preprocessing import Preprocessing
 from schemas.secrets import REMEDY, credential_in_url, literal_credentials
@@ -22,6 +22,10 @@ __all__ = [
     "Resources",
     "load_job",
 ]
+
+
+# A single source may stand alone: the validator of `source` makes a tuple of it before pydantic's schema looks.
+_ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 
 
 class DTFOverride(Section):
@@ -102,7 +106,7 @@ class Output(Section):
 class JobConfig(Section):
     """A tokenization job, as resolved from a job file and the command line; unknown keys are errors."""
 
-    source: tuple[str, ...] = Field(
+    source: Annotated[tuple[str, ...], WithJsonSchema(_ONE_OR_MORE)] = Field(
         description="Paths, folders, globs, brace patterns or fsspec URLs of WebDataset tars, Parquet files, lists of "
         "URIs, images and videos."
     )

@@ -123,6 +123,9 @@ def test_forecast_arithmetic() -> None:
     in_place = forecast(replace(found, torch_threads=2), alone, source_bytes=1_000_000, num_cpus=8)
     assert in_place.samples_per_s == pytest.approx(8 * 10 / (1.0 + 2 * 0.1)), "one after the other, by one thread"
     assert (in_place.bottleneck, in_place.slack) == ("reading and decoding", 5.0)
+    on_gpus = replace(alone, gpus_per_tokenizer=1.0)
+    in_place = forecast(replace(found, torch_threads=64), on_gpus, source_bytes=1_000_000, num_cpus=8)
+    assert in_place.samples_per_s == pytest.approx(8 * 10 / (1.0 + 0.1)), "a GPU does not mind the CPU's threads"
 
 
 BROKEN = {

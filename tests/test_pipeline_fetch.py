@@ -52,6 +52,7 @@ def nobody() -> str:
         ("simplecache::s3://b/a.jpg", "/data/list.txt", "unreadable:simplecache::s3://b/a.jpg"),
         ("sftp://host/a.jpg", "/data/list.txt", "unreadable:sftp://host/a.jpg"),
         (" ", "/data/list.txt", "unreadable: "),
+        ("https://h/a.jpg?X-Amz-Signature=PLANTED", "/data/list.txt", "signed:https://h/a.jpg"),
     ],
 )
 def test_what_a_row_may_name(text: str, base: str, expected: str) -> None:
@@ -62,6 +63,10 @@ def test_a_refused_address_is_not_read() -> None:
     got = Fetcher(max_bytes=100).fetch(resolve_uri("/etc/hostname", "s3://b/list.txt"))
     assert isinstance(got, Misfit)
     assert got.reason == "unreadable_uri"
+    got = Fetcher(max_bytes=100).fetch(resolve_uri("https://h/a.jpg?X-Amz-Signature=PLANTED", "s3://b/list.txt"))
+    assert isinstance(got, Misfit)
+    assert got.reason == "signed_uri"
+    assert "PLANTED" not in got.detail
 
 
 def test_one_bad_address_is_one_reject(tmp_path: Path) -> None:

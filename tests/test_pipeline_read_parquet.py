@@ -105,6 +105,19 @@ def test_a_path_without_bytes_is_an_address(path: Path) -> None:
     assert missing.reason == "missing"
 
 
+def test_a_signed_url_is_neither_read_nor_kept(path: Path) -> None:
+    signed = "https://h/a.jpg?AWSAccessKeyId=PLANTED&Signature=PLANTED"
+    pq.write_table(pa.table({"url": [signed]}), path)
+    [reject] = read(path)
+    assert isinstance(reject, Reject)
+    assert (reject.key, reject.reason) == ("https://h/a.jpg", "signed_uri")
+    assert "PLANTED" not in str(reject)
+    pq.write_table(pa.table({"image": pa.array([{"bytes": jpeg(1), "path": signed}], STRUCT)}), path)
+    [sample] = read(path)
+    assert isinstance(sample, Sample)
+    assert (sample.key, "PLANTED" in str(sample)) == ("https://h/a.jpg", False)
+
+
 def test_what_is_no_parquet(path: Path) -> None:
     path.write_bytes(b"PAR1 hello PAR1")
     [item] = read(path)

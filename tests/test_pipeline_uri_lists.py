@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.file_groups import unpack_group
+from pipeline.plan import plan_shards
+from pipeline.read import read_samples
 from pipeline.uri_lists import listed_files
 from schemas.errors import ConfigError
-from schemas.records import SourceFile
+from schemas.records import Reject, SourceFile
 
 
 def listed(folder: Path, name: str, text: str | bytes, image_field: str | None = None) -> list[SourceFile]:
@@ -51,6 +54,19 @@ def test_an_address_that_is_missing_is_rejected_later(tmp_path: Path) -> None:
     [one, two] = listed(tmp_path, "l.csv", "url,caption\n,words\nb.jpg,words\n")
     assert one.uri.startswith("unreadable:")
     assert (one.key, two.key) == ("row 0", "b.jpg")
+
+
+def test_a_signature_goes_no_further_than_the_list(tmp_path: Path) -> None:
+    signed = "https://h/a.{}?X-Amz-Credential=PLANTED&X-Amz-Signature=PLANTED"
+    path = tmp_path / "l.txt"
+    path.write_text(f"{signed.format('jpg')}\n{signed.format('mp4')}\n")
+    [shard] = plan_shards([str(path)])
+    rejects = list(read_samples(shard, max_sample_bytes=100))
+    assert [(each.key, each.reason) for each in rejects if isinstance(each, Reject)] == [
+        ("https://h/a.jpg", "signed_uri"),
+        ("https://h/a.mp4", "signed_uri"),
+    ]
+    assert "PLANTED" not in f"{list(unpack_group(shard))} {rejects}"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from schemas.errors import ConfigError
 from schemas.job import JobConfig, load_job
@@ -14,6 +16,14 @@ JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("tokenize-*.yaml"))
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_example_job_validates(path: Path) -> None:
     assert load_job(path).source
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_example_job_follows_the_schema_for_editors(path: Path) -> None:
+    schema = JobConfig.model_json_schema()
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError, match="bath_size"):
+        jsonschema.validate({"source": "a.tar", "output": "o", "resources": {"bath_size": 4}}, schema)
 
 
 def test_local_example_states_the_defaults() -> None:

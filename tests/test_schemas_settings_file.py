@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import ConfigError
 from schemas.job import JobConfig
-from schemas.secrets import credential_in_url, names_a_credential
+from schemas.secrets import credential_in_url, is_signed_by_a_store, names_a_credential
 from schemas.settings_file import SettingsFile, read_settings
 
 START = "source: a.tar\noutput: o\n"
@@ -84,7 +84,15 @@ def test_overrides_by_strength(tmp_path: Path) -> None:
         "storage: {az: {connection_string: AccountKey=PLANTED}}\n",
         "storage: {http: {headers: {Authorization: Bearer PLANTED}}}\n",
         "storage: {s3: {endpoint_url: 'http://user:PLANTED@host'}}\n",
+        "storage: {s3: {secret: /PLANTED/base64}}\n",
+        "storage: {az: {account_key: ~PLANTED}}\n",
+        "storage: {http: {headers: [[Authorization, PLANTED]]}}\n",
+        "storage: {http: {cookies: [PLANTED]}}\n",
         "checkpoint: s3://user:PLANTED@bucket/a\n",
+        "checkpoint: https://PLANTED@host/a\n",
+        "checkpoint: https://host/a?key=PLANTED\n",
+        "checkpoint: https://host/a?apikey=PLANTED\n",
+        "checkpoint: https://host/a?sv=2022&sig=PLANTED/base64\n",
         "checkpoint: https://host/a?X-Amz-Signature=PLANTED\n",
         "device: ${AWS_SECRET_ACCESS_KEY}\n",
     ],
@@ -97,6 +105,7 @@ def test_credentials_are_refused_and_not_repeated(tmp_path: Path, text: str) -> 
 
 def test_references_and_ways_to_log_in_are_fine(tmp_path: Path) -> None:
     text = "storage:\n  s3: {secret: {env: MY_SECRET}, profile: p}\n  gs: {token: google_default}\n  az: {anon: true}\n"
+    text += "  gcs: {token: /run/secrets/gcs.json}\n  sftp: {key_filename: a, private_key_path: /k}\n"
     job = read(tmp_path, START + text).validated(JobConfig)
     assert job.storage["s3"]["secret"] == {"env": "MY_SECRET"}
 
@@ -108,3 +117,22 @@ def test_what_looks_like_a_credential() -> None:
     assert credential_in_url("s3://b/{0..9}.tar") is None
     assert credential_in_url("https://h/a.tar?sig=abc") == "the parameter sig"
     assert credential_in_url("/data/a:b@c.tar") is None
+    assert credential_in_url("abfs://photos@account.dfs.core.windows.net/a.tar") is None
+    assert credential_in_url("https://h/download?key=photos/a.tar") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "is_signed"),
+    [
+        ("https://b.s3.amazonaws.com/a.jpg?X-Amz-Algorithm=A&X-Amz-Signature=1", True),
+        ("https://b.s3.amazonaws.com/a.jpg?AWSAccessKeyId=1&Signature=2&Expires=3", True),
+        ("https://storage.googleapis.com/b/a.jpg?X-Goog-Signature=1", True),
+        ("https://account.blob.core.windows.net/b/a.jpg?sv=2022&se=2&sig=3", True),
+        ("https://d1.cloudfront.net/a.jpg?Expires=1&Signature=2&Key-Pair-Id=3", True),
+        ("https://host/a.jpg?sig=3&token=1&size=large", False),
+        ("s3://b/X-Amz-Signature=1.jpg", False),
+        ("https://[broken/a.jpg?X-Amz-Signature=1", False),
+    ],
+)
+def test_what_a_store_has_signed(url: str, is_signed: bool) -> None:
+    assert is_signed_by_a_store(url) is is_signed
