@@ -12,8 +12,8 @@ __all__ = ["REMEDY", "credential_in_url", "is_signed_by_a_store", "literal_crede
 REMEDY = "give credentials by reference: a profile, an instance role, or the name of an environment variable"
 
 _WORDS = frozenset({
-    "auth", "authorization", "cookie", "cookies", "credential", "credentials", "key", "passwd", "password", "pwd", "sas",
-    "secret", "secrets", "sig", "signature", "token",
+    "auth", "authorization", "cookie", "cookies", "credential", "credentials", "key", "passwd", "password", "pwd",
+    "sas", "secret", "secrets", "sig", "signature", "token",
 })  # fmt: skip
 _SAFE_NAMES = frozenset({"anon_key", "key_prefix", "sort_keys", "key_file", "ssekms_key_id"})
 _NAMES_A_FILE = ("_file", "_filename", "_path")
