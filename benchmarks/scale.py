@@ -205,6 +205,7 @@ class _Poll:
 def simulate(num_shards: int, num_tokenizers: int, *, decoders_a_tokenizer: int = 2, seed: int = 0) -> ScaleResult:
     """List, plan and run; returns what it took. `num_shards` beyond the limits of memory is the caller's risk."""
     fsspec.register_implementation("million", SimulatedBucket, clobber=True)
+    decoder_identity()  # looks up versions at its first call
     SimulatedBucket.num_files = num_shards
     gc.collect()
     before, started = _rss(), time.process_time()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fsspec.spec import AbstractFileSystem
+from fsspec.utils import glob_translate
 
-__all__ = ["ListedFile", "etag_of", "followed", "is_local", "list_below", "list_directly_in"]
+__all__ = ["ListedFile", "etag_of", "is_local", "list_below", "list_directly_in", "list_matching"]
+
+_MAGIC = re.compile(r"[*?[]")
 
 
 class ListedFile(NamedTuple):
@@ -39,16 +43,32 @@ def list_directly_in(fs: AbstractFileSystem, folder: str) -> Iterator[dict[str, 
     """fsspec's account of every file directly in a folder, in no certain order; S3 is asked page by page."""
     if "s3" not in _protocols(fs):
         yield from (
-            info for info in (followed(fs, info) for info in fs.ls(folder, detail=True)) if info["type"] == "file"
+            info for info in (_followed(fs, info) for info in fs.ls(folder, detail=True)) if info["type"] == "file"
         )
         return
     bucket, prefix, _ = fs.split_path(folder)
-    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix, Delimiter="/"):
-        yield {"name": f"{bucket}/{entry['Key']}", "size": entry["Size"], "ETag": entry.get("ETag"), "type": "file"}
+    yield from _s3_files(fs, bucket, f"{prefix.rstrip('/')}/" if prefix else "")
 
 
-def followed(fs: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:
+def list_matching(fs: AbstractFileSystem, pattern: str) -> Iterator[dict[str, Any]]:
+    """fsspec's account of every file that a glob matches, in no certain order.
+
+    S3 is asked page by page where only the last part of the pattern is one; else fsspec, which holds every name.
+    """
+    magic = _MAGIC.search(pattern)
+    bucket, _, key = pattern.partition("/")
+    if "s3" in _protocols(fs) and magic and "/" not in pattern[magic.start() :] and magic.start() > len(bucket):
+        matches = re.compile(glob_translate(pattern)).match
+        files = _s3_files(fs, bucket, key[: magic.start() - len(bucket) - 1])
+        yield from (info for info in files if matches(info["name"]))
+        return
+    for info in fs.glob(pattern, detail=True).values():
+        info = _followed(fs, info)
+        if info["type"] == "file":
+            yield info
+
+
+def _followed(fs: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:
     """fsspec's account of what a link on a disk leads to; of what is no link, or leads nowhere, the one given."""
     if not info.get("islink"):
         return info
@@ -94,6 +114,12 @@ def _s3(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
     for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix):
         if not entry["Key"].endswith("/"):
             yield ListedFile(entry["Key"].removeprefix(prefix), int(entry["Size"]), etag_of(entry))
+
+
+def _s3_files(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix, Delimiter="/"):
+        if not entry["Key"].endswith("/"):
+            yield {"name": f"{bucket}/{entry['Key']}", "size": entry["Size"], "ETag": entry.get("ETag"), "type": "file"}
 
 
 def _s3_pages(fs: AbstractFileSystem, **request: str) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from fsspec.spec import AbstractFileSystem
 
 from pipeline.file_groups import group_files
 from pipeline.formats import ARCHIVE_FORMATS, format_of
-from pipeline.listing import ListedFile, etag_of, followed, is_local, list_below, list_directly_in
+from pipeline.listing import ListedFile, etag_of, is_local, list_below, list_directly_in, list_matching
 from pipeline.plan_files import files_with_sidecars
 from pipeline.plan_parquet import split_parquet
 from pipeline.plan_tar import split_tar
@@ -242,23 +242,23 @@ def _has_glob(fs: AbstractFileSystem, path: str) -> bool:
 
 
 def _glob(fs: AbstractFileSystem, path: str, pattern: str) -> list[_Found]:
-    matches = {name: followed(fs, info) for name, info in fs.glob(path, detail=True).items()}
-    files = sorted((name, info) for name, info in matches.items() if info["type"] == "file")
+    files = sorted((_Found(fs, info["name"], info) for info in list_matching(fs, path)), key=lambda found: found.path)
     if not files:
         raise SourceError(f"no file matches {path!r} (from {pattern!r}); check the path and quote it against the shell")
-    return [_Found(fs, name, info) for name, info in files]
+    return files
 
 
 def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list[_Found]:
     """Size and etag of every path, by one listing a folder where many are asked for."""
-    by_folder: defaultdict[str, int] = defaultdict(int)
+    by_folder: defaultdict[str, set[str]] = defaultdict(set)
     for path in paths:
-        by_folder[path.rpartition("/")[0]] += 1
+        by_folder[path.rpartition("/")[0]].add(path)
     listed: dict[str, dict[str, Any]] = {}
-    for folder, count in by_folder.items():
-        if count >= _LIST_FROM and "://" not in folder:  # HTTP listings carry no sizes
+    for folder, wanted in by_folder.items():
+        if len(wanted) >= _LIST_FROM and "://" not in folder:  # HTTP listings carry no sizes
             try:
-                listed |= {info["name"]: info for info in fs.ls(folder, detail=True)}
+                files = list_directly_in(fs, folder)
+                listed |= {info["name"]: info for info in files if info["name"] in wanted}
             except FileNotFoundError:
                 continue  # each missing file is named below
     found: list[_Found] = []

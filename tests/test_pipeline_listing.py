@@ -47,6 +47,30 @@ def test_disk_bucket_and_memory_agree(tmp_path: Path, s3_bucket: str, monkeypatc
     assert len(pages) >= 6
 
 
+@pytest.mark.parametrize("pattern", ["many/p-*.tar", "many/p-{000..019}.tar", "many/p-0[01]?.tar", "many/*"])
+def test_a_bucket_of_many_tars_is_asked_page_by_page(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    s3 = fsspec.filesystem("s3")
+    for number in range(20):
+        s3.pipe_file(f"{s3_bucket}/many/p-{number:03}.tar", b"x" * number)
+    s3.pipe_file(f"{s3_bucket}/many/deep/p-100.tar", b"another folder's")
+    s3.invalidate_cache()
+    ask, pages = s3.call_s3, []
+
+    def in_small_pages(method: str, **request: Any) -> dict[str, Any]:
+        pages.append(method)
+        return dict(ask(method, **request, MaxKeys=5))
+
+    monkeypatch.setattr(s3, "call_s3", in_small_pages)
+    shards = plan_shards([f"s3://{s3_bucket}/{pattern}"])
+    assert [(shard.uri, shard.num_bytes) for shard in shards] == [
+        (f"s3://{s3_bucket}/many/p-{number:03}.tar", number) for number in range(20)
+    ]
+    assert len(pages) >= 4
+    assert not s3.dircache, "what was listed is not kept"
+
+
 @settings(max_examples=20, deadline=None)
 @given(names=st.sets(st.text("ab-/.0", min_size=1, max_size=8), max_size=12))
 def test_a_disk_is_listed_in_the_order_of_paths(names: set[str], tmp_path_factory: pytest.TempPathFactory) -> None:
