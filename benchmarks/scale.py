@@ -106,6 +106,7 @@ class SimulatedCalls:
         self._results: dict[int, Any] = {}
         self._at_work: dict[int, dict[Attempt, float]] = {}  # tokenizer -> attempt -> begun at
         self._failing, self._slow = failing, slow
+        self._decoding = decoder_identity() | filter_identity(None)
         self.last_lease_at = 0.0
         self.num_leases = 0
         self._spec = TokenizerSpec(
@@ -125,7 +126,7 @@ class SimulatedCalls:
         return -self._next
 
     def ready(self, actor: Any) -> Any:
-        told = (decoder_identity() | filter_identity(None)) if actor < 0 else self._spec
+        told = self._decoding if actor < 0 else self._spec
         return self._due(_START_S * self._random.uniform(0.5, 2), told)
 
     def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
@@ -205,7 +206,6 @@ class _Poll:
 def simulate(num_shards: int, num_tokenizers: int, *, decoders_a_tokenizer: int = 2, seed: int = 0) -> ScaleResult:
     """List, plan and run; returns what it took. `num_shards` beyond the limits of memory is the caller's risk."""
     fsspec.register_implementation("million", SimulatedBucket, clobber=True)
-    decoder_identity()  # looks up versions at its first call
     SimulatedBucket.num_files = num_shards
     gc.collect()
     before, started = _rss(), time.process_time()

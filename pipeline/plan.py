@@ -28,6 +28,7 @@ __all__ = ["ShardSizes", "plan_shards"]
 _LIST_FROM = 8  # this many names in one folder are cheaper to list than to stat one by one
 _LOOKED_THROUGH = 100_000  # names of a folder, for a first tar or Parquet file among them
 _NUM_READERS = 16  # of footers and headers, at a time
+_READ_AHEAD = 1024  # files whose footers and headers are asked for at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +122,10 @@ def _shards(found: Sequence[_Found], pattern: str, image_field: str | None, size
     # Beside images, a text is a caption and no list, and what has no known name is no archive.
     others = [e for e in found if e.is_folder or not media or format_of(e.path) in ARCHIVE_FORMATS]
     with ThreadPoolExecutor(max_workers=_NUM_READERS) as pool:
-        for shards in pool.map(lambda entry: _split(entry, image_field, sizes), others):
-            yield from shards
+        for first in range(0, len(others), _READ_AHEAD):  # a million futures at once would outweigh the plan
+            entries = others[first : first + _READ_AHEAD]
+            for shards in pool.map(lambda entry: _split(entry, image_field, sizes), entries):
+                yield from shards
     if media:
         fs, folder = _open_filesystem(_fixed_folder(pattern), pattern)
         root = folder.rstrip("/") + "/"

@@ -91,6 +91,7 @@ class Scheduler:
         self._sizes = sizes
         self._claim = claim
         self._on_event = on_event
+        self._decoding = decoding_identity(config)  # once: it looks up versions
         self._spec: TokenizerSpec | None = None
         self._fingerprint: dict[str, str] = {}
         self._slots: dict[_TokenizerSlot, None] = {}  # in the order of their start
@@ -263,7 +264,7 @@ class Scheduler:
             self._note_room(started)
             self._check_spec(told)
         else:
-            require_equal("decoder", decoding_identity(self._config), told)
+            require_equal("decoder", self._decoding, told)
             self._idle_decoders.append(started)
 
     def _check_spec(self, spec: TokenizerSpec) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import fsspec
 import pytest
-from scale import SimulatedCalls, simulate
+from scale import SimulatedBucket, SimulatedCalls, simulate
+
+from pipeline.plan import plan_shards
 
 
 def test_every_shard_is_done_in_about_the_ideal_time() -> None:
@@ -17,6 +22,19 @@ def test_every_shard_is_done_in_about_the_ideal_time() -> None:
 def test_the_cost_of_a_shard_does_not_grow_with_their_number() -> None:
     few, many = simulate(1000, 20), simulate(8000, 20)
     assert many.scheduling_us_a_shard < 3 * few.scheduling_us_a_shard
+
+
+def test_a_plan_takes_little_memory_while_it_is_made() -> None:
+    fsspec.register_implementation("million", SimulatedBucket, clobber=True)
+    SimulatedBucket.num_files = 8000
+    plan_shards(["million://bucket/*/*.tar"])
+    tracemalloc.start()
+    try:
+        shards = plan_shards(["million://bucket/*/*.tar"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / len(shards) < 1500, "bytes a shard"
 
 
 def test_virtual_time_stands_still_without_events() -> None:
