@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from jobs.job_file import JobFile, SetOption, read_job
+from jobs.job_file import JobFile, SetOption, job_text, read_job
 
 __all__ = ["config"]
 
@@ -28,7 +28,4 @@ def schema() -> None:
 @config.command()
 def show(job: JobFile, assignments: SetOption = None) -> None:
     """Print the job that a file comes to: defaults, environment variables and --set put in."""
-    import yaml
-
-    document = read_job(job, assignments).model_dump(mode="json")
-    print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), end="")
+    print(job_text(read_job(job, assignments)), end="")

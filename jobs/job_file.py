@@ -1,16 +1,17 @@
-"""A job file, the environment and --set -> the job: what the commands that take a JOB.yaml share."""
+"""A job file, the environment and --set -> the job, and a job -> a job file's text."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from schemas.job import JobConfig
 
-__all__ = ["JobFile", "SetOption", "read_job"]
+__all__ = ["JobFile", "SetOption", "job_text", "read_job"]
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
 SetOption = Annotated[
@@ -37,3 +38,25 @@ def read_job(path: Path, assignments: list[str] | None = None) -> JobConfig:
     settings.override_from(os.environ)
     settings.override_with(assignments or [])
     return settings.validated(JobConfig)
+
+
+def job_text(job: JobConfig, *, one_line: bool = False) -> str:
+    """A job file that `read_job` reads as this very job, whatever the environment there is.
+
+    Its variables have been put in already, so a `${` that is left is plain text and is written `$${`. `one_line` is for
+    command lines, and ends without a new line.
+    """
+    import yaml
+
+    document = _escaped(job.model_dump(mode="json"))
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=sys.maxsize, default_flow_style=one_line)
+    return str(text).rstrip("\n") if one_line else str(text)
+
+
+def _escaped(value: Any) -> Any:
+    """Keys stay as they are: no variables are put into them."""
+    if isinstance(value, dict):
+        return {key: _escaped(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_escaped(below) for below in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
