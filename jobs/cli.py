@@ -227,6 +227,12 @@ def _logging(path: str | None) -> Iterator[OnEvent]:
         yield log
         log.close()
     else:
+        try:
+            Path(path).touch()
+        except OSError as error:
+            raise ConfigError(
+                f"--log {path} cannot be written: {error.strerror}; name a path of this machine"
+            ) from error
         with open(path, "a", encoding="utf-8") as file:
             log = RunLog(file)
             yield log

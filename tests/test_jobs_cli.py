@@ -88,6 +88,7 @@ def test_job_file_with_overrides_and_rejects(tmp_path: Path) -> None:
         (["tokenize", "missing-*.tar", "out"], "missing-*.tar"),
         (["tokenize", "--config", "missing.yaml"], "missing.yaml"),
         (["tokenize", "a.tar", "out", "--batch-size", "0"], "resources.batch_size"),
+        (["tokenize", "a.tar", "out", "--log", "s3://logs/run.jsonl"], "--log s3://logs/run.jsonl cannot be written"),
     ],
 )
 def test_errors_are_one_message(
