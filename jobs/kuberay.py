@@ -1,6 +1,9 @@
-"""A job -> what runs it on Kubernetes with KubeRay: a ConfigMap with the job file, and a RayJob.
+"""A job -> what runs it on Kubernetes with KubeRay: a RayJob that holds the job file.
 
-The RayJob makes its own Ray cluster: a head that works on nothing, GPU pods that hold the model, CPU pods that decode.
+The RayJob makes its own Ray cluster: a head that works on nothing, GPU pods that hold the model, CPU pods that decode;
+with `device: cpu`, CPU pods alone. The job file is an annotation of the head's pod, mounted there as a file: another
+object, such as a ConfigMap, could change or be missing when the RayJob starts an attempt.
+
 Credentials come from the service account or from a Secret that is named, never from here. The head keeps no state that
 matters, because all state is in the output: a job whose head is lost starts again and goes on from the committed parts.
 """
@@ -8,19 +11,25 @@ matters, because all state is in the output: a job whose head is lost starts aga
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from jobs.job_package import for_the_cluster
+from jobs.job_file import job_text
+from jobs.job_package import JOB, for_the_cluster, refuse_credentials, tokenize_command
+from schemas.errors import ConfigError
 from schemas.job import JobConfig
 
 __all__ = ["Kubernetes", "rendered"]
 
 _MOUNT = "/etc/tatok"
+_ANNOTATION = "tatok-job"
+_MAX_BYTES = 200_000  # Kubernetes takes 256 KiB of annotations, and KubeRay adds some
 _CPUS_A_POD = 8
 # Taints of spot nodes on GKE, EKS (as its guides set it) and AKS.
 _SPOT_TAINTS = (
@@ -29,7 +38,7 @@ _SPOT_TAINTS = (
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 )
 _NOTES = """\
-# Run it:     kubectl create -f FILE      (generateName: each time is a new try, which goes on from the committed parts)
+# Run it:     kubectl create -f FILE      (each time another RayJob, which goes on from the committed parts)
 # Look at it: kubectl get rayjobs; kubectl logs -f job/NAME
 #
 # Fault tolerance of the head (GCS): none is needed. A lost head costs the attempt, and `backoffLimit` starts another
@@ -40,7 +49,10 @@ _NOTES = """\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubernetes:
-    """What a cluster offers a job. `secret` names a Secret whose entries become environment variables of every pod."""
+    """What a cluster offers a job. `secret` names a Secret whose entries become environment variables of every pod.
+
+    `num_gpus` is how many GPU pods there are where the job does not say; of CPU pods, with `device: cpu`.
+    """
 
     image: str
     ray_version: str
@@ -53,30 +65,46 @@ class Kubernetes:
     ttl_s: int = 3600
 
 
-def rendered(job: JobConfig, name: str, kubernetes: Kubernetes) -> str:
-    """The YAML of both objects; `name` is made one that Kubernetes allows.
+def rendered(job: JobConfig, name: str, kubernetes: Kubernetes, *, log: str | None = None) -> str:
+    """The RayJob's YAML; `name` is made one that Kubernetes allows, `log` is the --log of `tatok tokenize`.
 
-    Raises ConfigError where the job cannot run elsewhere.
+    Raises ConfigError where the job cannot run elsewhere, holds a credential of this shell, or is too long.
     """
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
-    elsewhere = for_the_cluster(job, packs_checkpoint=False)
-    document = yaml.safe_dump(elsewhere.model_dump(mode="json"), sort_keys=False)
-    config_map = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": f"tatok-{name}", "namespace": kubernetes.namespace},
-        "data": {"job.yaml": document},
-    }
-    return _NOTES + yaml.safe_dump_all([config_map, _ray_job(job, name, kubernetes)], sort_keys=False)
+    document = job_text(for_the_cluster(job, packs_checkpoint=False))
+    if len(document.encode()) > _MAX_BYTES:
+        raise ConfigError(
+            f"the job file is longer than the {_MAX_BYTES:,} bytes that a pod can carry; name its sources by patterns, "
+            "or by a list of URIs in a file"
+        )
+    text = yaml.dump(
+        _ray_job(job, document, name, kubernetes, tokenize_command(log)),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=sys.maxsize,
+    )
+    refuse_credentials(text, os.environ)
+    return _NOTES + text
 
 
-def _ray_job(job: JobConfig, name: str, kubernetes: Kubernetes) -> dict[str, Any]:
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines stand as they are, so that the job can be read."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _ray_job(job: JobConfig, document: str, name: str, kubernetes: Kubernetes, command: str) -> dict[str, Any]:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {"generateName": f"tatok-{name}-", "namespace": kubernetes.namespace},
         "spec": {
-            "entrypoint": f"tatok tokenize --config {_MOUNT}/job.yaml",
+            "entrypoint": f"tatok {command} {_MOUNT}/{JOB}",
             "submissionMode": "K8sJobMode",
             "backoffLimit": kubernetes.backoff_limit,
             "shutdownAfterJobFinishes": True,
@@ -90,7 +118,7 @@ def _ray_job(job: JobConfig, name: str, kubernetes: Kubernetes) -> dict[str, Any
                 "headGroupSpec": {
                     # No CPUs: actors go to the workers, so that the head outlives them.
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": _pod("ray-head", kubernetes, {"cpu": "2", "memory": "8Gi"}, config_map=f"tatok-{name}"),
+                    "template": _pod("ray-head", kubernetes, {"cpu": "2", "memory": "8Gi"}, document=document),
                 },
                 "workerGroupSpecs": _workers(job, kubernetes),
             },
@@ -99,20 +127,25 @@ def _ray_job(job: JobConfig, name: str, kubernetes: Kubernetes) -> dict[str, Any
 
 
 def _workers(job: JobConfig, kubernetes: Kubernetes) -> list[dict[str, Any]]:
-    num_gpus = job.resources.num_tokenizers or kubernetes.num_gpus
-    num_decoders = job.resources.num_decoders
+    cpus = {"cpu": str(_CPUS_A_POD), "memory": "32Gi"}
+    on_cpu = _pod("ray-worker", kubernetes, cpus)
+    num_tokenizers, num_decoders = job.resources.num_tokenizers, job.resources.num_decoders
+    # All that tokenize are there from the start: the driver sizes the job by what the cluster has, and grows with it.
+    if job.device is not None and not job.device.startswith("cuda"):
+        num_pods = kubernetes.num_gpus  # a tokenizer a CPU, however many there are
+        if num_tokenizers or num_decoders:
+            num_pods = math.ceil(((num_tokenizers or 1) + (num_decoders or 0)) / _CPUS_A_POD)
+        return [_group("cpu", on_cpu, num_pods, least=num_pods, most=num_pods)]
+    num_gpus = num_tokenizers or kubernetes.num_gpus
     if num_decoders is None:
         num_decoders = _CPUS_A_POD * num_gpus
-    num_cpu_pods = math.ceil(num_decoders / _CPUS_A_POD)
-    cpus = {"cpu": str(_CPUS_A_POD), "memory": "32Gi"}
     on_gpu = _pod("ray-worker", kubernetes, cpus | {"nvidia.com/gpu": "1"})
     on_gpu["spec"].setdefault("tolerations", []).append(
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     )
-    # All GPUs from the start: the driver sizes the job by what the cluster has, and grows with it.
     groups = [_group("gpu", on_gpu, num_gpus, least=num_gpus, most=num_gpus)]
     if num_decoders:
-        on_cpu = _pod("ray-worker", kubernetes, cpus)
+        num_cpu_pods = math.ceil(num_decoders / _CPUS_A_POD)
         groups.append(_group("cpu", on_cpu, num_cpu_pods, least=1, most=2 * num_cpu_pods))
     return groups
 
@@ -123,7 +156,7 @@ def _group(name: str, pod: dict[str, Any], replicas: int, *, least: int, most: i
 
 
 def _pod(
-    container_name: str, kubernetes: Kubernetes, resources: Mapping[str, str], *, config_map: str | None = None
+    container_name: str, kubernetes: Kubernetes, resources: Mapping[str, str], *, document: str | None = None
 ) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": container_name,
@@ -135,10 +168,12 @@ def _pod(
         container["envFrom"] = [{"secretRef": {"name": kubernetes.secret}}]
     if kubernetes.service_account is not None:
         spec["serviceAccountName"] = kubernetes.service_account
-    if config_map is not None:
+    if document is not None:
         container["volumeMounts"] = [{"name": "job", "mountPath": _MOUNT, "readOnly": True}]
-        spec["volumes"] = [{"name": "job", "configMap": {"name": config_map}}]
-    elif kubernetes.spot:  # never the head: its loss costs the attempt
+        annotation = {"fieldPath": f"metadata.annotations['{_ANNOTATION}']"}
+        spec["volumes"] = [{"name": "job", "downwardAPI": {"items": [{"path": JOB, "fieldRef": annotation}]}}]
+        return {"metadata": {"annotations": {_ANNOTATION: document}}, "spec": spec}
+    if kubernetes.spot:  # never the head: its loss costs the attempt
         spec["tolerations"] = [
             {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} for key, value in _SPOT_TAINTS
         ]

@@ -17,19 +17,22 @@ from typing import Any, Literal
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
 
+import aiohttp
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from jobs.job_package import JOB, for_the_cluster, pack, pinned_requirements, refuse_credentials
+from jobs.job_file import job_text
+from jobs.job_package import JOB, for_the_cluster, pack, pinned_requirements, refuse_credentials, tokenize_command
 from schemas.errors import ConfigError, TatokError
 from schemas.job import JobConfig
 
 __all__ = ["Cluster", "Dependencies", "SubmittedJob"]
 
 Dependencies = Literal["pinned", "installed"]
-TOKENIZE = "tokenize --config"
 _OUTPUT, _SOURCE = "tatok.output", "tatok.source"  # in Ray's metadata of a job
 _PYTHON = "python -m jobs.cli"
 _POLL_S = 1.0
+_REFUSED = re.compile(r"Request failed with status code (\d+)\b")  # how Ray's client begins its RuntimeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +55,26 @@ class SubmittedJob:
 
 
 class Cluster:
-    """The Ray cluster at `address`, such as http://head:8265, as far as its jobs go.
+    """The Ray cluster at `address`, such as http://head:8265 or head:8265, as far as its jobs go.
 
     Token authentication is Ray's: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH, here and on the head. Every method
     raises TatokError where the cluster does not answer or does not let us in.
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        with self._answering():
-            self._client = JobSubmissionClient(address)
+        # Without a scheme Ray takes it for the address of its GCS, and waits for that in vain.
+        self._address = address if "://" in address or address == "auto" else f"http://{address}"
+        with self._answering(), _asked_for(self._address):
+            self._client = JobSubmissionClient(self._address)
 
     def submit(
-        self, job: JobConfig, *, name: str, image: str | None, dependencies: Dependencies, command: str = TOKENIZE
+        self,
+        job: JobConfig,
+        *,
+        name: str,
+        image: str | None,
+        dependencies: Dependencies,
+        command: str = tokenize_command(),
     ) -> str:
         """Start tatok's `command` on the job there, with what `pack` takes along or within an image; returns the id.
 
@@ -77,10 +87,10 @@ class Cluster:
             self._refuse_credentials(entrypoint, metadata)
             return self._submit(entrypoint, {"image_uri": image}, metadata, name)
         with tempfile.TemporaryDirectory(prefix="tatok-submit-") as folder:
-            pack(job, Path(folder))
+            pack(job, Path(folder), cluster_has_filter=dependencies == "installed")
             environment: dict[str, Any] = {"working_dir": folder}
             if dependencies == "pinned":
-                environment["pip"] = pinned_requirements((*job.source, job.output, job.checkpoint or ""))
+                environment["pip"] = pinned_requirements(job)
             entrypoint = f"{_PYTHON} {command} {JOB}"
             self._refuse_credentials(entrypoint, metadata)
             return self._submit(entrypoint, environment, metadata, name)
@@ -139,21 +149,56 @@ class Cluster:
         except TatokError:
             raise
         except Exception as error:  # Ray raises RuntimeError, ConnectionError, its own and aiohttp's
-            text = str(error).strip() or type(error).__name__
-            said = f"the Ray at {self._address} %s: {text.splitlines()[0]}; "
-            if job_id is not None and "404" in text:
+            status = _http_status(error)
+            if job_id is not None and status == 404:
                 raise ConfigError(f"{self._address} knows no job {job_id!r}; see `tatok jobs list`") from error
-            if any(word in text.lower() for word in ("401", "403", "unauthorized", "forbidden", "token")):
-                remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
+            said = f"the Ray at {self._address} %s: {_telling_line(error)}"
+            if status in (401, 403):
+                remedy = "; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
                 raise TatokError(said % "does not let us in" + remedy) from error
-            remedy = "check that the head runs, and the address of its dashboard, such as http://HEAD:8265"
-            raise TatokError(said % "does not answer" + remedy) from error
+            if status is None and isinstance(error, (OSError, aiohttp.ClientError)):
+                remedy = "; check that the head runs, and the address of its dashboard, such as http://HEAD:8265"
+                raise TatokError(said % "does not answer" + remedy) from error
+            raise TatokError(said % "cannot do that") from error
 
 
-def image_entrypoint(job: JobConfig, command: str = TOKENIZE) -> str:
+def image_entrypoint(job: JobConfig, command: str = tokenize_command()) -> str:
     """The driver's command where tatok comes with a container image; the job stands on the command line."""
-    document = for_the_cluster(job, packs_checkpoint=False).model_dump_json()
+    document = job_text(for_the_cluster(job, packs_checkpoint=False), one_line=True)
     return f"printf %s {shlex.quote(document)} | {_PYTHON} {command} /dev/stdin"
+
+
+@contextmanager
+def _asked_for(address: str) -> Iterator[None]:
+    """Ray prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to the address that its client is given."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _http_status(error: Exception) -> int | None:
+    """The status that the head answered with; None where it did not answer, or the error is of another kind."""
+    if isinstance(error, AuthenticationError):
+        return 401  # or 403: Ray does not tell them apart
+    if isinstance(error, aiohttp.WSServerHandshakeError):
+        return error.status
+    if isinstance(error, RuntimeError) and (refused := _REFUSED.match(str(error))):
+        return int(refused[1])
+    response = getattr(error, "response", None)  # of requests' HTTPError
+    return getattr(response, "status_code", None)
+
+
+def _telling_line(error: Exception) -> str:
+    """The line of an error that says most: the first, or of the head's traceback the last."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "Traceback" in lines[0] else 0].strip()
 
 
 def _job(details: JobDetails) -> SubmittedJob:

@@ -19,6 +19,7 @@ __all__ = ["examine_there", "jobs", "submit"]
 
 EXIT_INTERRUPTED = 130
 EXIT_ERROR = 1
+EXIT_FINDINGS = 3
 
 Address = Annotated[
     str,
@@ -56,11 +57,21 @@ def submit(
         str | None, typer.Option(help="With --kuberay: a Secret whose entries become the pods' environment.")
     ] = None,
     num_gpus: Annotated[
-        int, typer.Option(min=1, help="With --kuberay: GPU pods, where resources.num_tokenizers does not say.")
+        int,
+        typer.Option(
+            min=1, help="With --kuberay: GPU pods (CPU pods, with device: cpu), where the job's resources do not say."
+        ),
     ] = 1,
     spot: Annotated[
         bool, typer.Option("--spot/--no-spot", help="With --kuberay: workers may run on spot nodes.")
     ] = True,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write the run's events as JSON lines, to this absolute path on the driver's node; "
+            "-: among what the driver prints."
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once instead of following the log.")] = False,
 ) -> None:
     """Run a job on a Ray cluster by its Job Submission; the same command again goes on where the last run stopped.
@@ -88,16 +99,18 @@ def submit(
             num_gpus=num_gpus,
             spot=spot,
         )
-        kuberay.write_text(rendered(config, job.stem, kubernetes), encoding="utf-8")
+        kuberay.write_text(rendered(config, job.stem, kubernetes, log=log), encoding="utf-8")
         print(f"{kuberay}: run it with `kubectl create -f {kuberay}`")
         return
+    from jobs.job_package import tokenize_command
     from jobs.submission import Cluster
 
+    command = tokenize_command(log)
     cluster = Cluster(address)
-    job_id = cluster.submit(config, name=job.stem, image=image, dependencies=dependencies)
+    job_id = cluster.submit(config, name=job.stem, image=image, dependencies=dependencies, command=command)
     print(job_id)
     if not detach:
-        _follow(cluster, job_id, address)
+        _exit_as(_followed(cluster, job_id, address))
 
 
 def examine_there(config: JobConfig, address: str, *, name: str, samples: int, as_json: bool) -> None:
@@ -107,23 +120,33 @@ def examine_there(config: JobConfig, address: str, *, name: str, samples: int, a
     cluster = Cluster(address)
     command = f"doctor --samples {samples}{' --json' if as_json else ''}"
     job_id = cluster.submit(config, name=f"doctor-{name}", image=None, dependencies="installed", command=command)
-    _follow(cluster, job_id, address)
+    job = _followed(cluster, job_id, address)
+    if job.exit_code == EXIT_FINDINGS:  # it has printed them, and what to do
+        raise typer.Exit(EXIT_FINDINGS)
+    _exit_as(job, remedy="the examination did not come to its end; nothing was tokenized")
 
 
 @jobs.command("list")
 def list_jobs(address: Address = _LOCAL) -> None:
-    """List the cluster's tatok jobs, the latest first."""
+    """List the cluster's tatok jobs, the latest first; into a pipe or file with tabs between the columns."""
     from rich import print as print_rich
     from rich.table import Table
 
     from jobs.submission import Cluster
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("id", "status", "started", "took", "output"):
-        table.add_column(title, overflow="fold")
+    rows = [("id", "status", "started", "took", "output")]
     for job in Cluster(address).jobs():
         started = job.started_at.isoformat(sep=" ", timespec="seconds") if job.started_at else ""
-        table.add_row(job.id, job.status, started, _duration(job), job.output)
+        rows.append((job.id, job.status, started, _duration(job), job.output))
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in rows[0]:
+        table.add_column(title, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
     print_rich(table)
 
 
@@ -153,7 +176,7 @@ def logs(
 
     cluster = Cluster(address)
     if follow:
-        _follow(cluster, job_id, address)
+        _exit_as(_followed(cluster, job_id, address))
     else:
         print(cluster.logs(job_id), end="")
 
@@ -166,13 +189,13 @@ def stop(job_id: JobId, address: Address = _LOCAL) -> None:
     print("stopped" if Cluster(address).stop(job_id) else "the job was over already")
 
 
-def _follow(cluster: Cluster, job_id: str, address: str) -> None:
+def _followed(cluster: Cluster, job_id: str, address: str) -> SubmittedJob:
     def say(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     try:
-        job = cluster.follow(job_id, say)
+        return cluster.follow(job_id, say)
     except KeyboardInterrupt:
         typer.secho(
             f"the job goes on; `tatok jobs logs -f {job_id} --address {address}` follows it, `tatok jobs stop` ends it",
@@ -180,9 +203,12 @@ def _follow(cluster: Cluster, job_id: str, address: str) -> None:
             err=True,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _exit_as(job: SubmittedJob, remedy: str = "submit the same job again to go on from its committed parts") -> None:
     if job.status != "SUCCEEDED":
         typer.secho(f"{job.status}: {job.message.strip()}", fg="red", err=True)
-        typer.secho("submit the same job again to go on from its committed parts", err=True)
+        typer.secho(remedy, err=True)
         raise typer.Exit(job.exit_code if job.exit_code and job.exit_code > 0 else EXIT_ERROR)
 
 
