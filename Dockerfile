@@ -1,8 +1,11 @@
-# The image of `tatok submit --image` and of the RayJob that `tatok submit --kuberay` renders.
+# The image of `tatok submit --image`, of the RayJob that `tatok submit --kuberay` renders, and of `ray up`.
 # Head and workers run the same one; Ray's version is that of constraints.txt.
 #
 #     docker build --tag registry.example.org/tatok:0.1.0 .
 FROM python:3.11-slim
+
+# What others call in here: Ray's cluster launcher rsync and ssh, KubeRay's probes wget.
+RUN apt-get update && apt-get install --yes --no-install-recommends openssh-client rsync wget && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/tatok
 COPY constraints.txt pyproject.toml README.md LICENSE ./
@@ -11,8 +14,10 @@ COPY tatok tatok
 COPY pipeline pipeline
 COPY jobs jobs
 
-RUN python -m venv /opt/venv
-RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[s3,gcs,azure]'
-RUN /opt/venv/bin/tatok --help > /dev/null && /opt/venv/bin/ray --version
+# Into the image's own Python, whose commands are in /usr/local/bin: `ray up` works by login shells, which set PATH anew
+# and so would not find those of a virtual environment. By the last two Ray starts nodes on AWS and GCP.
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --constraint constraints.txt \
+    '.[s3,gcs,azure,hf,http,fast]' boto3 google-api-python-client
+RUN tatok --help > /dev/null && ray --version
 
-ENV PATH=/opt/venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0
+ENV RAY_USAGE_STATS_ENABLED=0

@@ -8,30 +8,53 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from jobs.cli import app
 from schemas.job import JobConfig
+from schemas.settings_file import read_settings
 
 ROOT = Path(__file__).parents[1]
 REDUCED = yaml.safe_load((ROOT / "tests" / "data" / "rayjob-reduced.schema.yaml").read_text())
 
 
-def render(tmp_path: Path, *options: str) -> tuple[dict, dict]:
-    job = tmp_path / "Photos v1.yaml"
-    job.write_text("source: s3://photos/{0..9}.tar\noutput: s3://tokens/v1\nresources: {num_decoders: 20}\n")
+START = "source: s3://photos/{0..9}.tar\noutput: s3://tokens/v1\nresources: {num_decoders: 20}\n"
+
+
+def render(tmp_path: Path, *options: str, text: str = START) -> dict:
     output = tmp_path / "rayjob.yaml"
-    arguments = ["submit", str(job), "--kuberay", str(output), "--image", "registry.example.org/tatok:1", *options]
-    result = CliRunner().invoke(app, arguments)
+    result = submit(tmp_path, text, "--kuberay", str(output), "--image", "registry.example.org/tatok:1", *options)
     assert result.exit_code == 0, result.output
-    config_map, ray_job = yaml.safe_load_all(output.read_text())
-    return config_map, ray_job
+    [ray_job] = yaml.safe_load_all(output.read_text())
+    return ray_job
+
+
+def submit(tmp_path: Path, text: str, *options: str) -> Result:
+    job = tmp_path / "Photos v1.yaml"
+    job.write_text(text)
+    return CliRunner().invoke(app, ["submit", str(job), *options])
+
+
+def mounted_file(ray_job: dict) -> tuple[str, str]:
+    """Path and content of what the head's container is given, as Kubernetes would put it there."""
+    template = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    [volume], [mount] = template["spec"]["volumes"], template["spec"]["containers"][0]["volumeMounts"]
+    assert volume["name"] == mount["name"]
+    [item] = volume["downwardAPI"]["items"]
+    annotation = re.fullmatch(r"metadata\.annotations\['(.+)'\]", item["fieldRef"]["fieldPath"])
+    assert annotation is not None
+    return f"{mount['mountPath']}/{item['path']}", template["metadata"]["annotations"][annotation[1]]
+
+
+def workers(ray_job: dict) -> dict[str, dict]:
+    return {group["groupName"]: group for group in ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
 
 
 @pytest.mark.parametrize(
@@ -40,12 +63,12 @@ def render(tmp_path: Path, *options: str) -> tuple[dict, dict]:
 )
 def test_the_rayjob_follows_the_schema(tmp_path: Path, options: tuple[str, ...]) -> None:
     """The reduced schema of our own, which says where it comes from."""
-    _, ray_job = render(tmp_path, *options)
+    ray_job = render(tmp_path, *options)
     jsonschema.validate(ray_job, REDUCED, cls=jsonschema.Draft202012Validator)
 
 
 def test_the_schema_would_notice(tmp_path: Path) -> None:
-    _, ray_job = render(tmp_path)
+    ray_job = render(tmp_path)
     ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
     with pytest.raises(jsonschema.ValidationError, match="minReplica"):
         jsonschema.validate(ray_job, REDUCED, cls=jsonschema.Draft202012Validator)
@@ -53,17 +76,13 @@ def test_the_schema_would_notice(tmp_path: Path) -> None:
 
 def test_the_rayjob_says_what_was_asked(tmp_path: Path) -> None:
     options = ("--service-account", "tatok", "--secret", "buckets", "--num-gpus", "8")
-    config_map, ray_job = render(tmp_path, *options)
-    assert JobConfig.model_validate(yaml.safe_load(config_map["data"]["job.yaml"])).output == "s3://tokens/v1"
+    ray_job = render(tmp_path, *options)
     spec = ray_job["spec"]
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (3, 3600, True)
-    cluster = spec["rayClusterSpec"]
-    gpu, cpu = cluster["workerGroupSpecs"]
+    gpu, cpu = workers(ray_job).values()
     assert (gpu["replicas"], cpu["replicas"], cpu["minReplicas"], cpu["maxReplicas"]) == (8, 3, 1, 6)
-    head = cluster["headGroupSpec"]["template"]["spec"]
-    assert head["volumes"][0]["configMap"]["name"] == config_map["metadata"]["name"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert "tolerations" not in head
-    assert spec["entrypoint"].endswith(head["containers"][0]["volumeMounts"][0]["mountPath"] + "/job.yaml")
     for pod in (head, *(group["template"]["spec"] for group in (gpu, cpu))):
         assert pod["serviceAccountName"] == "tatok"
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "buckets"}}]
@@ -71,10 +90,45 @@ def test_the_rayjob_says_what_was_asked(tmp_path: Path) -> None:
     assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_without_decoders_there_are_no_pods_for_them(tmp_path: Path) -> None:
-    _, ray_job = render(tmp_path, "--set", "resources.num_decoders=0")
+def test_the_rayjob_holds_its_own_job(tmp_path: Path) -> None:
+    """No other object, so that a second `kubectl create` neither fails nor runs the settings of the first."""
+    text = START + "image_field: '$${FIELD}'\n"
+    path, content = mounted_file(render(tmp_path, text=text))
+    (tmp_path / "mounted.yaml").write_text(content)
+    job = read_settings(tmp_path / "mounted.yaml", environment={"FIELD": "png"}).validated(JobConfig)
+    assert (job.output, job.image_field) == ("s3://tokens/v1", "${FIELD}")
+    assert render(tmp_path)["spec"]["entrypoint"] == f"tatok tokenize --config {path}"
+    assert render(tmp_path, "--log", "-")["spec"]["entrypoint"] == f"tatok tokenize --log - --config {path}"
+
+
+def test_what_a_rayjob_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHOTOS_SECRET", "planted-0123456789")
+    options = ("--kuberay", str(tmp_path / "rayjob.yaml"), "--image", "i")
+    refused = submit(tmp_path, START + "checkpoint: s3://a/planted-0123456789\n", *options)
+    assert (refused.exit_code, "PHOTOS_SECRET" in refused.output) == (1, True), refused.output
+    assert "planted" not in refused.output
+    many = [f"s3://photos/{number:060}.tar" for number in range(3000)]
+    refused = submit(tmp_path, json.dumps({"source": many, "output": "s3://tokens"}), *options)
+    assert (refused.exit_code, "name its sources by patterns" in refused.output) == (1, True), refused.output
+    assert not (tmp_path / "rayjob.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("resources", "num_pods"),
+    [("{}", 3), ("{num_decoders: 0}", 3), ("{num_tokenizers: 20}", 3), ("{num_tokenizers: 4, num_decoders: 5}", 2)],
+)
+def test_a_job_on_cpus_asks_for_no_gpu(tmp_path: Path, resources: str, num_pods: int) -> None:
+    text = f"source: s3://a/b.tar\noutput: s3://c\ndevice: cpu\nresources: {resources}\n"
+    ray_job = render(tmp_path, "--num-gpus", "3", text=text)
     jsonschema.validate(ray_job, REDUCED, cls=jsonschema.Draft202012Validator)
-    assert [group["groupName"] for group in ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == ["gpu"]
+    assert "nvidia.com/gpu" not in json.dumps(ray_job)
+    assert {name: group["minReplicas"] for name, group in workers(ray_job).items()} == {"cpu": num_pods}
+
+
+def test_without_decoders_there_are_no_pods_for_them(tmp_path: Path) -> None:
+    ray_job = render(tmp_path, "--set", "resources.num_decoders=0")
+    jsonschema.validate(ray_job, REDUCED, cls=jsonschema.Draft202012Validator)
+    assert set(workers(ray_job)) == {"gpu"}
 
 
 def test_kuberay_needs_an_image(tmp_path: Path) -> None:
@@ -95,12 +149,103 @@ def test_cluster_files_follow_rays_own_schema(name: str) -> None:
     assert "secret" not in json.dumps(cluster).lower()
 
 
-def test_the_slurm_script_parses() -> None:
-    script = ROOT / "deploy" / "slurm.sh"
-    subprocess.run(["bash", "-n", script], check=True)
-    text = script.read_text()
-    assert "ray stop" not in text
-    assert "RAY_AUTH_MODE=token" in text
+@pytest.mark.parametrize("name", ["ray-aws.yaml", "ray-gcp.yaml"])
+def test_ray_up_starts_ray_with_the_token_that_it_mounts(name: str, tmp_path: Path) -> None:
+    """Ray's own code says what becomes of the file; the commands run with a `ray` that tells its environment."""
+    from ray.autoscaler._private.docker import docker_start_cmds
+    from ray.autoscaler._private.util import prepare_config
+
+    cluster = prepare_config(yaml.safe_load((ROOT / "deploy" / name).read_text()))
+    docker, mounts = cluster["docker"], cluster["file_mounts"]
+    started = docker_start_cmds("ubuntu", docker["image"], mounts, "ray", docker["run_options"], "t", "/root", "docker")
+    assert re.findall(r"-v \S+:(\S+)", started) == ["/root/.ray/auth_token"]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in started, "the image is none of NVIDIA's, and Ray adds --runtime=nvidia only"
+    # By default Ray installs its newest version and a boto3 that aiobotocore does not go with.
+    assert not any(cluster[key] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"))
+    stub(tmp_path, "ray", 'echo "$1 $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH"')
+    for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+        printed = [
+            subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
+            for command in commands
+        ]
+        assert printed[-1].split() == ["start", "token", "/root/.ray/auth_token"]
+
+
+def stub(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+SRUN = """
+echo "srun $*" >> "$CALLS"
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+RAY = """
+echo "ray $*" >> "$CALLS"
+case "$1 $2" in
+  "start --head") echo $$ > "$CALLS.head"; %(head)s ;;
+  "start "*) exec sleep 600 ;;
+  "status "*) %(status)s ;;
+esac
+"""
+
+
+def slurm(tmp_path: Path, *, head: str = "exec sleep 600", status: str = "test -e $CALLS.head") -> tuple[int, str, str]:
+    """Run the script as Slurm would, on two nodes; returns its exit code, what it printed, and what it called."""
+    here, bin_folder = tmp_path / "here", tmp_path / "venv" / "bin"
+    here.mkdir()
+    stub(bin_folder, "srun", SRUN)
+    stub(bin_folder, "scontrol", "echo node1; echo node2")
+    stub(bin_folder, "hostname", "echo 10.0.0.1 10.0.0.2")
+    stub(bin_folder, "ray", RAY % {"head": head, "status": status})
+    stub(bin_folder, "tatok", 'echo "tatok $RAY_ADDRESS $RAY_AUTH_MODE $*" >> "$CALLS"; exit 3')
+    (bin_folder / "python").symlink_to(sys.executable)
+    slurms = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "7"}
+    ours = {"CALLS": str(tmp_path / "calls"), "VENV": str(tmp_path / "venv"), "RAY_START_TIMEOUT_S": "3"}
+    done = subprocess.run(
+        ["bash", ROOT / "deploy" / "slurm.sh", "job.yaml", "--log", "log.jsonl"],
+        cwd=here,
+        env=slurms | ours | {"PATH": f"{bin_folder}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert list(here.iterdir()) == [], "the token is gone"
+    return done.returncode, done.stderr, (tmp_path / "calls").read_text()
+
+
+def test_the_slurm_script_runs_the_job(tmp_path: Path) -> None:
+    code, printed, calls = slurm(tmp_path)
+    assert code == 3, printed
+    [told] = [line for line in calls.splitlines() if line.startswith("tatok")]
+    assert told == "tatok 10.0.0.1:21234 token tokenize --config job.yaml --log log.jsonl"
+    head, worker = sorted(line for line in calls.splitlines() if line.startswith("srun") and "ray start" in line)
+    assert ("--nodelist=node1" in head, "--nodelist=node2" in worker) == (True, True)
+    assert all("--cpus-per-task=7" in line and "--num-cpus=7" in line for line in (head, worker))
+    assert "--temp-dir=/tmp/tatok-1234" in head
+    assert_gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"), [("exit 1", "has ended"), ("exec sleep 600", "does not answer")], ids=["dead", "silent"]
+)
+def test_the_slurm_script_ends_without_a_head(tmp_path: Path, head: str, message: str) -> None:
+    code, printed, calls = slurm(tmp_path, head=head, status="exit 1")
+    assert (code, message in printed) == (1, True), printed
+    assert not any(line.startswith("tatok") for line in calls.splitlines())
+    assert_gone(tmp_path)
+
+
+def assert_gone(tmp_path: Path) -> None:
+    """Nothing is left of the head, which the script started in the background."""
+    pid = (tmp_path / "calls.head").read_text().strip()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def steps() -> list[tuple[str, str]]:
@@ -113,14 +258,17 @@ def steps() -> list[tuple[str, str]]:
 def test_dockerfile_steps_run_outside_docker(tmp_path: Path) -> None:
     """COPY and RUN in a folder that stands for the image; pip resolves nothing anew, so that this takes seconds.
 
-    The environment borrows this one's packages by a path file, and pip installs tatok itself alone (--no-deps):
-    that its requirements can be installed is what `make setup` shows, by the same constraints.
+    The image's Python is an environment that borrows this one's packages by a path file, and pip installs tatok itself
+    alone (--no-deps): that its requirements can be installed is what `make setup` shows, by the same constraints.
     """
     import site
 
-    workdir, venv = tmp_path / "opt" / "tatok", tmp_path / "opt" / "venv"
+    workdir, python = tmp_path / "opt" / "tatok", tmp_path / "usr" / "local"
     workdir.mkdir(parents=True)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the image has a `python`
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True)
+    packages = next((python / "lib").glob("python*")) / "site-packages"
+    (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    path = os.pathsep.join([str(python / "bin"), "/usr/bin", "/bin"])
     ran = []
     for name, rest in steps():
         match name:
@@ -130,29 +278,31 @@ def test_dockerfile_steps_run_outside_docker(tmp_path: Path) -> None:
                     subprocess.run(["cp", "-r", ROOT / source, workdir / target], check=True)
                 for weights in workdir.rglob("*.safetensors"):
                     weights.write_bytes(b"")  # megabytes that the build would compress
+            case "RUN" if rest.startswith("apt-get"):
+                subprocess.run(["bash", "-nc", rest], check=True)
             case "RUN":
                 # Borrowed packages have no commands in this environment, so these run as modules.
-                for command_name, module in (("pip", "pip"), ("ray", "ray.scripts.scripts")):
-                    rest = rest.replace(f"/opt/venv/bin/{command_name} ", f"/opt/venv/bin/python -m {module} ")
-                command = rest.replace("/opt/venv", str(venv)).replace("-m venv", "-m venv --without-pip")
+                command = re.sub(r"\bpip (?=install)", "python -m pip ", rest)
+                command = command.replace("ray --version", "python -m ray.scripts.scripts --version")
                 command = command.replace(
                     "pip install", "pip install --no-deps --no-build-isolation --no-compile --quiet"
-                )
-                subprocess.run(["bash", "-euc", command], cwd=workdir, check=True, env=os.environ | {"PATH": path})
+                ).removesuffix(" boto3 google-api-python-client")
+                environment = {"PATH": path, "HOME": str(tmp_path)}
+                subprocess.run(["bash", "-euc", command], cwd=workdir, check=True, env=environment)
                 ran.append(command)
-                if "-m venv" in command:
-                    packages = next((venv / "lib").glob("python*")) / "site-packages"
-                    (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
-    assert len(ran) == 3
+    assert len(ran) == 2
+    # A login shell sets PATH anew: what is to be found must be in /usr/local/bin, whatever ENV says.
+    assert (python / "bin" / "tatok").exists()
+    assert not any("PATH" in rest for _, rest in steps())
     printed = subprocess.run(
-        [venv / "bin" / "python", "-P", "-c", "import jobs; print(jobs.__file__)"],
+        ["python", "-P", "-c", "import jobs; print(jobs.__file__)"],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin"},
+        env={"PATH": path},
     ).stdout
-    assert printed.startswith(str(venv)), "tatok is installed in the image, not borrowed"
+    assert printed.startswith(str(python)), "tatok is installed in the image, not borrowed"
 
 
 def test_dockerfile_copies_all_that_pip_builds_and_its_extras_exist() -> None:
@@ -164,6 +314,10 @@ def test_dockerfile_copies_all_that_pip_builds_and_its_extras_exist() -> None:
     assert packages | {"pyproject.toml", "constraints.txt", project["project"]["readme"], "LICENSE"} <= copied
     extras = re.search(r"'\.\[(.*)\]'", (ROOT / "Dockerfile").read_text())
     assert extras is not None
+    optional = project["project"]["optional-dependencies"]
+    assert set(extras[1].split(",")) == set(optional) - {"train", "eval", "dev"}, "whatever a job may ask for"
     for extra in extras[1].split(","):
-        assert all(Requirement(text) for text in project["project"]["optional-dependencies"][extra])
+        assert all(Requirement(text) for text in optional[extra])
+    [apt] = [rest for name, rest in steps() if name == "RUN" and rest.startswith("apt-get")]
+    assert {"rsync", "openssh-client", "wget"} <= set(apt.split()), "what Ray's launcher and KubeRay call in it"
     assert (name := steps()[0]) == ("FROM", "python:3.11-slim"), name
