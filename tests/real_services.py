@@ -69,7 +69,8 @@ def seaweedfs(folder: Path, *, secret: str) -> Iterator[Store]:
     command += [f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"]
     command += [f"-s3.port.iceberg={iceberg}", f"-s3.port.lance={lance}"]
     command += ["-master.volumeSizeLimitMB=64", "-volume.index=memory"]
-    with _process(command, folder / "weed.log", os.environ):
+    # Asked to end, it waits for half a minute for clients that are gone; its data is thrown away anyhow.
+    with _process(command, folder / "weed.log", os.environ, patience_s=0):
         url = f"http://127.0.0.1:{s3}"
         _await_answer(url, folder / "weed.log")
         yield Store(endpoint_url=url, key="photos-key", secret=secret)
@@ -96,7 +97,9 @@ def ray_head(folder: Path, *, environment: Mapping[str, str]) -> Iterator[Head]:
 
 
 @contextmanager
-def _process(command: list[object], log: Path, environment: Mapping[str, str]) -> Iterator[int]:
+def _process(
+    command: list[object], log: Path, environment: Mapping[str, str], *, patience_s: float = 30
+) -> Iterator[int]:
     # A group of its own, so that all of it ends by one signal, and nothing else does.
     with log.open("wb") as lines:
         process = subprocess.Popen(
@@ -111,7 +114,7 @@ def _process(command: list[object], log: Path, environment: Mapping[str, str]) -
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

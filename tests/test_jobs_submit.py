@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import json
 import os
 import shutil
 import signal
@@ -10,23 +12,24 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import TESTS, photo_members, tar_bytes
 from fsspec.spec import AbstractFileSystem
+from planted_secret import holds
 from real_services import Head, Store, ray_head, seaweedfs
 from tiny_checkpoint import tiny_checkpoint
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.job_package import for_the_cluster, pack, pinned_requirements, refuse_credentials
-from schemas.errors import ConfigError
-from schemas.job import JobConfig
 
 SECRET = "planted-a8f5f167f44f4964e6c998dee827110c"
 NUM_SHARDS, PHOTOS_A_SHARD = 24, 4
@@ -51,10 +54,11 @@ class Place:
         """Of the user's shell, which has the credentials too."""
         return os.environ | self.head.environment | {"PHOTOS_KEY": self.store.key, "PHOTOS_SECRET": self.store.secret}
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, cwd: Path = TESTS.parent) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+        environment = self.environment | {"PYTHONPATH": str(TESTS.parent)}
         return subprocess.Popen(
-            command, cwd=TESTS.parent, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def tatok(self, *arguments: object) -> tuple[int, str]:
@@ -159,6 +163,29 @@ def test_a_driver_killed_in_the_middle_then_the_same_command_again(place: Place)
         assert SECRET not in text
 
 
+def parquet(column: pa.Array, *, metadata: dict[str, str] | None = None) -> bytes:
+    """As parts are written: compressed, so that no value stands there as it is."""
+    table = pa.table({"a": column}).replace_schema_metadata(metadata)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_statistics=False, use_dictionary=False)
+    return sink.getvalue()
+
+
+def test_a_secret_would_be_found() -> None:
+    noise = [str(number) * 40 for number in range(200)]
+    struct = pa.array([{"b": [text.encode()]} for text in (*noise, f"x{SECRET}y")])
+    hidden = parquet(struct)
+    assert SECRET.encode() not in hidden, "compression hides it"
+    assert holds("data/a.parquet", hidden, SECRET)
+    assert holds("data/a.parquet", parquet(pa.array([*noise, SECRET])), SECRET)
+    assert holds("data/a.parquet", parquet(pa.array(noise), metadata={"tatok": f"{{{SECRET}}}"}), SECRET)
+    assert not holds("data/a.parquet", parquet(pa.array(noise), metadata={"tatok": "{}"}), SECRET)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as package:
+        package.writestr("part.parquet", hidden)
+    assert holds("package.zip", archive.getvalue(), SECRET)
+
+
 def test_no_secret_in_anything_that_was_written(place: Place) -> None:
     """Runs after the test above, whose jobs left everything that a job leaves."""
     assert SECRET in str(place.store.options), "the planted one is in use"
@@ -177,27 +204,63 @@ def test_no_secret_in_anything_that_was_written(place: Place) -> None:
     assert SECRET not in metadata
     objects = place.fs.find("photos-out")
     assert any(name.endswith("run.json") for name in objects)
-    for name in objects:
-        assert SECRET.encode() not in place.fs.cat_file(name), name
+    assert any(name.endswith(".parquet") for name in objects)
+    assert [name for name in objects if holds(name, place.fs.cat_file(name), SECRET)] == []
     written = [path for path in (place.head.folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.name == "job.yaml" for path in written), "the package that travelled is among the files"
     assert any("job-driver" in path.name for path in written), "and so are the logs"
-    assert [str(path) for path in written if SECRET.encode() in path.read_bytes()] == []
+    assert [str(path) for path in written if holds(path.name, path.read_bytes(), SECRET)] == []
     assert SECRET.encode() not in (place.head.folder / "head.log").read_bytes()
 
 
-def test_detach_status_logs_stop(place: Place) -> None:
-    at = ("--address", place.head.address)
-    code, printed = place.tatok("submit", place.job, *at, "--detach", "--dependencies", "installed")
-    assert code == 0, printed
+def test_a_running_job_is_detached_from_and_stopped(place: Place, tmp_path: Path) -> None:
+    """With a filter of the user's folder, which the driver and the workers must find where they run."""
+    (tmp_path / "my_filters.py").write_text("def odd(facts):\n    return int(facts.label) % 2 == 1 or 'even'\n")
+    at, log = ("--address", place.head.address), place.head.folder / "run.jsonl"
+    settings = (
+        "output=s3://photos-out/stopped",
+        "filter=my_filters:odd",
+        "preprocessing.mode=random_crop",
+        "preprocessing.random_crops.num_crops=100",  # much work for little to download
+    )
+    options = [word for setting in settings for word in ("--set", setting)]
+    arguments = ("submit", place.job, *at, *options, "--log", log, "--detach", "--dependencies", "installed")
+    submitted = place.start(*arguments, cwd=tmp_path)
+    printed, _ = submitted.communicate(timeout=300)
+    assert submitted.returncode == 0, printed
     job_id = printed.split()[-1]
-    code, printed = place.tatok("jobs", "stop", job_id, *at)
-    assert code == 0, printed
-    assert printed.strip() in ("stopped", "the job was over already")
+
+    deadline = time.monotonic() + 300
+    while not (parts := place.fs.glob("photos-out/stopped/data/*.parquet")):
+        assert time.monotonic() < deadline, place.tatok("jobs", "logs", job_id, *at)[1]
+        time.sleep(0.05)
+    rows = pq.read_table(io.BytesIO(place.fs.cat_file(parts[0])))
+    assert {int(label) % 2 for label in rows["label"].to_pylist()} == {1}, "the filter was asked"
     code, printed = place.tatok("jobs", "status", job_id, *at)
-    assert code == 0
-    assert f"output: {place.output}" in printed
-    code, printed = place.tatok("jobs", "logs", "no-such-job", *at)
+    assert (code, printed.splitlines()[0]) == (0, f"{job_id}: RUNNING")
+    assert "output: s3://photos-out/stopped" in printed
+
+    code, printed = place.tatok("jobs", "stop", job_id, *at)
+    assert (code, printed.strip()) == (0, "stopped")
+    while "RUNNING" in (printed := place.tatok("jobs", "status", job_id, *at)[1]).splitlines()[0]:
+        assert time.monotonic() < deadline, printed
+    assert printed.startswith(f"{job_id}: STOPPED"), printed
+    assert 1 <= len(place.fs.glob("photos-out/stopped/data/*.parquet")) < NUM_SHARDS
+    assert not place.fs.exists("photos-out/stopped/_SUCCESS")
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert events[0] == "planned"
+    assert "committed" in events
+
+
+def test_a_doctor_on_the_cluster_passes_its_findings_on(place: Place) -> None:
+    missing = ("--set", "source=s3://photos-in/none-{0..3}.tar", "--samples", "1")
+    code, printed = place.tatok("doctor", place.job, "--address", place.head.address, *missing)
+    assert (code, "FAILED   source" in printed) == (3, True), printed
+    assert "committed parts" not in printed
+
+
+def test_a_job_that_is_not_there(place: Place) -> None:
+    code, printed = place.tatok("jobs", "logs", "no-such-job", "--address", place.head.address)
     assert (code, "knows no job 'no-such-job'" in printed) == (1, True), printed
 
 
@@ -220,51 +283,6 @@ def test_a_wrong_token_and_an_absent_head_are_told_apart(place: Place, tmp_path:
     assert (code, "does not let us in" in printed) == (1, True), printed
     code, printed = stranger.tatok("jobs", "list", "--address", "http://127.0.0.1:9")
     assert (code, "does not answer" in printed) == (1, True), printed
-
-
-def test_pack_takes_what_is_needed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "here" / ".env").write_text(SECRET)
-    tiny_checkpoint(tmp_path / "tiny")
-    folder = tmp_path / "package"
-    folder.mkdir()
-    packed = pack(JobConfig(source="s3://a/b.tar", output="s3://c", checkpoint=str(tmp_path / "tiny")), folder)
-    assert packed.checkpoint == "checkpoint"
-    assert {path.name for path in folder.iterdir()} == {
-        "checkpoint",
-        "job.yaml",
-        "jobs",
-        "pipeline",
-        "schemas",
-        "tatok",
-    }
-    assert JobConfig.model_validate(yaml.safe_load((folder / "job.yaml").read_text())) == packed
-    assert sum(path.stat().st_size for path in folder.rglob("*")) < 4 << 20, "the default checkpoint stays here"
-
-
-@pytest.mark.parametrize("name", ["source", "output"])
-def test_relative_paths_stay_here(name: str) -> None:
-    paths = {"source": "s3://a/b.tar", "output": "s3://c"} | {name: "data/x"}
-    with pytest.raises(ConfigError, match=f"{name} 'data/x' is relative"):
-        for_the_cluster(JobConfig.model_validate(paths), packs_checkpoint=True)
-
-
-def test_a_credential_of_this_shell_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_SECRET", SECRET)
-    with pytest.raises(ConfigError, match="MY_SECRET") as caught:
-        pack(JobConfig(source=f"s3://a/{SECRET}.tar", output="s3://c"), tmp_path)
-    assert SECRET not in str(caught.value)
-    refuse_credentials("nothing here", os.environ)
-
-
-def test_requirements_are_pinned_and_go_with_the_schemes() -> None:
-    plain, s3 = pinned_requirements(["/data/a.tar"]), pinned_requirements(["s3://a/b.tar"])
-    assert all("==" in line and "+" not in line for line in s3)
-    names = {line.partition("==")[0] for line in s3}
-    assert {"torch", "pyarrow", "s3fs", "aiobotocore"} <= names
-    assert not names & {"ray", "tatok", "moto", "pytest"}
-    assert "s3fs" not in {line.partition("==")[0] for line in plain}
 
 
 def test_submit_needs_a_job_that_validates(tmp_path: Path) -> None:
