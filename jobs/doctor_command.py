@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +60,10 @@ def doctor(
         print(json.dumps({"passed": diagnosis.passed} | asdict(diagnosis), indent=1))
     elif diagnosis.forecast is not None:
         print(_text(diagnosis.forecast))
+    if diagnosis.is_stuck:
+        # Threads of a pool that wait for a silent store would keep the interpreter from its end.
+        sys.stdout.flush()
+        os._exit(EXIT_FINDINGS)
     if not diagnosis.passed:
         raise typer.Exit(EXIT_FINDINGS)
 
@@ -70,11 +76,13 @@ def _say(check: Check) -> None:
 
 
 def _text(forecast: Forecast) -> str:
+    from jobs.statistics_text import bytes_text
+
     hours = forecast.seconds / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{forecast.seconds:,.0f} s"
     gpus = f", {forecast.gpu_hours:,.1f} GPU-hours" if forecast.gpu_hours else ""
     return (
         f"forecast: {forecast.num_samples:,} samples at {forecast.samples_per_s:,.1f} a second: {time}{gpus}, "
-        f"{forecast.output_bytes / 1e9:,.3f} GB of tokens; the bottleneck is {forecast.bottleneck}, "
+        f"{bytes_text(forecast.output_bytes)} of tokens; the bottleneck is {forecast.bottleneck}, "
         f"the other stage is {forecast.slack:.1f} times as fast"
     )

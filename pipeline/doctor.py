@@ -10,9 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.deadline import Unanswered, within
 from pipeline.dry_run import DryRun, Forecast, dry_run, forecast, read_some
 from pipeline.fingerprint import TokenizerSpec, describe_difference, run_fingerprint
 from pipeline.manifest import require_same_run
+from pipeline.option_names import doubtful_options
 from pipeline.plan import plan_shards
 from pipeline.run import check_image_size, configured_loader
 from pipeline.sizes import plan_sizes
@@ -20,7 +22,7 @@ from pipeline.storage import storage_options
 from pipeline.store import OutputStore
 from schemas.errors import ConfigError, SourceError, TatokError
 from schemas.job import JobConfig
-from schemas.records import Clip, Reject, Shard
+from schemas.records import Clip, Shard
 
 if TYPE_CHECKING:
     from pipeline.cluster_probe import ClusterView
@@ -31,6 +33,8 @@ __all__ = ["Check", "Diagnosis", "examine"]
 NUM_SAMPLES = 100
 _DRY_RUN_S = 20.0
 _FIRST_SAMPLES = 20  # in which there must be a good one
+_DEADLINE_S = 15.0  # of one check of a store
+_LISTING_S = 10.0  # more, because a large source takes its time
 
 Verdict = Literal["ok", "warning", "failed"]
 
@@ -52,6 +56,9 @@ class Diagnosis:
     checks: tuple[Check, ...]
     forecast: Forecast | None
 
+    is_stuck: bool = False
+    """Whether a check was given up whose thread still waits for a store."""
+
     @property
     def passed(self) -> bool:
         """Nothing failed; warnings may stand."""
@@ -64,13 +71,16 @@ def examine(
     load_tokenizer: Callable[[], Tokenizer] | None = None,
     on_check: Callable[[Check], None] = lambda check: None,
     num_samples: int = NUM_SAMPLES,
+    deadline_s: float = _DEADLINE_S,
 ) -> Diagnosis:
     """Check source, output, checkpoint and cluster, then try `num_samples` samples; nothing is tokenized for good.
+
+    A store that has not answered a check within `deadline_s` fails it; to list a source it has ten seconds more.
 
     The cluster is the Ray at RAY_ADDRESS, else this machine. What does not depend on a failed check is checked all
     the same. Only an empty object or folder `.tmp` is written to the output, and removed again.
     """
-    examination = _Examination(config, load_tokenizer or configured_loader(config), on_check, num_samples)
+    examination = _Examination(config, load_tokenizer or configured_loader(config), on_check, num_samples, deadline_s)
     try:
         with storage_options(config.storage):
             return examination.run()
@@ -86,11 +96,14 @@ class _Examination:
         load_tokenizer: Callable[[], Tokenizer],
         on_check: Callable[[Check], None],
         num_samples: int,
+        deadline_s: float,
     ) -> None:
         self._config = config
         self._load_tokenizer = load_tokenizer
         self._on_check = on_check
         self._num_samples = num_samples
+        self._deadline_s = deadline_s
+        self._is_stuck = False
         self._checks: list[Check] = []
         self._forecast: Forecast | None = None
 
@@ -100,9 +113,13 @@ class _Examination:
         self._on_check(check)
 
     def diagnosis(self) -> Diagnosis:
-        return Diagnosis(checks=tuple(self._checks), forecast=self._forecast)
+        return Diagnosis(checks=tuple(self._checks), forecast=self._forecast, is_stuck=self._is_stuck)
 
     def run(self) -> Diagnosis:
+        for doubt in doubtful_options(self._config.storage):
+            self.note(
+                "storage", "warning", doubt, "mend the name, or ignore this if the option is one of a library below"
+            )
         shards = self._source()
         is_readable = bool(shards) and self._first_sample(shards)
         store = self._output()
@@ -116,9 +133,18 @@ class _Examination:
                 self._try(shards, view)
         return self.diagnosis()
 
+    def _give_up(self, name: str, what: str, seconds: float, remedy: str) -> None:
+        self._is_stuck = True
+        self.note(name, "failed", f"{what}: no answer within {seconds:g} s", remedy)
+
     def _source(self) -> list[Shard]:
+        config, seconds = self._config, self._deadline_s + _LISTING_S
         try:
-            shards = plan_shards(self._config.source, image_field=self._config.image_field)
+            shards = within(seconds, lambda: plan_shards(config.source, image_field=config.image_field))
+        except Unanswered:
+            large = "; if the source is merely large, `tatok plan` tells how long its listing takes"
+            self._give_up("source", f"cannot list {', '.join(config.source)}", seconds, _SILENT_REMEDY + large)
+            return []
         except TatokError as error:
             self.note("source", "failed", str(error), _access_remedy(self._config.source[0], str(error), "read"))
             return []
@@ -128,18 +154,27 @@ class _Examination:
 
     def _first_sample(self, shards: list[Shard]) -> bool:
         rejects = Counter[str]()
-        try:
+
+        def first_clip() -> Clip | None:
             for result in read_some(self._config, shards[0], _FIRST_SAMPLES):
                 if isinstance(result, Clip):
-                    shape = "x".join(map(str, result.pixels.shape[-2:]))
-                    self.note("first sample", "ok", f"{result.key!r} of {shards[0].uri} decodes to {shape} pixels")
-                    return True
-                assert isinstance(result, Reject)
+                    return result
                 rejects[f"{result.reason} ({result.detail})"] += 1
+            return None
+
+        try:
+            clip = within(self._deadline_s, first_clip)
+        except Unanswered:
+            self._give_up("first sample", f"cannot read {shards[0].uri}", self._deadline_s, _SILENT_REMEDY)
+            return False
         except SourceError as error:
             remedy = _access_remedy(shards[0].uri, str(error), "read")
             self.note("first sample", "failed", str(error), remedy)
             return False
+        if clip is not None:
+            shape = "x".join(map(str, clip.pixels.shape[-2:]))
+            self.note("first sample", "ok", f"{clip.key!r} of {shards[0].uri} decodes to {shape} pixels")
+            return True
         reasons = "; ".join(f"{count} times {reason}" for reason, count in rejects.most_common(2)) or "no sample at all"
         self.note(
             "first sample",
@@ -150,9 +185,16 @@ class _Examination:
         return False
 
     def _output(self) -> OutputStore | None:
-        try:
+        def probed() -> OutputStore:
             store = OutputStore.open(self._config.output).probe()
             store.sweep_scratch()
+            return store
+
+        try:
+            store = within(self._deadline_s, probed)
+        except Unanswered:
+            self._give_up("output", f"cannot write to {self._config.output}", self._deadline_s, _SILENT_REMEDY)
+            return None
         except TatokError as error:
             self.note("output", "failed", str(error), _access_remedy(self._config.output, str(error), "write"))
             return None
@@ -171,9 +213,13 @@ class _Examination:
 
     def _checkpoint(self) -> TokenizerSpec | None:
         name = self._config.checkpoint or "the one of tatok"
+        seconds = self._deadline_s + _LISTING_S  # torch may have to be imported
         try:
-            spec = TokenizerSpec.of(_on_cpu_if_needed(self._load_tokenizer, self._config))
+            spec = within(seconds, lambda: TokenizerSpec.of(_on_cpu_if_needed(self._load_tokenizer, self._config)))
             check_image_size(self._config, spec)
+        except Unanswered:
+            self._give_up("checkpoint", name, seconds, _SILENT_REMEDY)
+            return None
         except (TatokError, OSError, ValueError, RuntimeError) as error:
             message = str(error).strip() or type(error).__name__
             if "image_size" in message:
@@ -194,7 +240,11 @@ class _Examination:
 
     def _same_run(self, store: OutputStore, spec: TokenizerSpec) -> None:
         try:
-            goes_on = require_same_run(store, run_fingerprint(self._config, spec))
+            recipe = run_fingerprint(self._config, spec)
+            goes_on = within(self._deadline_s, lambda: require_same_run(store, recipe))
+        except Unanswered:
+            self._give_up("recipe", f"cannot read {store.url}/run.json", self._deadline_s, _SILENT_REMEDY)
+            return
         except TatokError as error:
             remedy = "name another output, or the checkpoint and settings that its run.json tells"
             self.note("recipe", "failed", str(error), remedy)
@@ -277,6 +327,10 @@ class _Examination:
         )
         try:
             found = self._done(work, on_gpu=view is not None and sizes.gpus_per_tokenizer > 0)
+        except Unanswered:
+            seconds = 2 * _DRY_RUN_S + self._deadline_s
+            self._give_up("dry run", f"{self._num_samples} samples of {shards[0].uri}", seconds, _SILENT_REMEDY)
+            return
         except (TatokError, RuntimeError) as error:
             self.note(
                 "dry run", "failed", str(error), "see the message; a smaller resources.batch_size takes less memory"
@@ -296,11 +350,14 @@ class _Examination:
 
     def _done(self, work: Callable[[], DryRun], *, on_gpu: bool) -> DryRun:
         if not on_gpu:
-            return work()
+            return within(2 * _DRY_RUN_S + self._deadline_s, work)
         from pipeline.cluster_probe import on_a_gpu
 
         found: DryRun = on_a_gpu(work, timeout_s=2 * _DRY_RUN_S)
         return found
+
+
+_SILENT_REMEDY = "the store does not answer: check storage's endpoint_url, and the network"
 
 
 def _access_remedy(url: str, message: str, verb: str) -> str:
@@ -308,11 +365,13 @@ def _access_remedy(url: str, message: str, verb: str) -> str:
     if any(
         word in text for word in ("403", "forbidden", "access denied", "accessdenied", "permission", "invalidaccess")
     ):
+        if "://" not in url:
+            return f"whoever runs the job may not {verb} there: check the permissions of the folder and those above"
         return f"the credentials in use may not {verb} there: check the role or the key, and the bucket's policy"
     if "credential" in text or "401" in text:
         return "there are no usable credentials: a role, a profile, or variables named in `storage`"
     if "connect" in text or "endpoint" in text or "timed out" in text:
-        return "the store does not answer: check storage's endpoint_url, and the network"
+        return _SILENT_REMEDY
     if "does not exist" in text or "no such" in text or "nosuchbucket" in text or "no file matches" in text:
         scheme = url.partition("://")[0] if "://" in url else ""
         return f"check the spelling of the {'bucket and path' if scheme else 'path'}"

@@ -268,7 +268,9 @@ def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list
     for path in paths:
         try:
             info = listed.get(path) or fs.info(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, OSError):  # of the web: the server could not even be asked
+                raise SourceError(f"cannot reach {path} (from {pattern!r}): {error.__cause__}") from error
             raise SourceError(f"{path} does not exist (from {pattern!r}); check the path") from None
         found += _folder(fs, path, info) if info["type"] == "directory" else [_Found(fs, path, info)]
     return found

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +25,7 @@ from typer.testing import CliRunner, Result
 from jobs.cli import app
 from pipeline.doctor import Check, Diagnosis, examine
 from pipeline.dry_run import DryRun, forecast
+from pipeline.option_names import doubtful_options
 from pipeline.run import run_job
 from pipeline.sizes import Sizes
 from pipeline.storage import storage_options
@@ -226,6 +231,65 @@ def test_an_unreachable_head(document: dict, monkeypatch: pytest.MonkeyPatch) ->
     assert set(found) == {"cluster"}
     assert "nothing answers at 127.0.0.1:9, where Ray's head should be" in found["cluster"].message
     assert "check RAY_ADDRESS and that the head runs" in found["cluster"].remedy
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_silent_store_is_given_up(document: dict, silent_url: str) -> None:
+    document["storage"]["s3"]["endpoint_url"] = silent_url
+    started = time.monotonic()
+    diagnosis = examine(JobConfig.model_validate(document), num_samples=3, deadline_s=0.5)
+    assert time.monotonic() - started < 40, "half a second for the output, ten more for the source"
+    assert diagnosis.is_stuck
+    found = failures(diagnosis)
+    assert set(found) == {"source", "output"}
+    for check in found.values():
+        assert "no answer within" in check.message
+        assert "check storage's endpoint_url" in check.remedy
+
+
+def test_the_command_ends_though_a_store_is_silent(document: dict, silent_url: str, tmp_path: Path) -> None:
+    """Its source is a folder of Parquet files, whose footers threads of a pool wait for."""
+    document |= {"source": f"{silent_url}/a.parquet", "output": str(tmp_path / "out")}
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "jobs.cli", "doctor", str(job), "--samples", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    assert done.returncode == 3, done.stderr
+    assert "FAILED   source: " in done.stdout
+    assert "ok       checkpoint: " in done.stdout, "the other checks are made"
+
+
+def test_a_web_server_that_cannot_be_reached(document: dict) -> None:
+    found = failures(examine(JobConfig.model_validate(document | {"source": "http://127.0.0.1:9/a.tar"})))
+    assert "cannot reach http://127.0.0.1:9/a.tar" in found["source"].message
+    assert "does not answer" in found["source"].remedy
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(document: dict, tmp_path: Path) -> None:
+    (tmp_path / "shut").mkdir(mode=0o500)
+    found = failures(examine(JobConfig.model_validate(document | {"output": str(tmp_path / "shut" / "out")})))
+    assert "permissions of the folder" in found["output"].remedy
+
+
+def test_storage_options_that_nobody_would_read(document: dict) -> None:
+    document["storage"]["s3"]["endpoint_ulr"] = "x"
+    document["storage"]["s4"] = {"anon": True}
+    document["storage"]["gs"] = {"token": "anon", "project": "p", "use_listings_cache": False}
+    doubts = list(doubtful_options(JobConfig.model_validate(document).storage))
+    assert doubts == [
+        "storage.s3.endpoint_ulr: S3FileSystem has no such option; did you mean endpoint_url?",
+        "storage.s4: fsspec knows no such scheme; did you mean s3?",
+    ]
+    diagnosis = examine(JobConfig.model_validate(document | {"source": "/nowhere"}), num_samples=1)
+    warned = [check for check in diagnosis.checks if check.name == "storage"]
+    assert [check.verdict for check in warned] == ["warning", "warning"]
 
 
 def test_secrets_stay_out_of_what_it_says(document: dict, store: Store, tmp_path: Path) -> None:
