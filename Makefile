@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-filtering bench-temporal bench-clip-training chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -76,6 +76,10 @@ bench-speed: setup
 	rm -rf runs/speed-tokens
 	$(BIN)/tatok tokenize $(HELDOUT) runs/speed-tokens
 	$(BIN)/python benchmarks/claims_speed.py runs/speed-tokens --json docs/results/speed.json
+
+# How a tar in a bucket is read ahead, near and far: fsspec's caches beside tatok's own way.
+bench-read-ahead: setup
+	PYTHONPATH=.:tests:benchmarks $(BIN)/python benchmarks/read_ahead.py --megabytes 100 --variant "tatok's" --variant "readahead 4 MiB" --json docs/results/read-ahead.json
 
 # Photos a second on one core, by decoder.
 RAW ?= $(wildcard ../shared/corpus/photos-raw-*.tar)

@@ -73,11 +73,16 @@ app = typer.Typer(
 
 @app.callback()
 def main(
+    context: typer.Context,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="TATOK_DEBUG", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
     """Images in, variable-length token sequences out."""
+    from pipeline.storage import storage_options
+
+    # Whatever store a command opens, it does not wait for it without end.
+    context.with_resource(storage_options({}))
 
 
 app.command()(plan)

@@ -49,15 +49,17 @@ def plan(
 
     Exit codes: 0 the plan was printed; 1 the source or the output cannot be understood; 2 wrong usage.
     """
+    from pipeline.storage import storage_options
     from pipeline.survey import survey_source
 
-    named = tuple(source or ())
+    named, storage = tuple(source or ()), {}
     if config is not None:
         job = _job(config, {"source": source, "output": output, "image_field": image_field})
-        named, output, image_field = job.source, job.output, job.image_field
+        named, output, image_field, storage = job.source, job.output, job.image_field, job.storage
     if not named:
         raise ConfigError("name a SOURCE, or a job file with --config; see `tatok plan --help`")
-    found = survey_source(named, image_field=image_field, output=output)
+    with storage_options(storage):
+        found = survey_source(named, image_field=image_field, output=output)
     print(_json(found) if as_json else _text(found))
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.deadline import Unanswered, within
+from pipeline.background import Unanswered, within
 from pipeline.dry_run import DryRun, Forecast, dry_run, forecast, read_some
 from pipeline.fingerprint import TokenizerSpec, describe_difference, run_fingerprint
 from pipeline.manifest import require_same_run

@@ -14,6 +14,7 @@ import fsspec
 from pipeline.misfit import Misfit
 from pipeline.permanent import http_status
 from pipeline.source_file import source_error
+from pipeline.storage import options_of
 from schemas.errors import SourceError
 from schemas.secrets import is_signed_by_a_store
 
@@ -192,7 +193,7 @@ class Fetcher:
                 return file.read(self._max_bytes + 1)
         scheme = uri.partition("://")[0]
         if scheme in _HTTP:
-            fs: Any = fsspec.filesystem(scheme, client_kwargs={"timeout": _web_timeout()})
+            fs: Any = fsspec.filesystem(scheme, **options_of(scheme))
             # A size and no block size: one plain GET, without a question for the size before.
             with fs.open(uri, "rb", block_size=0, size=1) as file:
                 blocks, total = [], 0
@@ -205,12 +206,6 @@ class Fetcher:
             return bytes(fs.cat_file(path))
         with fs.open(path, "rb") as file:
             return bytes(file.read(self._max_bytes + 1))
-
-
-def _web_timeout() -> Any:
-    import aiohttp  # only the web needs it
-
-    return aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)
 
 
 def _ahead(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.formats import ATTACHMENTS, HEAD_BYTES, is_media, media_of
 from pipeline.misfit import Misfit, misfit_reject
-from pipeline.source_file import SourceReader, open_source
+from pipeline.source_file import SourceReader, open_forward
 from schemas.records import Reject, Sample, Shard
 
 __all__ = ["CheckedTar", "open_tar", "read_tar", "split_member_name"]
@@ -55,7 +55,7 @@ def read_tar(shard: Shard, *, max_sample_bytes: int, image_field: str | None = N
     Raises SourceError where the store fails (missing file, lost connection, fewer bytes than planned): that is no
     fault of the data.
     """
-    with open_source(shard.uri) as file:
+    with open_forward(shard.uri) as file:
         if shard.offset:
             file.seek(shard.offset)
         source = SourceReader(file, shard.uri, num_bytes=shard.num_bytes)

@@ -6,16 +6,28 @@ from contextlib import suppress
 from typing import IO
 
 import fsspec
+from fsspec.spec import AbstractFileSystem
 
 from pipeline.permanent import is_permanent
+from pipeline.read_ahead import ReadAhead
 from schemas.errors import SourceError
 
-__all__ = ["SourceReader", "open_source", "source_error"]
+__all__ = ["SourceReader", "open_forward", "open_source", "source_error"]
+
+
+_BLOCK_BYTES = 8 << 20  # measured (docs/SOURCES.md)
+_MEASURED = frozenset({"s3", "gs", "http"})
 
 
 def source_error(what: str, error: Exception) -> SourceError:
     """The SourceError for an exception of an fsspec backend, all of which have exceptions of their own."""
-    return SourceError(f"{what}: {str(error) or type(error).__name__}", is_permanent=is_permanent(error))
+    permanent = is_permanent(error)
+    told: BaseException = error
+    if isinstance(error, FileNotFoundError) and not permanent and error.__cause__ is not None:
+        told = error.__cause__  # "not found" is what fsspec says of a web server that does not answer
+    if isinstance(told, TimeoutError) and not str(told):
+        return SourceError(f"{what}: no answer in time", is_permanent=permanent)
+    return SourceError(f"{what}: {str(told) or type(told).__name__}", is_permanent=permanent)
 
 
 def open_source(uri: str) -> IO[bytes]:
@@ -24,6 +36,27 @@ def open_source(uri: str) -> IO[bytes]:
         return fsspec.open(uri, "rb").open()
     except Exception as error:
         raise source_error(f"cannot open {uri}", error) from error
+
+
+def open_forward(uri: str) -> IO[bytes] | ReadAhead:
+    """Open a source file to be read from one place on; raises SourceError where the store refuses."""
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+        block_bytes = _block_bytes(fs)
+        if block_bytes is None:
+            return fs.open(path, "rb")
+        return ReadAhead(fs.open(path, "rb", block_size=block_bytes, cache_type="none"), block_bytes)
+    except Exception as error:
+        raise source_error(f"cannot open {uri}", error) from error
+
+
+def _block_bytes(fs: AbstractFileSystem) -> int | None:
+    """How much to fetch at a time; None where that is the backend's business, or the job's storage options say how."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    given = fs.storage_options
+    if not _MEASURED.intersection(protocols) or "default_cache_type" in given or "cache_type" in given:
+        return None
+    return given.get("default_block_size", given.get("block_size", _BLOCK_BYTES)) or None
 
 
 class SourceReader:
@@ -35,7 +68,7 @@ class SourceReader:
 
     closed = False  # what pyarrow.PythonFile asks of a file
 
-    def __init__(self, file: IO[bytes], uri: str, *, num_bytes: int) -> None:
+    def __init__(self, file: IO[bytes] | ReadAhead, uri: str, *, num_bytes: int) -> None:
         self.num_bytes = 0
         self._file = file
         self._uri = uri

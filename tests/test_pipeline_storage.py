@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -12,8 +13,9 @@ import pytest
 from fake_tokenizer import load_fake
 from test_pipeline_cluster import job, run
 
-from pipeline.storage import storage_options
-from schemas.errors import ConfigError
+from pipeline.source_file import open_source
+from pipeline.storage import options_of, storage_options
+from schemas.errors import ConfigError, SourceError
 
 
 def test_options_hold_within_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +48,39 @@ def test_endpoint_and_key_of_the_job_file(
             recorded = fsspec.filesystem("s3").cat_file(f"{s3_bucket}/by-storage/run.json").decode()
     assert '"AWS_ACCESS_KEY_ID"' in recorded
     assert '"testing"' not in recorded
+
+
+def test_what_the_job_does_not_say_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"):
+        monkeypatch.delenv(name, raising=False)
+    with storage_options({"s3": {"config_kwargs": {"read_timeout": 99, "retries": {"mode": "adaptive"}}}}):
+        options = options_of("s3")
+        assert options["config_kwargs"] == {
+            "connect_timeout": 5,
+            "read_timeout": 99,
+            "retries": {"mode": "adaptive", "max_attempts": 2},
+        }, "the job's own go before, one by one"
+        assert options_of("gs")["requests_timeout"] == 120
+        assert options_of("https")["client_kwargs"]["timeout"]["sock_read"] == 20
+        assert options_of("file") == {}
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.timeout(60)
+def test_a_silent_server_is_not_waited_for_without_end(silent_url: str) -> None:
+    patience = {"client_kwargs": {"timeout": {"sock_read": 0.5}}}
+    with storage_options({"http": patience}), pytest.raises(SourceError, match=f"cannot open {silent_url}/a.tar"):
+        open_source(f"{silent_url}/a.tar")
+    options = {"endpoint_url": silent_url, "config_kwargs": {"read_timeout": 0.5}, "skip_instance_cache": True}
+    with (
+        storage_options({"s3": options}),
+        pytest.raises(SourceError, match=r"cannot open s3://photos/a\.tar") as caught,
+    ):
+        open_source("s3://photos/a.tar")
+    assert not caught.value.is_permanent, "it may answer the next time"
