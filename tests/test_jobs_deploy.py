@@ -157,19 +157,20 @@ def test_ray_up_starts_ray_with_the_token_that_it_mounts(name: str, tmp_path: Pa
 
     cluster = prepare_config(yaml.safe_load((ROOT / "deploy" / name).read_text()))
     docker, mounts = cluster["docker"], cluster["file_mounts"]
-    started = docker_start_cmds("ubuntu", docker["image"], mounts, "ray", docker["run_options"], "t", "/root", "docker")
-    assert re.findall(r"-v \S+:(\S+)", started) == ["/root/.ray/auth_token"]
+    options = docker["run_options"]
+    started = docker_start_cmds("ubuntu", docker["image"], mounts, "ray", options, "t", "/home/there", "docker")
+    assert re.findall(r"-v \S+:(\S+)", started) == ["/home/there/.ray/auth_token"]
     assert "NVIDIA_VISIBLE_DEVICES=all" in started, "the image is none of NVIDIA's, and Ray adds --runtime=nvidia only"
     # By default Ray installs its newest version and a boto3 that aiobotocore does not go with.
     assert not any(cluster[key] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"))
     stub(tmp_path, "ray", 'echo "$1 $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH"')
     for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1", "HOME": "/home/there"}
         printed = [
             subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
             for command in commands
         ]
-        assert printed[-1].split() == ["start", "token", "/root/.ray/auth_token"]
+        assert printed[-1].split() == ["start", "token", "/home/there/.ray/auth_token"]
 
 
 def stub(folder: Path, name: str, script: str) -> None:
