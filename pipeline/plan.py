@@ -19,6 +19,7 @@ from pipeline.listing import ListedFile, etag_of, is_local, list_below, list_dir
 from pipeline.plan_files import files_with_sidecars
 from pipeline.plan_parquet import split_parquet
 from pipeline.plan_tar import split_tar
+from pipeline.source_file import source_error
 from pipeline.uri_lists import listed_files
 from schemas.errors import ConfigError, SourceError, TatokError
 from schemas.records import Shard, SourceFile
@@ -269,8 +270,9 @@ def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list
         try:
             info = listed.get(path) or fs.info(path)
         except FileNotFoundError as error:
-            if isinstance(error.__cause__, OSError):  # of the web: the server could not even be asked
-                raise SourceError(f"cannot reach {path} (from {pattern!r}): {error.__cause__}") from error
+            failure = source_error(f"cannot reach {path} (from {pattern!r})", error)
+            if not failure.is_permanent:  # of the web: the server could not even be asked
+                raise failure from error
             raise SourceError(f"{path} does not exist (from {pattern!r}); check the path") from None
         found += _folder(fs, path, info) if info["type"] == "directory" else [_Found(fs, path, info)]
     return found
