@@ -14,9 +14,8 @@ from schemas.errors import SourceError
 
 __all__ = ["SourceReader", "open_forward", "open_source", "source_error"]
 
-
-_BLOCK_BYTES = 8 << 20  # measured (docs/SOURCES.md)
-_MEASURED = frozenset({"s3", "gs", "http"})
+_BLOCK_BYTES = 8 << 20  # measured on S3 (docs/SOURCES.md)
+_FAR = frozenset({"s3", "gs", "http"})  # protocols whose files can be read without a cache, by ranges
 
 
 def source_error(what: str, error: Exception) -> SourceError:
@@ -54,7 +53,7 @@ def _block_bytes(fs: AbstractFileSystem) -> int | None:
     """How much to fetch at a time; None where that is the backend's business, or the job's storage options say how."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     given = fs.storage_options
-    if not _MEASURED.intersection(protocols) or "default_cache_type" in given or "cache_type" in given:
+    if not _FAR.intersection(protocols) or "default_cache_type" in given or "cache_type" in given:
         return None
     return given.get("default_block_size", given.get("block_size", _BLOCK_BYTES)) or None
 
