@@ -233,12 +233,12 @@ def _logging(path: str | None) -> Iterator[OnEvent]:
         log.close()
     else:
         try:
-            Path(path).touch()
+            file = open(path, "a", encoding="utf-8")  # noqa: SIM115  the block below may raise OSErrors of its own
         except OSError as error:
             raise ConfigError(
                 f"--log {path} cannot be written: {error.strerror}; name a path of this machine"
             ) from error
-        with open(path, "a", encoding="utf-8") as file:
+        with file:
             log = RunLog(file)
             yield log
             log.close()
