@@ -198,6 +198,13 @@ def _drain(pipe: IO[bytes]) -> None:
 
 
 @pytest.fixture
+def silent_url() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
 def failing_s3(s3_server: FaultyS3) -> Iterator[FaultyS3]:
     """The endpoint of `s3_bucket`, to be given faults; without any afterwards."""
     yield s3_server

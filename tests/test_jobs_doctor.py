@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -231,13 +230,6 @@ def test_an_unreachable_head(document: dict, monkeypatch: pytest.MonkeyPatch) ->
     assert set(found) == {"cluster"}
     assert "nothing answers at 127.0.0.1:9, where Ray's head should be" in found["cluster"].message
     assert "check RAY_ADDRESS and that the head runs" in found["cluster"].remedy
-
-
-@pytest.fixture
-def silent_url() -> Iterator[str]:
-    """A server that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_a_silent_store_is_given_up(document: dict, silent_url: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -63,13 +62,6 @@ def test_what_the_job_does_not_say_has_a_limit(monkeypatch: pytest.MonkeyPatch) 
         assert options_of("gs")["requests_timeout"] == 120
         assert options_of("https")["client_kwargs"]["timeout"]["sock_read"] == 20
         assert options_of("file") == {}
-
-
-@pytest.fixture
-def silent_url() -> Iterator[str]:
-    """A server that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.timeout(60)
