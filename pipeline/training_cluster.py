@@ -200,7 +200,8 @@ def _printing(say: Callable[[str], None]) -> Iterator[Queue]:
 
 def _fit(task: _Task, num_workers: int, use_gpu: bool) -> str:
     # A GPU's worker needs CPUs for its own thread and its loader, but no more of them than that.
-    cpus = min(task.threads, 1 + task.config.num_loader_workers) if use_gpu else task.threads
+    num_loaders = task.config.num_loader_workers
+    cpus = task.threads if num_loaders is None or not use_gpu else min(task.threads, 1 + num_loaders)
     handler = signal.getsignal(signal.SIGINT)
     # Ray Train wants a folder of its own, and leaves a marker in it.
     with tempfile.TemporaryDirectory(prefix="tatok-training-", ignore_cleanup_errors=True) as folder:

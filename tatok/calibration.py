@@ -79,6 +79,7 @@ class EncodedPhotos:
             num_global=self.tokenizer.num_global,
             settings=settings,
             device=full.codes.patch_BN.device,
+            residual_BN=full.residual_BN,
         )
 
     def counts(self, settings: DTFSettings) -> Tensor:

@@ -15,7 +15,7 @@ Shapes: B clips, T frames, N patches of a frame, M globals of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,11 +27,13 @@ from schemas.errors import ConfigError
 from schemas.records import TokenSequence
 from schemas.tokens import MAX_POSITIONS
 from tatok.dtf import Filtered
+from tatok.encoding import FullRate, pack
 from tatok.frames import join_frames, split_frames
+from tatok.launching import sent
 from tatok.patches import cell_of_patches
 
 if TYPE_CHECKING:
-    from tatok.tokenizer import FullRate, Tokenizer
+    from tatok.tokenizer import Tokenizer
 
 __all__ = ["decode_clips", "encode_clips"]
 
@@ -40,17 +42,36 @@ __all__ = ["decode_clips", "encode_clips"]
 def encode_clips(tokenizer: Tokenizer, pixels_BT3HW: Tensor) -> list[TokenSequence]:
     """`Tokenizer.encode_clips`."""
     _check_pixels(tokenizer, pixels_BT3HW)
-    clips: list[list[TokenSequence]] = [[] for _ in pixels_BT3HW]
-    coded: _Coded | None = None
-    for pixels in pixels_BT3HW.to(tokenizer.device).unbind(1):
-        if pixels_BT3HW.shape[1] == 1 or not tokenizer.dtf.temporal:
-            frames = tokenizer.encode(pixels)
-        else:
-            coded = _code_anew(tokenizer, pixels) if coded is None else _code_cheapest(tokenizer, pixels, coded)
-            frames = coded.frames
-        for clip, frame in zip(clips, frames, strict=True):
-            clip.append(frame)
-    return [join_frames(clip) for clip in clips]
+    pixels_of_frames = sent(pixels_BT3HW, tokenizer.device).unbind(1)
+    if len(pixels_of_frames) == 1 or not tokenizer.dtf.temporal:
+        frames = [pending.result() for pending in [tokenizer.encode_async(pixels) for pixels in pixels_of_frames]]
+    else:
+        frames = _frames_that_follow(tokenizer, pixels_of_frames)
+    return [join_frames(clip) for clip in zip(*frames, strict=True)]
+
+
+def _frames_that_follow(tokenizer: Tokenizer, pixels_of_frames: Sequence[Tensor]) -> list[list[TokenSequence]]:
+    """The frames of all clips, frame by frame."""
+    coded = _code_anew(tokenizer, pixels_of_frames[0])
+    parts = [coded.part()]
+    for pixels in pixels_of_frames[1:]:
+        coded = _code_cheapest(tokenizer, pixels, coded)
+        parts.append(coded.part())
+    patch, num_global = tokenizer.patch_size, tokenizer.num_global
+    grid = (pixels_of_frames[0].shape[2] // patch, pixels_of_frames[0].shape[3] // patch)
+    packed_TBR, is_renewed_TBM = np.split(torch.stack(parts).cpu().numpy(), [-num_global], axis=2)
+    return [
+        [
+            replace(
+                frame,
+                codes=np.concatenate([frame.codes[:num_global][is_renewed_M], frame.codes[num_global:]]),
+                num_global=int(is_renewed_M.sum()),
+                global_cells=is_renewed_M.nonzero()[0],
+            )
+            for frame, is_renewed_M in zip(tokenizer.unpacked(packed_BR, grid), is_renewed_BM == 1, strict=True)
+        ]
+        for packed_BR, is_renewed_BM in zip(packed_TBR, is_renewed_TBM, strict=True)
+    ]
 
 
 def _check_pixels(tokenizer: Tokenizer, pixels_BT3HW: Tensor) -> None:
@@ -66,7 +87,7 @@ def _check_pixels(tokenizer: Tokenizer, pixels_BT3HW: Tensor) -> None:
     if tokenizer.dtf.threshold_kind != "distortion":
         raise ConfigError(
             "temporal TaTok weighs tokens against distortion, but dtf.threshold_kind is "
-            f"{tokenizer.dtf.threshold_kind!r}; use criterion distance or content, or code frame by frame "
+            f"{tokenizer.dtf.threshold_kind!r}; use criterion distance, residual or content, or code frame by frame "
             "(dtf.temporal: false)"
         )
     if not tokenizer.has_cells:
@@ -125,13 +146,14 @@ def _check_globals(tokenizer: Tokenizer, sequence: TokenSequence, number: int) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Coded:
-    """One frame of each clip, coded.
+    """One frame of each clip, coded; all of it on the device.
 
-    `shown_B3HW` (uint8) is what the decoder will show; `global_BM` are the latest codes of every cell, `renewed_BM` the
-    new ones. `cost_BN` (float64) is what each patch costs: its squared error, and its token if it has one.
+    `packed_BR` are its codes and statistics (encoding.py), `shown_B3HW` (uint8) what the decoder will show,
+    `global_BM` the latest codes of every cell, `renewed_BM` the new ones. `cost_BN` (float64) is what each patch costs:
+    its squared error, and its token if it has one.
     """
 
-    frames: list[TokenSequence]
+    packed_BR: Tensor
     shown_B3HW: Tensor
     global_BM: Tensor
     renewed_BM: Tensor
@@ -141,28 +163,31 @@ class _Coded:
         """What the frames cost."""
         return self.cost_BN.sum(1) + token_cost * self.renewed_BM.sum(1)
 
+    def part(self) -> Tensor:
+        """What the host needs: the packed rows and then which globals are new, int32 [B, R + M]."""
+        return torch.cat([self.packed_BR, self.renewed_BM.int()], dim=1)
+
     def rows(self, rows_R: Tensor) -> _Coded:
         """Some of the clips."""
-        return _Coded(
-            frames=[self.frames[row] for row in rows_R.tolist()],
-            shown_B3HW=self.shown_B3HW[rows_R],
-            global_BM=self.global_BM[rows_R],
-            renewed_BM=self.renewed_BM[rows_R],
-            cost_BN=self.cost_BN[rows_R],
-        )
+        return _Coded(**{name: values.index_select(0, rows_R) for name, values in self._tensors()})
 
     def with_rows(self, rows_R: Tensor, other: _Coded) -> _Coded:
         """These with other results for some of the clips."""
-        frames = list(self.frames)
-        for row, frame in zip(rows_R.tolist(), other.frames, strict=True):
-            frames[row] = frame
+        others = dict(other._tensors())
+        return _Coded(**{name: values.index_copy(0, rows_R, others[name]) for name, values in self._tensors()})
+
+    def where(self, is_other_B: Tensor, other: _Coded) -> _Coded:
+        """These, or other results where `is_other_B` (bool)."""
+        others = dict(other._tensors())
         return _Coded(
-            frames=frames,
-            shown_B3HW=self.shown_B3HW.index_copy(0, rows_R, other.shown_B3HW),
-            global_BM=self.global_BM.index_copy(0, rows_R, other.global_BM),
-            renewed_BM=self.renewed_BM.index_copy(0, rows_R, other.renewed_BM),
-            cost_BN=self.cost_BN.index_copy(0, rows_R, other.cost_BN),
+            **{
+                name: torch.where(is_other_B.view(-1, *[1] * (values.ndim - 1)), others[name], values)
+                for name, values in self._tensors()
+            }
         )
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 def _token_cost(tokenizer: Tokenizer) -> float:
@@ -179,18 +204,9 @@ def _errors(shown_B3HW: Tensor, pixels_B3HW: Tensor, patch: int) -> Tensor:
 def _coded(
     tokenizer: Tokenizer, pixels_B3HW: Tensor, shown_B3HW: Tensor, full: FullRate, filtered: Filtered, renewed: Tensor
 ) -> _Coded:
-    frames = [
-        replace(
-            frame,
-            codes=np.concatenate([frame.codes[: frame.num_global][cells_M], frame.codes[frame.num_global :]]),
-            num_global=int(cells_M.sum()),
-            global_cells=cells_M.nonzero()[0],
-        )
-        for frame, cells_M in zip(tokenizer.sequences(full, filtered), renewed.cpu().numpy(), strict=True)
-    ]
     errors_BN = _errors(shown_B3HW, pixels_B3HW, tokenizer.patch_size)
     return _Coded(
-        frames=frames,
+        packed_BR=pack(full, filtered),
         shown_B3HW=shown_B3HW,
         global_BM=full.codes.global_BM,
         renewed_BM=renewed,
@@ -217,22 +233,18 @@ def _code_after(
         # encoder has decoded it, and knows.
         patch = tokenizer.patch_size
         gains_BN = _errors(before.shown_B3HW, pixels_B3HW, patch) - _errors(shown, pixels_B3HW, patch)
-        in_renewed_BN = renewed_BM[:, _cells(tokenizer, full.grid)]
-        worth_BN = in_renewed_BN | (gains_BN > _token_cost(tokenizer))
-        filtered = replace(filtered, kept_BN=filtered.kept_BN & worth_BN)
+        in_renewed_BN = renewed_BM.index_select(1, cell_of_patches(full.grid, tokenizer.num_global, tokenizer.device))
+        pays_BN = in_renewed_BN | (gains_BN > _token_cost(tokenizer))
+        filtered = replace(filtered, kept_BN=filtered.kept_BN & pays_BN, worth_BN=filtered.worth_BN * pays_BN)
         shown = tokenizer.rebuild_after(full.codes, filtered.kept_BN, renewed_BM, before.shown_B3HW)
     return _coded(tokenizer, pixels_B3HW, shown, full, filtered, renewed_BM)
-
-
-def _cells(tokenizer: Tokenizer, grid: tuple[int, int]) -> Tensor:
-    return cell_of_patches(grid, tokenizer.num_global).to(tokenizer.device)
 
 
 def _code_cheapest(tokenizer: Tokenizer, pixels_B3HW: Tensor, before: _Coded) -> _Coded:
     """The cheapest of three ways for each clip's frame: no cell renewed, those where it seems to pay, or all."""
     token_cost = _token_cost(tokenizer)
     grid = (pixels_B3HW.shape[2] // tokenizer.patch_size, pixels_B3HW.shape[3] // tokenizer.patch_size)
-    cells_N = _cells(tokenizer, grid)
+    cells_N = cell_of_patches(grid, tokenizer.num_global, tokenizer.device)
 
     def by_cell(coded: _Coded) -> Tensor:
         return torch.zeros_like(coded.global_BM, dtype=torch.float64).index_add_(1, cells_N, coded.cost_BN)
@@ -242,12 +254,12 @@ def _code_cheapest(tokenizer: Tokenizer, pixels_B3HW: Tensor, before: _Coded) ->
     rows = (by_cell(best) > token_cost).any(1).nonzero()[:, 0]
     if not len(rows):
         return best
-    pixels, before, after = pixels_B3HW[rows], before.rows(rows), best.rows(rows)
+    pixels, before, after = pixels_B3HW.index_select(0, rows), before.rows(rows), best.rows(rows)
     anew = _code_anew(tokenizer, pixels)
     renewed_RM = by_cell(anew) + token_cost < by_cell(after)
     global_RM = torch.where(renewed_RM, anew.global_BM, before.global_BM)
     in_part = _code_after(tokenizer, pixels, before, global_RM, renewed_RM)
+    cheapest = after
     for way in (in_part, anew):
-        is_cheaper = (way.total_B(token_cost) < best.rows(rows).total_B(token_cost)).nonzero()[:, 0]
-        best = best.with_rows(rows[is_cheaper], way.rows(is_cheaper))
-    return best
+        cheapest = cheapest.where(way.total_B(token_cost) < cheapest.total_B(token_cost), way)
+    return best.with_rows(rows, cheapest)

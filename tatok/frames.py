@@ -23,6 +23,7 @@ def join_frames(frames: Sequence[TokenSequence]) -> TokenSequence:
     cells = [np.arange(f.num_global) if f.global_cells is None else f.global_cells for f in frames]
     positions = [f.positions.astype(np.int64) + t * first.grid.num_positions for t, f in enumerate(frames)]
     entropies = [frame.entropy for frame in frames]
+    worths = [entropy.patch_worth_bits_N for entropy in entropies if entropy.patch_worth_bits_N is not None]
     return TokenSequence(
         codes=np.concatenate([f.codes[: f.num_global] for f in frames] + [f.codes[f.num_global :] for f in frames]),
         positions=np.concatenate(positions).astype(first.positions.dtype),
@@ -36,6 +37,7 @@ def join_frames(frames: Sequence[TokenSequence]) -> TokenSequence:
             entropy_mean_bits=sum(entropy.entropy_mean_bits for entropy in entropies) / len(entropies),
             entropy_max_bits=max(entropy.entropy_max_bits for entropy in entropies),
             patch_entropy_bits_N=np.concatenate([entropy.patch_entropy_bits_N for entropy in entropies]),
+            patch_worth_bits_N=np.concatenate(worths) if len(worths) == len(frames) else None,
         ),
         global_frames=np.repeat(np.arange(len(frames)), [len(of_frame) for of_frame in cells]).astype(np.uint16),
         global_cells=np.concatenate(cells).astype(np.uint16),
@@ -53,22 +55,24 @@ def split_frames(clip: TokenSequence) -> list[TokenSequence]:
     positions, globals_, patches = clip.positions.astype(np.int64), *np.split(clip.codes, [clip.num_global])
     patch_cuts = np.searchsorted(positions, np.arange(1, num_frames) * num_positions)
     global_cuts = np.searchsorted(clip.global_frames, np.arange(1, num_frames))
+    worth_N = clip.entropy.patch_worth_bits_N
     return [
         TokenSequence(
             codes=np.concatenate([global_codes, patch_codes]),
             positions=(places - number * num_positions).astype(clip.positions.dtype),
             num_global=len(global_codes),
             grid=Grid(1, height, width),
-            entropy=replace(clip.entropy, patch_entropy_bits_N=bits_N),
+            entropy=replace(clip.entropy, patch_entropy_bits_N=bits_N, patch_worth_bits_N=worths_N),
             global_cells=cells,
         )
-        for number, (global_codes, cells, patch_codes, places, bits_N) in enumerate(
+        for number, (global_codes, cells, patch_codes, places, bits_N, worths_N) in enumerate(
             zip(
                 np.split(globals_, global_cuts),
                 np.split(clip.global_cells, global_cuts),
                 np.split(patches, patch_cuts),
                 np.split(positions, patch_cuts),
                 np.split(clip.entropy.patch_entropy_bits_N, num_frames),
+                [None] * num_frames if worth_N is None else np.split(worth_N, num_frames),
                 strict=True,
             )
         )

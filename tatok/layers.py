@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tatok.tables import tables_of
+
 __all__ = ["Transformer", "rotary_angles"]
 
 ROTARY_BASE = 100.0
@@ -29,9 +31,20 @@ def rotary_angles(coordinates_L2: Tensor, head_dim: int) -> tuple[Tensor, Tensor
     return angles.cos(), angles.sin()
 
 
-def _rotate(x_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    first, second = x_BHLE.chunk(2, dim=-1)
-    return x_BHLE * cos_LE + torch.cat([-second, first], dim=-1) * sin_LE
+def _rotation(coordinates_L2: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Cosines and sines [L, 1, 1, head_dim]; the sines of the first half are negative, as `_rotate` needs them."""
+
+    def build(coordinates_L2: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_angles(coordinates_L2, head_dim)
+        first, second = sin.chunk(2, dim=1)
+        return cos[:, None, None].to(dtype), torch.cat([-first, second], dim=1)[:, None, None].to(dtype)
+
+    return tables_of(coordinates_L2, ("rotation", head_dim, dtype), build)
+
+
+def _rotate(x_BLXHE: Tensor, cos_L11E: Tensor, sin_L11E: Tensor) -> Tensor:
+    """Each vector's halves (a, b) -> (a cos - b sin, b cos + a sin)."""
+    return (x_BLXHE * cos_L11E).add_(x_BLXHE.roll(x_BLXHE.shape[-1] // 2, -1).mul_(sin_L11E))
 
 
 def _attend(query_BHLE: Tensor, key_BHLE: Tensor, value_BHLE: Tensor) -> Tensor:
@@ -45,6 +58,8 @@ def _attend(query_BHLE: Tensor, key_BHLE: Tensor, value_BHLE: Tensor) -> Tensor:
 class _Layer(nn.Module):
     """Pre-norm self-attention and MLP."""
 
+    is_compiled_alone = True
+
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -55,11 +70,11 @@ class _Layer(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, cos_L11E: Tensor, sin_L11E: Tensor) -> Tensor:
         qkv = self.qkv(self.attention_norm(x_BLD)).unflatten(2, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, E]
-        cos, sin = cos_LE.to(query.dtype), sin_LE.to(query.dtype)
-        attended = _attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        rotated = _rotate(qkv[:, :, :2], cos_L11E.to(qkv.dtype), sin_L11E.to(qkv.dtype))
+        query, key, value = (each.transpose(1, 2) for each in (*rotated.unbind(2), qkv[:, :, 2]))  # [B, H, L, E]
+        attended = _attend(query, key, value)
         x_BLD = x_BLD + self.projection(attended.transpose(1, 2).flatten(2))
         return x_BLD + self.contract(F.gelu(self.expand(self.mlp_norm(x_BLD)), approximate="tanh"))
 
@@ -80,7 +95,10 @@ class Transformer(nn.Module):
 
     def forward(self, x_BLD: Tensor, coordinates_L2: Tensor) -> Tensor:
         """Tokens [B, L, D] at (row, column) coordinates -> tokens [B, L, D]."""
-        cos, sin = rotary_angles(coordinates_L2, self.head_dim)
+        device = x_BLD.device.type
+        is_mixed = torch.is_autocast_enabled(device)  # then the layers' products have another type than x
+        dtype = torch.get_autocast_dtype(device) if is_mixed else x_BLD.dtype
+        cos, sin = _rotation(coordinates_L2, self.head_dim, dtype)
         for layer in self.layers:
             x_BLD = layer(x_BLD, cos, sin)
         return self.norm(x_BLD)

@@ -6,15 +6,16 @@ model that is trained*, under kept sets and renewed globals drawn at random; no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tatok.adversary import Adversary, Views
 from tatok.dtf import DTFSettings, position_bits
-from tatok.features import EfficientNetLiteFeatures, perceptual_distance
+from tatok.features import EfficientNetLiteFeatures, LearnedDistance, perceptual_distance
 from tatok.model import Encoded, TaTok
 from tatok.prior import Prior, code_statistics, soft_surprisal
 from tatok.ranks import num_ranks, sum_over_ranks
@@ -31,14 +32,17 @@ def _above_share(values: Tensor) -> Tensor:
     return values > values.flatten().kthvalue(max(1, round((1 - share) * values.numel()))).values
 
 
-def choose_kept(scores_BN: Tensor, by_dtf_BN: Tensor | None, mixture: KeptMixture) -> Tensor:
+def choose_kept(
+    scores_BN: Tensor, by_dtf_BN: Tensor | None, mixture: KeptMixture, by_residual_BN: Tensor | None = None
+) -> Tensor:
     """Kept sets, bool [B, N], of the kinds that `mixture` asks for, each image's kind drawn at random.
 
-    `scores_BN` is the energy of each patch's code; `by_dtf_BN` what DTF's criterion gives, needed if `mixture.dtf`.
+    `scores_BN` is the energy of each patch's code; `by_dtf_BN` what DTF's criterion gives, needed if `mixture.dtf`, and
+    `by_residual_BN` how far each patch's pixels are from the base image, needed if `mixture.residual`.
     """
     num_images, num_positions = scores_BN.shape
     device = scores_BN.device
-    weights = torch.tensor([mixture.none, mixture.full, mixture.random, mixture.energy, mixture.dtf])
+    weights = torch.tensor([mixture.none, mixture.full, mixture.random, mixture.energy, mixture.dtf, mixture.residual])
     kind_B1 = torch.multinomial(weights, num_images, replacement=True).to(device)[:, None]
     ratio_B1 = torch.rand(num_images, 1, device=device)
     random_BN = torch.rand(num_images, num_positions, device=device) < ratio_B1
@@ -47,6 +51,8 @@ def choose_kept(scores_BN: Tensor, by_dtf_BN: Tensor | None, mixture: KeptMixtur
     kept = torch.where(kind_B1 == 3, _above_share(scores_BN), kept)
     if by_dtf_BN is not None:
         kept = torch.where(kind_B1 == 4, _above_share(by_dtf_BN), kept)
+    if by_residual_BN is not None:
+        kept = torch.where(kind_B1 == 5, _above_share(by_residual_BN), kept)
     return kept
 
 
@@ -65,6 +71,12 @@ class Losses:
     prior: Prior
     dtf: DTFSettings
     perceptual: EfficientNetLiteFeatures | None = None
+    lpips: LearnedDistance | None = None
+    adversary: Adversary | None = None
+    adversarial_scale: float = 1.0
+    """Of the stage's adversarial weight; below 1 while it is ramped up."""
+    seen: list[tuple[Views, Views]] = field(default_factory=list)
+    """Real and rebuilt images as the adversary saw them, for its own step."""
 
     def of_images(self, images: Tensor, stage: Stage) -> dict[str, Tensor]:
         """Of images [B, 3, H, W]."""
@@ -77,7 +89,7 @@ class Losses:
         terms, encoded, rebuilt = self._of_images(first, stage)
         if rebuilt is None:
             with torch.no_grad():
-                kept_BN = self._kept(encoded, stage, self.model.grid(first))
+                kept_BN = self._kept(encoded, first, stage)
                 rebuilt = self._decoded(encoded, kept_BN, first)
         shown = _Shown(_as_shown(rebuilt), encoded.globals_BMC.codes)
         # Most codes of frames that follow say that nothing changed; they would draw the codebooks there.
@@ -102,17 +114,15 @@ class Losses:
             terms["prior"] = self._surprisal(encoded, grid)
         rebuilt = None
         if "tokenizer" in stage.train or "decoder" in stage.train:
-            kept = self._kept(encoded, stage, grid)
+            kept = self._kept(encoded, images, stage)
             if "tokenizer" not in stage.train:  # the base's gradient is the decoder's
                 encoded = encoded._replace(base_BNP=self.model.base(encoded.globals_BMC.vectors, grid))
             rebuilt = self._decoded(encoded, kept, images)
-            terms["pixel"] = F.mse_loss(rebuilt, images)
+            terms |= self._of_rebuilt(rebuilt, images, stage)
             if stage.rate_weight:
                 terms["rate"] = stage.rate_weight * self._rate(encoded, kept, grid)
             if self.model.has_cells:
                 terms["base"] = stage.base_weight * F.mse_loss(encoded.base_BNP, self.model.patches(images))
-            if stage.perceptual_weight:
-                terms["perceptual"] = stage.perceptual_weight * self._perceptual(rebuilt, images, stage)
         if "tokenizer" in stage.train:
             # As an error a pixel, like the other terms: a code's dimensions span cell_pixels or patch_pixels pixels.
             config = self.model.config
@@ -146,12 +156,13 @@ class Losses:
         logits = self._logits(encoded, visible, grid)
         # A mean over all ranks' hidden positions, whose numbers differ: their gradients are averaged afterwards.
         num_hidden = sum_over_ranks((~visible).sum()).clamp_min(1)
-        surprisal = F.cross_entropy(logits[~visible], codes_BN[~visible], reduction="sum")
-        return surprisal * num_ranks() / num_hidden
+        surprisal_BN = F.cross_entropy(logits.flatten(0, 1), codes_BN.flatten(), reduction="none").view_as(visible)
+        return (surprisal_BN * ~visible).sum() * num_ranks() / num_hidden
 
-    def _kept(self, encoded: Encoded, stage: Stage, grid: tuple[int, int]) -> Tensor:
+    def _kept(self, encoded: Encoded, images: Tensor, stage: Stage) -> Tensor:
         """Kept sets, bool [B, N], of the stage's mixture."""
-        vectors = encoded.patches_BNC.vectors
+        vectors, grid = encoded.patches_BNC.vectors, self.model.grid(images)
+        residual_BN = (self.model.patches(images) - encoded.base_BNP.detach()).square().sum(-1)
         by_dtf = None
         if stage.kept.dtf:
             with torch.no_grad():
@@ -160,20 +171,62 @@ class Losses:
                 statistics = code_statistics(self._logits(encoded, nothing, grid), codes, codebook)
                 # A tiny threshold, so that all positions are told apart and none is cut off at 0 bits.
                 settings = self.dtf.with_threshold(1e-6) if self.dtf.threshold_kind == "distortion" else self.dtf
-                by_dtf = position_bits(statistics, settings)
-        return choose_kept(vectors.detach().square().sum(-1), by_dtf, stage.kept)
+                by_dtf = position_bits(statistics, settings, residual_BN)
+        by_residual = residual_BN if stage.kept.residual else None
+        return choose_kept(vectors.detach().square().sum(-1), by_dtf, stage.kept, by_residual)
 
-    def _perceptual(self, rebuilt: Tensor, images: Tensor, stage: Stage) -> Tensor:
-        """Perceptual distance of a window, drawn at random."""
-        assert self.perceptual is not None
+    def _of_rebuilt(self, rebuilt: Tensor, images: Tensor, stage: Stage) -> dict[str, Tensor]:
+        """The terms that compare images; those by networks look at one window, drawn at random for the batch."""
+        if self.adversary is None or not stage.adversarial_weight:
+            return self._compared(rebuilt, images, stage)[0]
+        # The adversary's gradient is scaled to that of the other terms where they meet, on the rebuilt images; one
+        # surrogate, worth nothing, then carries both further back.
+        shown = rebuilt.detach().requires_grad_()
+        terms, real, fake = self._compared(shown, images, stage)
+        assert real is not None
+        assert fake is not None
+        self.seen.append((real.detached(), fake.detached()))
+        gradient = torch.autograd.grad(torch.stack(list(terms.values())).sum(), shown, retain_graph=True)[0]
+        terms = {name: term.detach() for name, term in terms.items()}
+        scale = stage.adversarial_weight * self.adversarial_scale
+        if scale:
+            verdict = self.adversary.loss_of_rebuilt(fake)
+            (of_verdict,) = torch.autograd.grad(verdict, shown)
+            weight = scale * gradient.norm() / of_verdict.norm().clamp_min(1e-12)
+            gradient = gradient + weight * of_verdict
+            terms["adversarial"] = (weight * verdict).detach()
+        carrier = (rebuilt * gradient).sum()
+        terms["pixel"] = terms["pixel"] + carrier - carrier.detach()
+        return terms
+
+    def _compared(
+        self, rebuilt: Tensor, images: Tensor, stage: Stage
+    ) -> tuple[dict[str, Tensor], Views | None, Views | None]:
+        terms = {"pixel": stage.pixel_weight * F.mse_loss(rebuilt, images)}
+        if not (stage.perceptual_weight or stage.lpips_weight or stage.adversarial_weight):
+            return terms, None, None
         size = min(stage.perceptual_size, images.shape[-2], images.shape[-1])
         top = int(torch.randint(images.shape[-2] - size + 1, ()))
         left = int(torch.randint(images.shape[-1] - size + 1, ()))
         window = (..., slice(top, top + size), slice(left, left + size))
-        with torch.no_grad():
-            reference = self.perceptual(images[window])
-        distance: Tensor = perceptual_distance(self.perceptual(rebuilt[window]), reference).mean()
-        return distance
+        real, fake = images[window], rebuilt[window]
+        if fake.is_cuda:
+            real, fake = (each.contiguous(memory_format=torch.channels_last) for each in (real, fake))
+        views: tuple[Views, Views] | tuple[None, None] = (None, None)
+        if stage.perceptual_weight or stage.adversarial_weight:
+            assert self.perceptual is not None
+            with torch.no_grad():
+                views_real = Views(real, self.perceptual(real))
+            views = views_real, Views(fake, self.perceptual(fake))
+            if stage.perceptual_weight:
+                distance = perceptual_distance(views[1].features, views_real.features).mean()
+                terms["perceptual"] = stage.perceptual_weight * distance
+        if stage.lpips_weight:
+            assert self.lpips is not None
+            with torch.no_grad():
+                reference = self.lpips.features(real)
+            terms["lpips"] = stage.lpips_weight * self.lpips(fake, reference).mean()
+        return terms, *views
 
     def _rate(self, encoded: Encoded, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Bits a pixel value that the kept codes cost given the globals, with a gradient for codes and globals."""
@@ -203,7 +256,7 @@ class Losses:
         if "prior" in stage.train:
             terms["prior_after"] = self._surprisal(encoded, grid)
         with torch.set_grad_enabled("tokenizer" in stage.train or "decoder" in stage.train):
-            kept_BN = self._kept(encoded, stage, grid)
+            kept_BN = self._kept(encoded, images, stage)
             rebuilt = model.decode_after(globals_BMC, patches.vectors, kept_BN, renewed_BM, before.pixels_B3HW)
             if "tokenizer" in stage.train or "decoder" in stage.train:
                 terms["pixel_after"] = F.mse_loss(rebuilt, images)

@@ -21,6 +21,7 @@ D width. Images are float in [-1, 1]; everything about an image's size comes fro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -31,7 +32,9 @@ from torch import Tensor, nn
 from schemas.errors import ConfigError
 from tatok.layers import Transformer
 from tatok.patches import anchor_grid, cell_of_patches, patch_coordinates, to_images, to_patches
+from tatok.pixel_layers import ConvStem, PixelDecoder
 from tatok.quantizer import Quantized, VectorQuantizer
+from tatok.tables import table
 
 __all__ = [
     "Codes",
@@ -57,6 +60,11 @@ class TaTokConfig:
     arXiv 2406.07550). `filler` is what the decoder sees where a patch was filtered out. `prior_width` is the width of
     the prior (None: the model's), with heads of the same size; with `prior_rank` its head goes through so many
     dimensions, since a full one costs as much as two layers.
+
+    `has_stem` embeds patches by convolutions instead of one linear map, and `pixel_width` (None: no such decoder) puts
+    a convolutional pixel decoder of that width behind the transformer's (pixel_layers.py): without both, no code can
+    express texture. `learned_dim` of the code's dimensions have no direction in pixel space; what they mean is learned.
+    `decoder_width` is the width of both decoders (None: the encoder's), with heads of the same size.
     """
 
     patch_size: int = 16
@@ -75,6 +83,10 @@ class TaTokConfig:
     filler: Filler = "learned"
     prior_width: int | None = None
     prior_rank: int | None = None
+    has_stem: bool = False
+    pixel_width: int | None = None
+    learned_dim: int = 0
+    decoder_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 4:
@@ -85,8 +97,19 @@ class TaTokConfig:
         head_dim = self.width // self.num_heads
         if self.prior_width is not None and (self.prior_width < 1 or self.prior_width % head_dim):
             raise ConfigError(f"prior_width is {self.prior_width}; it must be a multiple of a head's {head_dim}")
+        if self.decoder_width is not None and (self.decoder_width < 1 or self.decoder_width % head_dim):
+            raise ConfigError(f"decoder_width is {self.decoder_width}; it must be a multiple of a head's {head_dim}")
         if self.prior_rank is not None and self.prior_rank < 1:
             raise ConfigError(f"prior_rank is {self.prior_rank}; it must be at least 1")
+        if not 0 <= self.learned_dim < self.code_dim:
+            raise ConfigError(
+                f"learned_dim is {self.learned_dim}; it must be in 0 .. code_dim - 1 = {self.code_dim - 1}"
+            )
+        is_power = self.patch_size >= 4 and not self.patch_size & (self.patch_size - 1)
+        if (self.has_stem or self.pixel_width is not None) and not is_power:
+            raise ConfigError(f"patch_size is {self.patch_size}; with convolutions it must be a power of two from 4 on")
+        if self.pixel_width is not None and (self.pixel_width < 8 or self.pixel_width % 8):
+            raise ConfigError(f"pixel_width is {self.pixel_width}; it must be a multiple of 8")
         if self.num_global < 0:
             raise ConfigError(f"num_global is {self.num_global}; it must be at least 0")
         if self.filler not in get_args(Filler):
@@ -123,7 +146,17 @@ class TaTokConfig:
 
 
 _PRIOR_FIELDS = ("num_prior_layers", "prior_width", "prior_rank")
-_LATER_FIELDS = ("cell_size", "anchored", "filler", "prior_width", "prior_rank")
+_LATER_FIELDS = (
+    "cell_size",
+    "anchored",
+    "filler",
+    "prior_width",
+    "prior_rank",
+    "has_stem",
+    "pixel_width",
+    "learned_dim",
+    "decoder_width",
+)
 
 
 class Codes(NamedTuple):
@@ -150,22 +183,26 @@ class Looked(NamedTuple):
 
 
 class _PixelBasis(nn.Module):
-    """A fixed linear autoencoder of patches: mean and C orthonormal directions."""
+    """A fixed linear autoencoder of patches: mean and C directions, orthonormal save the learned ones, which are 0."""
 
     mean_P: Tensor
     directions_CP: Tensor
 
-    def __init__(self, code_dim: int, patch_pixels: int) -> None:
+    def __init__(self, code_dim: int, patch_pixels: int, learned_dim: int = 0) -> None:
         super().__init__()
+        self.num_fixed = code_dim - learned_dim
         self.register_buffer("mean_P", torch.zeros(patch_pixels))
-        self.register_buffer("directions_CP", torch.linalg.qr(torch.randn(patch_pixels, code_dim))[0].T.contiguous())
+        directions_CP = torch.linalg.qr(torch.randn(patch_pixels, code_dim))[0].T.contiguous()
+        directions_CP[self.num_fixed :] = 0
+        self.register_buffer("directions_CP", directions_CP)
 
     def encode(self, patches_BNP: Tensor) -> Tensor:
         with torch.autocast(patches_BNP.device.type, enabled=False):  # these are what the codebooks quantize
             return (patches_BNP.float() - self.mean_P) @ self.directions_CP.T
 
     def decode(self, vectors_BNC: Tensor) -> Tensor:
-        return vectors_BNC @ self.directions_CP + self.mean_P
+        with torch.autocast(vectors_BNC.device.type, enabled=False):
+            return vectors_BNC.float() @ self.directions_CP + self.mean_P
 
     @torch.no_grad()
     def initialise(self, patches_VP: Tensor) -> None:
@@ -173,7 +210,7 @@ class _PixelBasis(nn.Module):
         self.mean_P.copy_(patches_VP.mean(0))
         centred = patches_VP - self.mean_P
         _, eigenvectors = torch.linalg.eigh(centred.T @ centred)  # ascending
-        self.directions_CP.copy_(eigenvectors.flip(1)[:, : len(self.directions_CP)].T)
+        self.directions_CP[: self.num_fixed].copy_(eigenvectors.flip(1)[:, : self.num_fixed].T)
 
 
 def _zero_linear(in_features: int, out_features: int) -> nn.Linear:
@@ -194,7 +231,9 @@ class Encoder(nn.Module):
     def __init__(self, config: TaTokConfig) -> None:
         super().__init__()
         width, pixels, dim = config.width, config.patch_pixels, config.code_dim
-        self.embed_patch = nn.Linear(pixels, width)
+        self.embed_patch: nn.Module = nn.Linear(pixels, width)
+        if config.has_stem:
+            self.embed_patch = ConvStem(config.patch_size, width)
         self.embed_cell = nn.Linear(config.cell_pixels, width)
         # Without an anchor, queries must differ by themselves, and so must what they answer.
         self.queries_MD = nn.Parameter(torch.randn(config.num_global, width) * (0.02 if config.anchored else 1.0))
@@ -205,13 +244,19 @@ class Encoder(nn.Module):
         self.refiner = Transformer(config.num_refiner_layers, width, config.num_heads)
         self.patch_head = _zero_linear(width, dim)
 
-    def look(self, patches_BNP: Tensor, cells_BMQ: Tensor | None, coordinates_L2: Tensor) -> tuple[Tensor, Tensor]:
-        """Trunk states [B, M + N, D] and the globals' vectors [B, M, C], to be added to what their cells say."""
+    def look(
+        self, images_B3HW: Tensor, patches_BNP: Tensor, cells_BMQ: Tensor | None, coordinates_L2: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Trunk states [B, M + N, D] and the globals' vectors [B, M, C], to be added to what their cells say.
+
+        The patches are those of the images.
+        """
         num_global = len(self.queries_MD)
         queries = self.queries_MD.expand(len(patches_BNP), -1, -1)
         if cells_BMQ is not None:
             queries = queries + self.embed_cell(cells_BMQ)
-        states = self.trunk(torch.cat([queries, self.embed_patch(patches_BNP)], dim=1), coordinates_L2)
+        patches = self.embed_patch(images_B3HW if isinstance(self.embed_patch, ConvStem) else patches_BNP)
+        states = self.trunk(torch.cat([queries, patches], dim=1), coordinates_L2)
         return states, self.global_head(states[:, :num_global])
 
     def refine(self, states_BLD: Tensor, globals_BMC: Tensor, residual_BNP: Tensor, coordinates_L2: Tensor) -> Tensor:
@@ -226,9 +271,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TaTokConfig) -> None:
         super().__init__()
-        width, pixels, dim = config.width, config.patch_pixels, config.code_dim
+        pixels, dim = config.patch_pixels, config.code_dim
+        width = config.width if config.decoder_width is None else config.decoder_width
+        num_heads = width // (config.width // config.num_heads)
         self.embed_cell = nn.Linear(dim, width)
-        self.base = Transformer(config.num_base_layers, width, config.num_heads)
+        self.base = Transformer(config.num_base_layers, width, num_heads)
         self.base_head = _zero_linear(width, config.cell_pixels)
         self.embed_global = nn.Linear(dim, width)
         self.embed_base = nn.Linear(pixels, width)
@@ -240,22 +287,40 @@ class Decoder(nn.Module):
         else:
             self.register_buffer("filler_D", torch.zeros(width), persistent=False)
         self.kept_flag_D = nn.Parameter(torch.randn(width) * 0.02)
-        self.decoder = Transformer(config.num_decoder_layers, width, config.num_heads)
-        self.head = _zero_linear(width, pixels)
+        self.decoder = Transformer(config.num_decoder_layers, width, num_heads)
+        self.head: nn.Module = _zero_linear(width, pixels)
+        if config.pixel_width is not None:
+            self.head = PixelDecoder(config.patch_size, width, config.pixel_width)
 
     def cells(self, globals_BMC: Tensor, coordinates_M2: Tensor) -> Tensor:
         """Corrections [B, M, Q] of the thumbnail cells."""
         return self.base_head(self.base(self.embed_cell(globals_BMC), coordinates_M2))
 
     def forward(
-        self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, base_BNP: Tensor, coordinates_L2: Tensor
+        self,
+        globals_BMC: Tensor,
+        vectors_BNC: Tensor,
+        kept_BN: Tensor,
+        base_BNP: Tensor,
+        draft_BNP: Tensor,
+        coordinates_L2: Tensor,
+        grid: tuple[int, int],
     ) -> Tensor:
-        """Corrections [B, N, P] of the base image; what stands in `vectors_BNC` where not kept has no effect."""
+        """Corrections [B, N, P] of the draft; what stands in `vectors_BNC` where not kept has no effect.
+
+        The draft is the base image with what the kept codes add to it linearly.
+        """
         kept_BN1 = kept_BN[:, :, None]
         token = torch.where(kept_BN1, self.embed_code(vectors_BNC) + self.kept_flag_D, self.filler_D)
         patches = self.embed_base(base_BNP) + token
         states = self.decoder(torch.cat([self.embed_global(globals_BMC), patches], dim=1), coordinates_L2)
-        return self.head(states[:, globals_BMC.shape[1] :])
+        states_BND = states[:, globals_BMC.shape[1] :]
+        if not isinstance(self.head, PixelDecoder):
+            corrections: Tensor = self.head(states_BND)
+            return corrections
+        patch = math.isqrt(base_BNP.shape[2] // 3)
+        states_BDhw = states_BND.transpose(1, 2).unflatten(2, grid)
+        return to_patches(self.head(states_BDhw, to_images(draft_BNP, grid, patch)), patch)
 
 
 class TaTok(nn.Module):
@@ -264,8 +329,8 @@ class TaTok(nn.Module):
     def __init__(self, config: TaTokConfig) -> None:
         super().__init__()
         self.config = config
-        self.cell_basis = _PixelBasis(config.code_dim, config.cell_pixels)
-        self.residual_basis = _PixelBasis(config.code_dim, config.patch_pixels)
+        self.cell_basis = _PixelBasis(config.code_dim, config.cell_pixels, config.learned_dim)
+        self.residual_basis = _PixelBasis(config.code_dim, config.patch_pixels, config.learned_dim)
         self.encoder = Encoder(config)
         self.global_quantizer = VectorQuantizer(config.codebook_size, config.code_dim)
         self.patch_quantizer = VectorQuantizer(config.codebook_size, config.code_dim)
@@ -279,8 +344,14 @@ class TaTok(nn.Module):
         return height // patch, width // patch
 
     def coordinates(self, grid: tuple[int, int]) -> Tensor:
-        """`patch_coordinates` of a grid of patch rows and columns."""
-        return patch_coordinates(*grid, self.config.num_global, self.cell_basis.mean_P.device)
+        """`patch_coordinates` of a grid of patch rows and columns; a table (tables.py): not to be changed."""
+        key, device = (*grid, self.config.num_global), self.cell_basis.mean_P.device
+        return table("coordinates", key, device, lambda device: patch_coordinates(*key, device))
+
+    def cell_coordinates(self, grid: tuple[int, int]) -> Tensor:
+        """Those of `coordinates` that belong to the globals, float32 [M, 2]; a table, too."""
+        key, device = (*grid, self.config.num_global), self.cell_basis.mean_P.device
+        return table("cells", key, device, lambda device: patch_coordinates(*key, device)[: key[2]].clone())
 
     @property
     def has_cells(self) -> bool:
@@ -301,7 +372,7 @@ class TaTok(nn.Module):
         patch, config = self.config.patch_size, self.config
         if not self.has_cells:
             return globals_BMC.new_zeros(len(globals_BMC), grid[0] * grid[1], config.patch_pixels)
-        corrections = self.decoder.cells(globals_BMC, self.coordinates(grid)[: config.num_global])
+        corrections = self.decoder.cells(globals_BMC, self.cell_coordinates(grid))
         cells_BMQ = self.cell_basis.decode(globals_BMC) + corrections
         thumbnail = to_images(cells_BMQ, anchor_grid(config.num_global), config.cell_side)
         size = (grid[0] * patch, grid[1] * patch)
@@ -310,7 +381,9 @@ class TaTok(nn.Module):
     def look(self, images_B3HW: Tensor) -> Looked:
         """What the encoder sees of images, float in [-1, 1], before it knows what stands in the base image's place."""
         patches, cells = self.patches(images_B3HW), self.cells(images_B3HW) if self.has_cells else None
-        states, global_vectors = self.encoder.look(patches, cells, self.coordinates(self.grid(images_B3HW)))
+        states, global_vectors = self.encoder.look(
+            images_B3HW, patches, cells, self.coordinates(self.grid(images_B3HW))
+        )
         if cells is not None:
             global_vectors = self.cell_basis.encode(cells) + global_vectors
         globals_ = self.global_quantizer(global_vectors) if self.config.num_global else _no_codes(global_vectors)
@@ -335,9 +408,9 @@ class TaTok(nn.Module):
         self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, base_BNP: Tensor, grid: tuple[int, int]
     ) -> Tensor:
         """The image, float [B, 3, H, W], about [-1, 1], from the globals and the kept patch vectors."""
-        corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, self.coordinates(grid))
-        told = torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
-        return to_images((base_BNP + told + corrections).float(), grid, self.config.patch_size)
+        draft_BNP = base_BNP + torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
+        corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, draft_BNP, self.coordinates(grid), grid)
+        return to_images((draft_BNP + corrections).float(), grid, self.config.patch_size)
 
     def decode_codes(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """As `decode`, from codes; codes of patches that are not kept may be anything inside the codebook."""
@@ -349,7 +422,7 @@ class TaTok(nn.Module):
 
     def renewed_patches(self, renewed_BM: Tensor, grid: tuple[int, int]) -> Tensor:
         """Which patches, bool [B, N], lie (with their centres) in cells whose globals are new, bool [B, M]."""
-        return renewed_BM[:, cell_of_patches(grid, self.config.num_global).to(renewed_BM.device)]
+        return renewed_BM.index_select(1, cell_of_patches(grid, self.config.num_global, renewed_BM.device))
 
     def base_after(self, globals_BMC: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
         """What stands in the base image's place, [B, N, P]: the base where globals are new, else the frame before."""
@@ -371,11 +444,11 @@ class TaTok(nn.Module):
         """
         grid = self.grid(before_B3HW)
         base_BNP = self.base_after(globals_BMC, renewed_BM, before_B3HW)
-        corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, self.coordinates(grid))
-        told = torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
+        draft_BNP = base_BNP + torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
+        corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, draft_BNP, self.coordinates(grid), grid)
         changes_BN = kept_BN | self.renewed_patches(renewed_BM, grid)
         corrected = torch.where(changes_BN[:, :, None], corrections, 0.0)
-        return to_images((base_BNP + told + corrected).float(), grid, self.config.patch_size)
+        return to_images((draft_BNP + corrected).float(), grid, self.config.patch_size)
 
     def decode_codes_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
         """As `decode_after`, from codes; those of patches that are not kept may be anything inside the codebook."""

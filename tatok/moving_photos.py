@@ -7,11 +7,9 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-import av
 import fsspec
 import numpy as np
 import torch
-from av.error import FFmpegError
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -172,6 +170,9 @@ def _rgb(payload: bytes) -> Image.Image:
 
 def _frames(path: str, fps: float) -> Iterator[Image.Image]:
     """The frames of a video that are shown every 1 / fps seconds, from the first one on."""
+    import av  # only where there are videos: training on photos does without FFmpeg
+    from av.error import FFmpegError
+
     try:
         with fsspec.open(path, "rb") as file, av.open(file) as container:
             due: float | None = None

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tatok.tables import table
+
 __all__ = ["anchor_grid", "cell_of_patches", "patch_coordinates", "to_images", "to_patches"]
 
 
@@ -18,12 +20,16 @@ def anchor_grid(num_global: int) -> tuple[int, int]:
     return rows, num_global // rows
 
 
-def cell_of_patches(grid: tuple[int, int], num_global: int) -> Tensor:
-    """The anchor cell that each patch's centre lies in, int64 [N]."""
+def cell_of_patches(grid: tuple[int, int], num_global: int, device: torch.device) -> Tensor:
+    """The anchor cell that each patch's centre lies in, int64 [N]; a table (tables.py): not to be changed."""
     (height, width), (rows, columns) = grid, anchor_grid(num_global)
-    row_of = (2 * torch.arange(height) + 1) * rows // (2 * height)
-    column_of = (2 * torch.arange(width) + 1) * columns // (2 * width)
-    return (row_of[:, None] * columns + column_of).flatten()
+
+    def build(device: torch.device) -> Tensor:
+        row_of = (2 * torch.arange(height, device=device) + 1) * rows // (2 * height)
+        column_of = (2 * torch.arange(width, device=device) + 1) * columns // (2 * width)
+        return (row_of[:, None] * columns + column_of).flatten()
+
+    return table("cell_of_patches", (grid, num_global), device, build)
 
 
 def patch_coordinates(height: int, width: int, num_global: int, device: torch.device) -> Tensor:

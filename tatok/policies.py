@@ -15,6 +15,7 @@ from schemas.errors import ConfigError
 from tatok.calibration import EncodedPhotos, calibrated_sets
 from tatok.dtf import Criterion, DTFSettings, keep_most
 from tatok.prior import CodeStatistics
+from tatok.tokenizer import FullRate
 
 __all__ = ["FULL_RATE", "GLOBALS_ONLY", "SHIPPED", "Policy", "grid_positions", "select_policies", "standard_policies"]
 
@@ -67,13 +68,14 @@ def standard_policies(
     if mean_tokens < num_global:
         raise ConfigError(f"{mean_tokens:g} tokens cannot be the mean: every image has {num_global} global tokens")
     entropy, surprisal = _one_round("entropy"), _one_round("surprisal")
-    content, distance = _one_round("content"), _one_round("distance")
+    content, distance, residual = _one_round("content"), _one_round("distance"), _one_round("residual")
     fraction = DTFSettings(criterion="entropy", threshold_kind="fraction")
     shipped = f"{SHIPPED}: {settings.criterion}, {settings.threshold_kind}, R={settings.rounds}"
     policies = [
-        Policy(name=FULL_RATE, choose=_each_batch(lambda b, n, g, f: f.entropy >= 0), needs_positions=False),
+        Policy(name=FULL_RATE, choose=_each_batch(lambda full, first: first.entropy >= 0), needs_positions=False),
         _dtf(shipped, settings, mean_tokens),
         _dtf("DTF distance", distance, mean_tokens),
+        _dtf("DTF residual", residual, mean_tokens),
         _dtf("DTF content", content, mean_tokens),
         _dtf("DTF entropy (the paper's reading)", entropy, mean_tokens),
         _dtf("DTF entropy, fraction tau", fraction, mean_tokens),
@@ -86,16 +88,37 @@ def standard_policies(
             choose=lambda photos: _route_by_error(photos, mean_tokens),
             needs_positions=True,
         ),
-        Policy(name="fixed k by distance", choose=_fixed(num_kept, lambda f: f.distance), needs_positions=True),
-        Policy(name="fixed k by content", choose=_fixed(num_kept, lambda f: f.variance), needs_positions=False),
-        Policy(name="fixed k by entropy", choose=_fixed(num_kept, lambda f: f.entropy), needs_positions=False),
+        Policy(
+            name="fixed k by distance",
+            choose=_fixed(num_kept, lambda full, first: first.distance),
+            needs_positions=True,
+        ),
+        Policy(
+            name="fixed k by residual",
+            choose=_fixed(num_kept, lambda full, first: full.residual_BN),
+            needs_positions=True,
+        ),
+        Policy(
+            name="fixed k by content",
+            choose=_fixed(num_kept, lambda full, first: first.variance),
+            needs_positions=False,
+        ),
+        Policy(
+            name="fixed k by entropy",
+            choose=_fixed(num_kept, lambda full, first: first.entropy),
+            needs_positions=False,
+        ),
         Policy(
             name="uniform grid",
-            choose=_each_batch(lambda b, n, g, f: grid_positions(*g, num_kept).expand(b, n).to(f.entropy.device)),
+            choose=_each_batch(
+                lambda full, first: (
+                    grid_positions(*full.grid, num_kept).to(first.entropy.device).expand_as(first.entropy)
+                )
+            ),
             needs_positions=False,
         ),
         Policy(name="random", choose=lambda photos: _random(photos, num_kept, seed), needs_positions=True),
-        Policy(name=GLOBALS_ONLY, choose=_each_batch(lambda b, n, g, f: f.entropy < 0), needs_positions=False),
+        Policy(name=GLOBALS_ONLY, choose=_each_batch(lambda full, first: first.entropy < 0), needs_positions=False),
     ]
     return policies if patterns is None else select_policies(policies, patterns)
 
@@ -123,22 +146,20 @@ def _dtf(name: str, settings: DTFSettings, mean_tokens: float) -> Policy:
     )
 
 
-def _each_batch(
-    choose: Callable[[int, int, tuple[int, int], CodeStatistics], Tensor],
-) -> Callable[[EncodedPhotos], list[Tensor]]:
+_OfBatch = Callable[[FullRate, CodeStatistics], Tensor]
+
+
+def _each_batch(choose: _OfBatch) -> Callable[[EncodedPhotos], list[Tensor]]:
     def choose_all(photos: EncodedPhotos) -> list[Tensor]:
-        return [
-            choose(full.codes.patch_BN.shape[0], full.codes.patch_BN.shape[1], full.grid, first)
-            for full, first in zip(photos.full, photos.first, strict=True)
-        ]
+        return [choose(full, first) for full, first in zip(photos.full, photos.first, strict=True)]
 
     return choose_all
 
 
-def _fixed(num_kept: int, values: Callable[[CodeStatistics], Tensor]) -> Callable[[EncodedPhotos], list[Tensor]]:
-    def choose(b: int, n: int, grid: tuple[int, int], first: CodeStatistics) -> Tensor:
-        units_BN = (values(first).double() * 1024).round().long()
-        return keep_most(units_BN, torch.full((b,), num_kept, device=units_BN.device))
+def _fixed(num_kept: int, values: _OfBatch) -> Callable[[EncodedPhotos], list[Tensor]]:
+    def choose(full: FullRate, first: CodeStatistics) -> Tensor:
+        units_BN = (values(full, first).double() * 1024).round().long()
+        return keep_most(units_BN, torch.full((len(units_BN),), num_kept, device=units_BN.device))
 
     return _each_batch(choose)
 
@@ -146,8 +167,9 @@ def _fixed(num_kept: int, values: Callable[[CodeStatistics], Tensor]) -> Callabl
 def _random(photos: EncodedPhotos, num_kept: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
-    def choose(b: int, n: int, grid: tuple[int, int], first: CodeStatistics) -> Tensor:
-        ranks = torch.stack([torch.randperm(n, generator=generator) for _ in range(b)])
+    def choose(full: FullRate, first: CodeStatistics) -> Tensor:
+        num_images, num_positions = first.entropy.shape
+        ranks = torch.stack([torch.randperm(num_positions, generator=generator) for _ in range(num_images)])
         return (ranks < num_kept).to(first.entropy.device)
 
     return _each_batch(choose)(photos)

@@ -67,7 +67,8 @@ class Prior(nn.Module):
             _code_statistics(self.head(states).float(), codes, codebook_KC, moments_KR)
             for states, codes in zip(*rows, strict=True)
         ]
-        return CodeStatistics(*(torch.cat(values).view(codes_BN.shape) for values in zip(*parts, strict=True)))
+        whole = parts[0] if len(parts) == 1 else [torch.cat(values) for values in zip(*parts, strict=True)]
+        return CodeStatistics(*(values.view(codes_BN.shape) for values in whole))
 
     def _states(
         self, globals_BMC: Tensor, base_BNP: Tensor, vectors_BNC: Tensor, visible_BN: Tensor, coordinates_L2: Tensor

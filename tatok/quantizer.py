@@ -85,16 +85,18 @@ class VectorQuantizer(nn.Module):
         dead_K = self.ema_count_K < DEAD_BELOW * mean_count
         alive_KC = self.ema_sum_KC / self.ema_count_K.clamp_min(1e-6)[:, None]
         self.codebook_KC.copy_(torch.where(dead_K[:, None], self.codebook_KC, alive_KC))
-        dead = dead_K.nonzero()[:, 0]
-        if len(dead):
-            # At most a few a step, so that the codes in use are not robbed of their neighbourhoods all at once.
-            most = max(1, len(vectors_VC) * num_ranks() // 64)
-            dead = dead[torch.randperm(len(dead), device=dead.device)[:most]]
-            chosen = vectors_VC[torch.randint(len(vectors_VC), (len(dead),), device=dead.device)]
-            broadcast_from_first([dead, chosen])  # each rank has drawn its own
-            self.codebook_KC[dead] = chosen
-            self.ema_count_K[dead] = 0.2 * mean_count  # time to find its neighbourhood
-            self.ema_sum_KC[dead] = 0.2 * mean_count * chosen
+        # At most a few a step, so that the codes in use are not robbed of their neighbourhoods all at once. They are
+        # drawn without asking how many there are: a GPU would have to be waited for.
+        most = min(len(dead_K), max(1, len(vectors_VC) * num_ranks() // 64))
+        draws_K = torch.where(dead_K, torch.rand_like(self.ema_count_K), -1.0)
+        chosen_J = draws_K.topk(most).indices
+        vectors_JC = vectors_VC[torch.randint(len(vectors_VC), (most,), device=vectors_VC.device)]
+        broadcast_from_first([chosen_J, vectors_JC])  # each rank has drawn its own
+        is_dead_J = dead_K[chosen_J]
+        fresh = 0.2 * mean_count  # time to find its neighbourhood
+        self.codebook_KC[chosen_J] = torch.where(is_dead_J[:, None], vectors_JC, self.codebook_KC[chosen_J])
+        self.ema_count_K[chosen_J] = torch.where(is_dead_J, fresh, self.ema_count_K[chosen_J])
+        self.ema_sum_KC[chosen_J] = torch.where(is_dead_J[:, None], fresh * vectors_JC, self.ema_sum_KC[chosen_J])
 
     @torch.no_grad()
     def initialise(self, vectors_VC: Tensor, num_iterations: int = 8) -> None:

@@ -21,7 +21,7 @@ def row_chunks(rows: Tensor, num_codes: int, *, cached_bytes: int | None = None)
     chunks of a few rows, though, matrix products are rounded otherwise, and an image's codes must not depend on how
     many others are in its batch.
     """
-    on_cpu = rows.device.type == "cpu"
+    on_cpu = rows.device.type == "cpu" and not torch.compiler.is_compiling()  # which fuses the steps
     most_bytes = (cached_bytes or _CACHED_BYTES) * torch.get_num_threads() if on_cpu else _DEVICE_BYTES
     most_rows = max(1, most_bytes // (4 * num_codes))
     return rows.tensor_split(max(1, math.ceil(len(rows) / most_rows)))

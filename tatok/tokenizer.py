@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,17 @@ import torch
 from torch import Tensor
 
 from schemas.errors import ConfigError
-from schemas.records import EntropyStatistics, Grid, TokenSequence
+from schemas.records import TokenSequence
 from tatok import clips
 from tatok.checkpoint import Checkpoint, load_checkpoint
-from tatok.dtf import DTFSettings, Filtered, filter_tokens
+from tatok.dtf import DTFSettings, Filtered
+from tatok.encoding import Encoding, FullRate, pack, sequences, to_float
+from tatok.launching import Launcher, sent
 from tatok.model import Codes
+from tatok.precision import Precision, check_precision, computing
 from tatok.prior import CodeStatistics
 
-__all__ = ["FullRate", "Tokenizer", "to_float", "to_pixels"]
-
-
-def to_float(pixels: Tensor) -> Tensor:
-    """uint8 images -> float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
+__all__ = ["FullRate", "PendingTokens", "Tokenizer", "to_float", "to_pixels"]
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -33,40 +32,64 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FullRate:
-    """A batch with all its codes, before filtering: B images, M globals, N patches of P pixels."""
+class PendingTokens:
+    """A batch that is being tokenized (`Tokenizer.encode_async`)."""
 
-    codes: Codes
-    globals_BMC: Tensor
-    patches_BNC: Tensor
-    base_BNP: Tensor
-    grid: tuple[int, int]
+    def __init__(self, wait: Callable[[], np.ndarray], tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+        self._wait = wait
+        self._tokenizer = tokenizer
+        self._grid = grid
+
+    def result(self) -> list[TokenSequence]:
+        """Wait for the device, and build the sequences, one an image and in order."""
+        return self._tokenizer.unpacked(self._wait(), self._grid)
 
 
 class Tokenizer:
     """TaTok with Dynamic Token Filtering, ready for use; immutable, and safe to call from several threads.
 
-    `encode` and `decode` compute in float32. An image's tokens do not depend on the other images of its batch. They can
-    depend on the device where float noise flips a near-tie; data sets therefore store positions.
+    It computes in `precision` (precision.py), float32 unless said otherwise. On a CPU an image's tokens do not depend
+    on the other images of its batch. They can depend on the device, and on CUDA on the batch's size (not on what is in
+    it), where float noise flips a near-tie; data sets therefore store positions.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        *,
+        precision: Precision = "float32",
+        graphs: bool | None = None,
+    ) -> None:
+        check_precision(precision, device)
         self._checkpoint = checkpoint
         self._model = checkpoint.model.to(device)
         self._prior = checkpoint.prior.to(device)
         self.device = device
         self.dtf = checkpoint.dtf
+        self.precision: Precision = precision
+        self._graphs = graphs
+        self._encoding = Encoding(model=self._model, prior=self._prior, dtf=self.dtf)
+        self._launcher = Launcher(self._encoding.packed, device, precision, graphs)
         if self.dtf.max_tokens is not None and self.dtf.max_tokens < self.num_global:
             raise ConfigError(
                 f"dtf.max_tokens is {self.dtf.max_tokens}, but every image has {self.num_global} global tokens"
             )
 
     @classmethod
-    def load(cls, path: str | Path | None = None, device: str | torch.device | None = None) -> Tokenizer:
+    def load(
+        cls,
+        path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        *,
+        precision: Precision = "float32",
+        graphs: bool | None = None,
+    ) -> Tokenizer:
         """Load a checkpoint folder, or the one that comes with tatok, onto `device` (default: CUDA if there is any).
 
-        Raises ConfigError where the checkpoint is missing, damaged or does not fit its configuration.
+        `graphs`: whether `encode` runs through CUDA graphs (None: yes, on CUDA, unless the environment has
+        TATOK_CUDA_GRAPHS=0). Raises ConfigError where the checkpoint is missing, damaged or does not fit its
+        configuration, or the device does not have the precision.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +99,7 @@ class Tokenizer:
                 raise ConfigError(f"device is {device!r}, but torch sees no CUDA device; use --device cpu")
         except RuntimeError as error:
             raise ConfigError(f"device is {device!r}: {error}") from error
-        return cls(load_checkpoint(path), chosen)
+        return cls(load_checkpoint(path), chosen, precision=precision, graphs=graphs)
 
     def with_dtf(self, settings: DTFSettings | None = None, **changes: float | int | None) -> Tokenizer:
         """The same weights under other DTF settings; `changes` that are None leave a setting as it is.
@@ -88,7 +111,8 @@ class Tokenizer:
         unknown = given.keys() - asdict(dtf).keys()
         if unknown:
             raise ConfigError(f"unknown DTF settings: {', '.join(sorted(unknown))}")
-        return Tokenizer(replace(self._checkpoint, dtf=replace(dtf, **given)), self.device)  # type: ignore[arg-type]
+        checkpoint = replace(self._checkpoint, dtf=replace(dtf, **given))  # type: ignore[arg-type]
+        return Tokenizer(checkpoint, self.device, precision=self.precision, graphs=self._graphs)
 
     @property
     def patch_size(self) -> int:
@@ -117,7 +141,7 @@ class Tokenizer:
             "weights_sha256": self._checkpoint.weights_sha256,
             "model": json.dumps(self._model.config.document(), sort_keys=True),
             "dtf": json.dumps(self.dtf.document(), sort_keys=True),
-            "precision": "float32",
+            "precision": self.precision,
             "torch": torch.__version__.partition("+")[0],
         }
 
@@ -131,8 +155,22 @@ class Tokenizer:
 
         The caller chooses B. Raises ValueError where the pixels are of another type or shape.
         """
-        full = self.full_rate(pixels)
-        return self.sequences(full, self.filter(full))
+        return self.encode_async(pixels).result()
+
+    def encode_async(self, pixels: Tensor) -> PendingTokens:
+        """As `encode`, in two steps: what it returns waits for the device and gives the sequences.
+
+        On CUDA the device works meanwhile, on this batch and then on others that are started; on a CPU the work is done
+        when this returns. The caller bounds how many are pending. Pixels that lie in pinned memory or on the device
+        must not change before the result is there.
+        """
+        grid = self._checked_grid(pixels)
+        return PendingTokens(self._launcher.launch(pixels), self, grid)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.inference_mode(), computing(self.precision, self.device):
+            yield
 
     @torch.inference_mode()
     def decode(self, sequences: Sequence[TokenSequence]) -> Tensor:
@@ -190,124 +228,72 @@ class Tokenizer:
 
         The last two are bool [B, N] and [B, M].
         """
-        codes_BM = np.zeros((len(frames), self.num_global), np.int64)
-        codes_BN = np.zeros((len(frames), frames[0].grid.num_positions), np.int64)
-        new_BM, kept_BN = np.zeros(codes_BM.shape, bool), np.zeros(codes_BN.shape, bool)
+        host = np.full((len(frames), self.num_global + frames[0].grid.num_positions), -1, np.int64)
+        codes_BM, codes_BN = np.split(host, [self.num_global], axis=1)
         for row, frame in enumerate(frames):
             cells = np.arange(frame.num_global) if frame.global_cells is None else frame.global_cells
             codes_BM[row, cells], codes_BN[row, frame.positions] = np.split(frame.codes, [frame.num_global])
-            new_BM[row, cells], kept_BN[row, frame.positions] = True, True
-        tensors = [torch.from_numpy(array).to(self.device) for array in (codes_BM, codes_BN, kept_BN, new_BM)]
-        return Codes(*tensors[:2]), tensors[2], tensors[3]
+        codes = sent(torch.from_numpy(host), self.device)
+        new_BM, kept_BN = (codes >= 0).split([self.num_global, codes_BN.shape[1]], dim=1)
+        return Codes(*codes.clamp_min(0).split([self.num_global, codes_BN.shape[1]], dim=1)), kept_BN, new_BM
 
-    @torch.inference_mode()
     def rebuild_codes(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
-        return to_pixels(self._model.decode_codes(codes, kept_BN, grid))
+        with self._computing():
+            return to_pixels(self._model.decode_codes(codes, kept_BN, grid))
 
-    @torch.inference_mode()
     def rebuild_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before: Tensor) -> Tensor:
         """Frames, uint8 [B, 3, H, W], that follow the decoded frames `before`, of the same type and shape.
 
         `renewed_BM` (bool) are the globals that are new; those of `codes` are the latest of each cell.
         """
-        return to_pixels(self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
+        with self._computing():
+            return to_pixels(self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
 
     # --- the steps of `encode`, for calibration and evaluation --------------------------------------------------
 
-    @torch.inference_mode()
-    def full_rate(self, pixels: Tensor) -> FullRate:
-        """All codes of uint8 images [B, 3, H, W]."""
+    def _checked_grid(self, pixels: Tensor) -> tuple[int, int]:
         if pixels.dtype is not torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; expected torch.uint8 [B, 3, H, W]")
-        images = to_float(pixels.to(self.device))
-        encoded = self._model.encode(images)
-        return FullRate(
-            codes=Codes(encoded.globals_BMC.codes, encoded.patches_BNC.codes),
-            globals_BMC=encoded.globals_BMC.vectors,
-            patches_BNC=encoded.patches_BNC.vectors,
-            base_BNP=encoded.base_BNP,
-            grid=self._model.grid(images),
-        )
+        return self._model.grid(pixels)
 
-    @torch.inference_mode()
+    def full_rate(self, pixels: Tensor) -> FullRate:
+        """All codes of uint8 images [B, 3, H, W]."""
+        self._checked_grid(pixels)
+        with self._computing():
+            return self._encoding.full_rate(sent(pixels, self.device))
+
     def full_rate_after(self, pixels: Tensor, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
         """All patch codes of frames that follow the decoded frames `before`, both uint8 [B, 3, H, W].
 
         `global_BM` are the codes of the latest globals, of which those at `renewed_BM` (bool) are new.
         """
-        images, shown = to_float(pixels.to(self.device)), to_float(before)
-        globals_BMC = self._model.global_quantizer.decode(global_BM)
-        base_BNP = self._model.base_after(globals_BMC, renewed_BM, shown)
-        patches = self._model.encode_after(images, globals_BMC, base_BNP)
-        return FullRate(
-            codes=Codes(global_BM, patches.codes),
-            globals_BMC=globals_BMC,
-            patches_BNC=patches.vectors,
-            base_BNP=base_BNP,
-            grid=self._model.grid(images),
-        )
+        with self._computing():
+            return self._encoding.full_rate_after(sent(pixels, self.device), before, global_BM, renewed_BM)
 
-    @torch.inference_mode()
     def estimate(self, full: FullRate, visible_BN: Tensor) -> CodeStatistics:
         """What the prior says of every position when the codes at `visible_BN` (bool) are known."""
-        coordinates = self._model.coordinates(full.grid)
-        return self._prior.statistics(
-            full.globals_BMC,
-            full.base_BNP,
-            full.patches_BNC,
-            visible_BN,
-            coordinates,
-            codes_BN=full.codes.patch_BN,
-            codebook_KC=self._model.patch_quantizer.codebook_KC,
-        )
+        with self._computing():
+            return self._encoding.estimate(full, visible_BN)
 
-    @torch.inference_mode()
     def filter(self, full: FullRate, *, new_globals_B: Tensor | None = None) -> Filtered:
         """DTF's kept sets under this tokenizer's settings, of images, or of frames that have `new_globals_B` globals.
 
         The lower bound on the count is for images: it would make a frame spend tokens on nothing new.
         """
-        num_images, num_positions = full.codes.patch_BN.shape
-        return filter_tokens(
-            lambda visible: self.estimate(full, visible),
-            num_images=num_images,
-            num_positions=num_positions,
-            num_global=self.num_global if new_globals_B is None else new_globals_B,
-            settings=self.dtf if new_globals_B is None else replace(self.dtf, min_tokens=0),
-            device=self.device,
-        )
+        with self._computing():
+            return self._encoding.filter(full, new_globals_B)
 
-    @torch.inference_mode()
     def rebuild(self, full: FullRate, kept_BN: Tensor) -> Tensor:
         """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
         return self.rebuild_codes(full.codes, kept_BN, full.grid)
 
     def sequences(self, full: FullRate, filtered: Filtered) -> list[TokenSequence]:
         """The token sequences of a filtered batch, with their statistics."""
-        kept = filtered.kept_BN.cpu().numpy()
-        codes_BM, codes_BN = full.codes.global_BM.cpu().numpy(), full.codes.patch_BN.cpu().numpy()
-        first = filtered.first.entropy.double().cpu().numpy()
-        when_kept = filtered.entropy_when_kept_BN.double().cpu().numpy()
-        surprisal = filtered.first.surprisal.double().cpu().numpy().sum(1)
-        kept_bits, residual_bits = (when_kept * kept).sum(1), (when_kept * ~kept).sum(1)
-        code_dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-        grid = Grid(1, *full.grid)
-        return [
-            TokenSequence(
-                codes=np.concatenate([codes_BM[row], codes_BN[row, kept[row]]]).astype(code_dtype),
-                positions=kept[row].nonzero()[0].astype(np.uint16),
-                num_global=self.num_global,
-                grid=grid,
-                entropy=EntropyStatistics(
-                    entropy_bits=float(first[row].sum()),
-                    kept_entropy_bits=float(kept_bits[row]),
-                    residual_bits=float(residual_bits[row]),
-                    surprisal_bits=float(surprisal[row]),
-                    entropy_mean_bits=float(first[row].mean()),
-                    entropy_max_bits=float(first[row].max()),
-                    patch_entropy_bits_N=first[row].astype(np.float32),
-                ),
-            )
-            for row in range(len(kept))
-        ]
+        with torch.inference_mode():
+            packed_BR = pack(full, filtered).cpu().numpy()
+        return self.unpacked(packed_BR, full.grid)
+
+    def unpacked(self, packed_BR: np.ndarray, grid: tuple[int, int]) -> list[TokenSequence]:
+        """The token sequences of a batch that the device has packed (encoding.py)."""
+        return sequences(packed_BR, num_global=self.num_global, grid=grid, vocab_size=self.vocab_size)

@@ -9,19 +9,23 @@ from __future__ import annotations
 import copy
 import io
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from schemas.errors import ConfigError, TatokError
+from tatok.adversary import Adversary, Views
 from tatok.checkpoint import load_checkpoint, save_checkpoint
-from tatok.features import EfficientNetLiteFeatures
+from tatok.features import EfficientNetLiteFeatures, LearnedDistance
 from tatok.losses import Losses
 from tatok.model import TaTok
+from tatok.photo_memory import PhotoMemory
 from tatok.prior import Prior, code_statistics
-from tatok.ranks import average_over_ranks, broadcast_from_first, rank, ranks_agree
+from tatok.ranks import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree
 from tatok.run_folder import RunFolder, load_from
 from tatok.tokenizer import to_float
 from tatok.training_config import Stage, TrainingConfig
@@ -45,12 +49,22 @@ def _cpu_has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _learning_rate(stage: Stage, step: int) -> float:
+def _learning_rate(stage: Stage, step: int, seconds: float) -> float:
     """Linear warm-up, then a cosine down to a twentieth."""
     if step < stage.warmup_steps:
         return stage.learning_rate * (step + 1) / stage.warmup_steps
     progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    if stage.max_minutes is not None:
+        progress = max(progress, stage.progress(step, seconds))
     return stage.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def compile_layers(modules: nn.Module) -> None:
+    """Compile each layer by itself: layers of one shape share what is compiled, so that the start is short."""
+    torch._dynamo.config.recompile_limit = 64  # a layer's code serves several shapes, with and without gradients
+    for module in modules.modules():
+        if getattr(module, "is_compiled_alone", False):
+            module.compile(dynamic=False)
 
 
 class Trainer:
@@ -81,7 +95,19 @@ class Trainer:
         self.step = 0
         self.optimizer: torch.optim.AdamW | None = None
         self.perceptual: EfficientNetLiteFeatures | None = None
+        self.lpips: LearnedDistance | None = None
+        self.adversary: Adversary | None = None
+        self.adversary_optimizer: torch.optim.AdamW | None = None
         self.seconds = 0.0
+        self.stage_seconds = 0.0
+        self._stepped_at: float | None = None
+        self._seen: list[tuple[Views, Views]] = []
+        self._photo_memory: PhotoMemory | None = None
+        self._saved_adversary: tuple[dict[str, Tensor] | None, dict[str, Any] | None] = (None, None)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
+        if config.compiled:
+            compile_layers(self.modules)
         if rank():
             torch.manual_seed(config.seed + 1_000_003 * rank())  # from here on the ranks draw different numbers
 
@@ -103,6 +129,9 @@ class Trainer:
             "stage_index": self.stage_index,
             "step": self.step,
             "seconds": self.seconds,
+            "stage_seconds": self.stage_seconds,
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "adversary_optimizer": None if self.adversary_optimizer is None else self.adversary_optimizer.state_dict(),
             "num_records": self.folder.num_records,
         }
         self.folder.sync_records()
@@ -142,11 +171,15 @@ class Trainer:
             quantizer.ema_count_K.copy_(state["codebooks"][name]["count"])
             quantizer.ema_sum_KC.copy_(state["codebooks"][name]["sum"])
         self.stage_index, self.step, self.seconds = state["stage_index"], state["step"], state["seconds"]
+        self.stage_seconds = state.get("stage_seconds", 0.0)
+        self._saved_adversary = state.get("adversary"), state.get("adversary_optimizer")
         self.is_initialised = True
         if self.stage_index < len(self.config.stages) and state["optimizer"] is not None:
             self._start_stage()
             assert self.optimizer is not None
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.adversary_optimizer is not None and self._saved_adversary[1] is not None:
+                self.adversary_optimizer.load_state_dict(self._saved_adversary[1])
         if not rank():
             self.folder.keep_records(state.get("num_records"))  # None: an older state, which does not tell
 
@@ -180,7 +213,7 @@ class Trainer:
             model.global_quantizer.initialise(model.cell_basis.encode(cells))
         elif model.config.num_global:  # what the queries answer before they have learnt anything
             answers = [
-                model.encoder.look(model.patches(x), None, model.coordinates(model.grid(x)))[1] for x in images()
+                model.encoder.look(x, model.patches(x), None, model.coordinates(model.grid(x)))[1] for x in images()
             ]
             model.global_quantizer.initialise(gathered(answers))
         residuals = []
@@ -196,28 +229,65 @@ class Trainer:
         model.residual_basis.initialise(residual)
         model.patch_quantizer.initialise(model.residual_basis.encode(residual))
 
+    def photo_memory(self, photos: list[str]) -> PhotoMemory:
+        """All photos of the files in the device's memory, decoded once as long as the files stay the same."""
+        if self._photo_memory is None or self._photo_memory.paths != photos:
+            self._photo_memory = None  # freed before the next is filled
+            self._photo_memory = PhotoMemory(photos, self.device)
+        return self._photo_memory
+
     # --- steps -----------------------------------------------------------------------------------------------
 
     def losses(self, pixels: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The weighted terms whose sum is minimised, of float images [B, 3, H, W] or clips, in [-1, 1]."""
-        losses = Losses(model=self.model, prior=self.prior, dtf=self.config.dtf, perceptual=self.perceptual)
-        return losses.of_clips(pixels, stage) if pixels.ndim == 5 else losses.of_images(pixels, stage)
+        losses = Losses(
+            model=self.model,
+            prior=self.prior,
+            dtf=self.config.dtf,
+            perceptual=self.perceptual,
+            lpips=self.lpips,
+            adversary=self.adversary,
+            adversarial_scale=min(1.0, max(0.0, (self.step - stage.adversarial_start) / stage.adversarial_ramp)),
+        )
+        terms = losses.of_clips(pixels, stage) if pixels.ndim == 5 else losses.of_images(pixels, stage)
+        self._seen = losses.seen
+        return terms
 
     def _start_stage(self) -> None:
         stage = self.config.stages[self.stage_index]
         self.modules.requires_grad_(False)
         parts: dict[str, nn.Module] = {"tokenizer": self.model, "decoder": self.model.decoder, "prior": self.prior}
-        parameters = []
+        groups = []
         for name in stage.train:
             parts[name].requires_grad_(True)
-            parameters += list(parts[name].parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+            parameters = list(parts[name].parameters())
+            own_rate = stage.prior_learning_rate if name == "prior" else None
+            of_rate = {"share": 1.0 if own_rate is None else own_rate / stage.learning_rate}
+            groups += [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay, **of_rate},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **of_rate},
+            ]
         self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
-        if stage.perceptual_weight and self.perceptual is None:
+        self._start_networks(stage)
+
+    def _start_networks(self, stage: Stage) -> None:
+        """The networks that the stage's losses ask; the adversary, once there, goes on from stage to stage."""
+        if (stage.perceptual_weight or stage.adversarial_weight) and self.perceptual is None:
             self.perceptual = EfficientNetLiteFeatures().to(self.device)
+        if stage.lpips_weight and self.lpips is None:
+            self.lpips = LearnedDistance("alex").to(self.device)
+        if stage.adversarial_weight and self.adversary is None:
+            assert self.perceptual is not None
+            with torch.no_grad():
+                maps = self.perceptual(torch.zeros(1, 3, 64, 64, device=self.device))
+            self.adversary = Adversary([each.shape[1] for each in maps]).to(self.device)
+            if self._saved_adversary[0] is not None:
+                self.adversary.load_state_dict(self._saved_adversary[0])
+            broadcast_from_first([*self.adversary.parameters(), *self.adversary.buffers()])
+        if self.adversary is not None and stage.adversarial_weight:
+            self.adversary_optimizer = torch.optim.AdamW(
+                self.adversary.parameters(), lr=stage.adversary_learning_rate, betas=(0.5, 0.99), weight_decay=0.0
+            )
 
     def train_step(self, pixels: Tensor) -> dict[str, float]:
         """One optimizer step on this rank's share of the batch; its own loss terms.
@@ -233,9 +303,11 @@ class Trainer:
         self.modules.eval()
         self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(stage, self.step)
+            group["lr"] = _learning_rate(stage, self.step, self.stage_seconds) * group["share"]
+        if self.adversary is not None:
+            self.adversary.eval().requires_grad_(False)
         with self._autocast():
-            terms = self.losses(to_float(pixels.to(self.device)), stage)
+            terms = self.losses(to_float(pixels.to(self.device, non_blocking=True)), stage)
         values = torch.stack([value.float() for value in terms.values()])
         self.optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
@@ -247,11 +319,52 @@ class Trainer:
                 f"the loss is {float(total)} at step {self.step} of stage {stage.name}; lower its learning_rate or set "
                 f"precision: float32, and run again: it goes on from the last state in {self.folder.location}"
             )
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        for part in (self.model, self.prior):  # of each, so that neither's gradient shortens the other's steps
+            if own := [p for p in part.parameters() if p.grad is not None]:
+                nn.utils.clip_grad_norm_(own, 1.0)
         self.optimizer.step()
         self._update_average()
+        if self._seen:
+            terms["adversary"] = self._adversary_step()
+            values = torch.cat([values, terms["adversary"][None]])
         self.step += 1
-        return dict(zip(terms, values.tolist(), strict=True))
+        figures = dict(zip(terms, values.tolist(), strict=True))
+        now = time.monotonic()
+        self.stage_seconds += 0.0 if self._stepped_at is None else now - self._stepped_at
+        self._stepped_at = now
+        if stage.max_minutes is not None and num_ranks() > 1:  # all must end it at the same step
+            seconds = torch.tensor(self.stage_seconds, dtype=torch.float64, device=self.device)
+            broadcast_from_first([seconds])
+            self.stage_seconds = float(seconds)
+        return figures
+
+    def _adversary_step(self) -> Tensor:
+        """One step of the adversary on what it saw in this step; its loss."""
+        assert self.adversary is not None
+        assert self.adversary_optimizer is not None
+        self.adversary.train().requires_grad_(True)
+        with self._autocast():
+            loss = torch.stack([self.adversary.own_loss(real, fake) for real, fake in self._seen]).mean()
+        self._seen = []
+        self.adversary_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        own = [p.grad for p in self.adversary.parameters() if p.grad is not None]
+        average_over_ranks([*own, self.adversary.real_mean, self.adversary.fake_mean])
+        self.adversary_optimizer.step()
+        return loss.detach().float()
+
+    def next_stage(self) -> None:
+        """Go on to the next stage, with an optimizer and a clock of its own."""
+        self.stage_index += 1
+        self.step = 0
+        self.stage_seconds = 0.0
+        self._stepped_at = None
+        self.optimizer = None
+
+    @property
+    def stage_is_done(self) -> bool:
+        """Whether the current stage has had its steps or its minutes."""
+        return self.config.stages[self.stage_index].progress(self.step, self.stage_seconds) >= 1
 
     def _autocast(self) -> torch.autocast:
         is_low = computes_in_bfloat16(self.config.precision, self.device)

@@ -7,6 +7,7 @@ rank 0 alone looks at held-out photos, writes and speaks, while the others wait 
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -88,9 +89,8 @@ def train(
     Raises ConfigError where that cannot be done equally, and TatokError where the loss becomes infinite or NaN.
     """
     check_batch_sizes(config, num_ranks())
-    photos = expand_sources(config.photos)
-    videos = expand_sources(config.videos)
     heldout = expand_sources(config.heldout)
+    expand_sources([*config.photos, *config.videos])  # wrong paths are told before anything is started
     trainer = Trainer(config, device, start_from)
     with _display(say) as display:
         if trainer.restore():
@@ -101,7 +101,8 @@ def train(
                 "float32's: better set `precision: auto`"
             )
         while trainer.stage_index < len(config.stages):
-            _run_stage(trainer, photos, videos, heldout, display)
+            # Looked up for each stage anew: photos may have been added since the last.
+            _run_stage(trainer, expand_sources(config.photos), expand_sources(config.videos), heldout, display)
         trainer.save()
         checkpoint = trainer.folder.path(CHECKPOINT)
         display.say(f"checkpoint: {checkpoint}")
@@ -123,17 +124,41 @@ def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator
             video_share=stage.video_share,
             video_fps=config.video_fps,
         )
-    # Bucket clients do not survive a fork; without one, forking is much the quicker start.
-    use_spawn = config.num_loader_workers and (
-        is_url(config.output) or any(is_url(path) for path in [*photos, *videos])
-    )
+    if config.photos_in_memory and not stage.is_on_clips:
+        memory = trainer.photo_memory(photos)
+        return memory.batches(
+            stage.batch_size // num_ranks(),
+            stage.image_size,
+            seed + 15_485_863 * rank(),
+            smallest_crop=stage.smallest_crop,
+            native_share=stage.native_share,
+        )
     loader = DataLoader(
         samples,
         batch_size=stage.batch_size // num_ranks(),
-        num_workers=config.num_loader_workers,
-        multiprocessing_context="spawn" if use_spawn else None,
+        num_workers=num_loader_workers(config, trainer.device),
+        multiprocessing_context=_loader_context(config, trainer.device, [*photos, *videos]),
+        pin_memory=trainer.device.type == "cuda",
     )
     return iter(loader)
+
+
+def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
+    """Processes that load crops: as configured, else one beside a CPU's training, and a GPU's share of the cores."""
+    if config.num_loader_workers is not None:
+        return config.num_loader_workers
+    if device.type == "cpu":
+        return 1
+    return max(1, (os.cpu_count() or 1) // max(1, torch.cuda.device_count()))
+
+
+def _loader_context(config: TrainingConfig, device: torch.device, paths: list[str]) -> str | None:
+    """How loaders start: a process that holds a bucket's client, CUDA or NCCL must not be forked; else it is quick."""
+    if num_loader_workers(config, device) == 0:
+        return None
+    if is_url(config.output) or any(is_url(path) for path in paths):
+        return "spawn"
+    return None if device.type == "cpu" else "forkserver"
 
 
 def _run_stage(trainer: Trainer, photos: list[str], videos: list[str], heldout: list[str], display: _Display) -> None:
@@ -159,7 +184,7 @@ def _run_stage(trainer: Trainer, photos: list[str], videos: list[str], heldout: 
         record |= dict(zip(sums, totals.tolist(), strict=True))
         record |= {"images_per_s": since_log * stage.batch_size / seconds, "hours": trainer.seconds / 3600}
         record |= _codebook_use(trainer)
-        is_round = trainer.step % config.save_every_steps == 0 or trainer.step == stage.steps
+        is_round = trainer.step % config.save_every_steps == 0 or trainer.stage_is_done
         if is_round and validation is not None:
             figures, pictures = trainer.validate(validation)
             record |= figures
@@ -173,13 +198,16 @@ def _run_stage(trainer: Trainer, photos: list[str], videos: list[str], heldout: 
         sums.clear()
         started, since_log = time.monotonic(), 0
 
-    while trainer.step < stage.steps:
+    while not trainer.stage_is_done:
         for name, value in trainer.train_step(next(batches)).items():
             sums[name] += value
         since_log += 1
         advance()
-        if trainer.step % config.log_every_steps == 0 or trainer.step == stage.steps:
+        if trainer.step % config.log_every_steps == 0 or trainer.stage_is_done:
             look()
-    trainer.stage_index += 1
-    trainer.step = 0
-    trainer.optimizer = None
+        if config.photos_in_memory and trainer.step % config.save_every_steps == 0:
+            found = expand_sources(config.photos)  # photos that came meanwhile are taken up
+            if found != photos:
+                photos = found
+                batches = _batches(trainer, photos, videos)
+    trainer.next_stage()

@@ -22,7 +22,8 @@ class KeptMixture(Section):
     """Shares of the images of a batch that see each kind of kept set; they are normalised to sum to one.
 
     `energy` keeps the patches whose codes carry most pixel energy, and `dtf` those that DTF's criterion rates highest
-    under the current prior, both above a threshold over the whole batch whose kept share is drawn anew each step.
+    under the current prior, `residual` those whose pixels are furthest from the base image; all of them above a
+    threshold over the whole batch whose kept share is drawn anew each step.
     """
 
     none: float = Field(0.1, ge=0)
@@ -30,6 +31,7 @@ class KeptMixture(Section):
     random: float = Field(0.35, ge=0)
     energy: float = Field(0.4, ge=0)
     dtf: float = Field(0.0, ge=0)
+    residual: float = Field(0.0, ge=0)
 
 
 class CameraMoves(Section):
@@ -56,11 +58,30 @@ class Stage(Section):
     camera: CameraMoves = CameraMoves()
     video_share: float = Field(0.5, ge=0, le=1, description="Of the clips, where there are videos; others are photos'.")
     smallest_crop: float = Field(0.7, gt=0, le=1, description="Smallest crop's side over the photo's shorter side.")
+    native_share: float = Field(
+        0.0, ge=0, le=1, description="Share of crops taken pixel for pixel, without resizing; with photos_in_memory."
+    )
+    max_minutes: float | None = Field(
+        None, gt=0, description="The stage ends, its schedule done, when it has run so long, whatever its steps."
+    )
     learning_rate: float = Field(4e-4, gt=0)
+    prior_learning_rate: float | None = Field(None, gt=0, description="Of the prior, where it is another.")
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.02, ge=0)
+    pixel_weight: float = Field(1.0, gt=0, description="Weight of the squared error, a pixel value in [-1, 1].")
     perceptual_weight: float = Field(0.0, ge=0)
-    perceptual_size: int = Field(128, ge=32, description="Side of the crop that the perceptual loss looks at.")
+    lpips_weight: float = Field(0.0, ge=0, description="Weight of the shift-tolerant LPIPS by AlexNet.")
+    adversarial_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Size of the adversary's gradient on the rebuilt images over that of all their other losses.",
+    )
+    adversarial_start: int = Field(
+        0, ge=0, description="Step of the stage from which the tokenizer minds the adversary, which learns before that."
+    )
+    adversarial_ramp: int = Field(500, ge=1, description="Steps over which that weight grows to its full size.")
+    adversary_learning_rate: float = Field(2e-4, gt=0)
+    perceptual_size: int = Field(128, ge=32, description="Side of the crop that networks look at in losses.")
     base_weight: float = Field(0.3, ge=0, description="Weight of the base image's own pixel loss.")
     commitment_weight: float = Field(0.25, ge=0, description="Weight of the quantization error, in pixel units.")
     rate_weight: float = Field(
@@ -82,6 +103,11 @@ class Stage(Section):
         """Whether its batches are clips [B, T, 3, H, W]."""
         return self.num_frames > 1
 
+    def progress(self, step: int, seconds: float) -> float:
+        """How far a stage is, 0 .. 1, after so many steps and seconds: 1 at its steps or its `max_minutes`."""
+        by_time = 0.0 if self.max_minutes is None else seconds / (60 * self.max_minutes)
+        return min(1.0, max(step / self.steps, by_time))
+
 
 class TrainingConfig(Section):
     """`tatok train`'s file."""
@@ -93,11 +119,17 @@ class TrainingConfig(Section):
     heldout: tuple[str, ...] = Field((), description="Photos for validation, never trained on.")
     num_heldout: int = Field(64, ge=1)
     seed: int = 0
-    num_loader_workers: int = Field(1, ge=0)
+    num_loader_workers: int | None = Field(
+        None, ge=0, description="Processes that load crops; by default 1 on a CPU, a GPU's share of the cores on GPUs."
+    )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="Of the products; auto: bfloat16 on GPUs and on CPUs with instructions for it, else float32.",
     )
+    photos_in_memory: bool = Field(
+        False, description="Decode all photos once into the device's memory and crop them there; for images only."
+    )
+    compiled: bool = Field(False, description="Compile the layers with torch.compile; needs a C compiler, for GPUs.")
     ema_decay: float = Field(0.998, ge=0, lt=1)
     num_start_crops: int = Field(4096, ge=1, description="Crops that the bases and codebooks are started from.")
     log_every_steps: int = Field(50, ge=1)

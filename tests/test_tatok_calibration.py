@@ -18,6 +18,7 @@ ALL_SETTINGS = [
     DTFSettings(criterion="entropy", threshold_kind="fraction"),
     DTFSettings(criterion="surprisal", threshold_kind="residual_bits"),
     DTFSettings(criterion="content", threshold_kind="distortion"),
+    DTFSettings(criterion="residual", threshold_kind="distortion"),
     DTFSettings(criterion="distance", threshold_kind="distortion"),
 ]
 every_kind = pytest.mark.parametrize(

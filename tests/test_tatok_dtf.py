@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,6 +177,57 @@ def test_an_image_does_not_depend_on_its_batch(values: list[list[float]]) -> Non
         assert row.tolist() == run(fixed_estimate(alone), DTFSettings(threshold=7.5, rounds=3), 12).kept_BN[0].tolist()
 
 
+# --- worth, and the criterion residual --------------------------------------------------------------------------
+
+
+def by_residual(values: list[float], threshold: float, **changes: int):
+    """DTF by residual, for a prior to whom all positions are alike."""
+    row = torch.ones(1, len(values))
+    return filter_tokens(
+        lambda visible: CodeStatistics(row, row, row, row),
+        num_images=1, num_positions=len(values), num_global=1,
+        settings=DTFSettings(criterion="residual", threshold_kind="distortion", threshold=threshold, **changes),
+        device=torch.device("cpu"), residual_BN=torch.tensor([values]),
+    )  # fmt: skip
+
+
+def test_residual_keeps_what_the_picture_would_lose() -> None:
+    filtered = by_residual([0.0, 16.0, 4.0, 1.0, 64.0], threshold=4.0)
+    assert filtered.kept_BN.tolist() == [[False, True, False, False, True]]
+    assert filtered.worth_BN.tolist() == [[0.0, 1.0, 0.0, 0.0, 2.0]]  # 1/2 log2 of 4 and of 16
+    assert by_residual([0.0, 16.0, 4.0, 1.0, 64.0], threshold=4.0, max_tokens=2).kept_BN.nonzero().tolist() == [[0, 4]]
+    settings_ = DTFSettings(criterion="residual", threshold_kind="distortion", threshold=4.0)
+    assert settings_.needs_positions
+    assert DTFSettings(threshold=3.0).with_criterion("residual") == settings_.with_threshold(0.0)
+    row = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="needs residual_BN"):
+        position_bits(CodeStatistics(row, row, row, row), settings_)
+
+
+@given(values=bits, threshold=st.floats(0.001, 50))
+def test_under_a_distortion_what_is_kept_is_what_is_worth_anything(values: list[float], threshold: float) -> None:
+    of_content = run(fixed_estimate(values), SETTINGS["distortion"].with_threshold(threshold), len(values))
+    for filtered in (of_content, by_residual(values, threshold)):
+        assert torch.equal(filtered.kept_BN, filtered.worth_BN > 0)
+        assert filtered.worth_BN.dtype is torch.float32
+
+
+@given(values=bits, threshold=st.floats(0, 60), rounds=st.integers(1, 3), kind=st.sampled_from(sorted(SETTINGS)))
+def test_worth_is_finite_and_in_the_order_of_what_is_ranked(
+    values: list[float], threshold: float, rounds: int, kind: str
+) -> None:
+    settings_ = replace(SETTINGS[kind], threshold=min(threshold, 1.0 if kind == "fraction" else 60.0), rounds=rounds)
+    filtered = run(fixed_estimate(values), settings_, len(values))
+    worth = filtered.worth_BN[0]
+    assert bool((worth.isfinite() & (worth >= 0)).all())
+    assert bool((worth[torch.tensor(values).argsort()].diff() >= 0).all())
+    if kind != "distortion":
+        torch.testing.assert_close(worth, torch.tensor(values), rtol=0, atol=1 / 2048)
+    kept = filtered.kept_BN[0]
+    if kept.any() and not kept.all():
+        assert float(worth[kept].min()) >= float(worth[~kept].max())
+
+
 def test_ties_go_to_the_earlier_position() -> None:
     assert keep_most(torch.tensor([[5, 7, 7, 7]]), torch.tensor([2])).tolist() == [[False, True, True, False]]
 
@@ -192,6 +244,7 @@ def test_a_relative_threshold_keeps_a_share_of_even_a_flat_image() -> None:
     [
         ({"criterion": "luck"}, "must be one of entropy, surprisal"),
         ({"criterion": "content"}, "for 'content' it is distortion"),
+        ({"criterion": "residual"}, "for 'residual' it is distortion"),
         ({"threshold_kind": "distortion"}, "for 'entropy' it is residual_bits or fraction"),
         ({"threshold": -1.0}, "at least 0"),
         ({"threshold": math.nan}, "at least 0"),

@@ -95,7 +95,7 @@ def test_who_must_be_told_positions() -> None:
 
 def test_selection_by_name() -> None:
     policies = standard_policies(SHIPPED, 4, 20)
-    assert len({policy.name for policy in policies}) == len(policies) == 17
+    assert len({policy.name for policy in policies}) == len(policies) == 19
     names = [policy.name for policy in select_policies(policies, ["random", "DTF distance*"])]
     assert names == ["DTF distance", "DTF distance, 4 rounds", "random"]
     with pytest.raises(ConfigError, match=r"no policy is named 'luck'; there are: full rate; .*random"):

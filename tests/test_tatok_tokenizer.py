@@ -49,6 +49,7 @@ ALL_CRITERIA = [
     DTFSettings(criterion="surprisal", threshold_kind="residual_bits"),
     DTFSettings(criterion="content", threshold_kind="distortion"),
     DTFSettings(criterion="distance", threshold_kind="distortion"),
+    DTFSettings(criterion="residual", threshold_kind="distortion"),
 ]
 by_criterion = pytest.mark.parametrize("settings", ALL_CRITERIA, ids=lambda settings: settings.criterion)
 
@@ -60,6 +61,8 @@ def middling_threshold(tokenizer: Tokenizer, full: FullRate, criterion: str) -> 
         return float(first.variance.median())
     if criterion == "distance":
         return float(first.distance.median())
+    if criterion == "residual":
+        return float(full.residual_BN.median())
     bits = first.entropy if criterion == "entropy" else first.surprisal
     return float(bits.sum(1).mean()) / 2
 

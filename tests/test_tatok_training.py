@@ -24,7 +24,7 @@ from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sourc
 from tatok.quantizer import VectorQuantizer
 from tatok.tokenizer import Tokenizer
 from tatok.trainer import Trainer, computes_in_bfloat16
-from tatok.training import train
+from tatok.training import _batches, train
 from tatok.training_config import KeptMixture, Stage, TrainingConfig, check_batch_sizes, load_training_config
 
 TINY = {"patch_size": 8, "num_global": 4, "codebook_size": 32, "code_dim": 6, "width": 32, "num_heads": 2,
@@ -282,10 +282,12 @@ def test_wrong_training_files_are_explained(tmp_path: Path, text: str, message: 
         load_training_config(path)
 
 
-@pytest.mark.parametrize("name", ["train-photos-256.yaml", "train-clips-256.yaml"])
+@pytest.mark.parametrize("name", ["train-photos-256.yaml", "train-photos-256-gpu.yaml", "train-clips-256.yaml"])
 def test_the_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_training_config(Path(__file__).parents[1] / "examples" / name)
-    assert recipe.model == load_checkpoint().model.config, "the recipes are the shipped checkpoint's"
+    small = load_training_config(Path(__file__).parents[1] / "examples" / "train-photos-256.yaml")
+    made = load_checkpoint().model.config if name == "train-photos-256-gpu.yaml" else small.model
+    assert recipe.model == made, "the GPU's recipe is the bundled checkpoint's; clips go on from the small one"
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
@@ -379,3 +381,44 @@ def test_the_rate_reaches_the_encoder_and_the_prior(config: TrainingConfig) -> N
 def test_a_rate_without_both_parts_is_refused() -> None:
     with pytest.raises(ValueError, match="tokenizer and prior"):
         Stage(name="x", train=("tokenizer",), steps=1, rate_weight=0.1)
+
+
+@pytest.mark.parametrize(
+    ("device", "output", "configured", "workers", "context", "is_pinned"),
+    [
+        ("cpu", None, None, 1, None, False),
+        ("cpu", "memory://run", None, 1, "spawn", False),
+        ("cuda", None, None, 3, "forkserver", True),  # a process that holds CUDA must not be forked
+        ("cuda", "memory://run", None, 3, "spawn", True),
+        ("cuda", None, 5, 5, "forkserver", True),
+        ("cuda", None, 0, 0, None, True),
+    ],
+)
+def test_loaders_start_as_the_device_asks(
+    config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    output: str | None,
+    configured: int | None,
+    workers: int,
+    context: str | None,
+    is_pinned: bool,
+) -> None:
+    given: dict[str, object] = {}
+
+    def loader(samples: object, **options: object) -> list[torch.Tensor]:
+        given.update(options)
+        return []
+
+    monkeypatch.setattr("tatok.training.DataLoader", loader)
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    trainer = Trainer(config, torch.device("cpu"))
+    trainer.device = torch.device(device)
+    trainer.config = config.model_copy(
+        update={"num_loader_workers": configured} | ({} if output is None else {"output": output})
+    )
+    _batches(trainer, expand_sources(config.photos), [])
+    assert given["num_workers"] == workers
+    assert given["multiprocessing_context"] == context
+    assert given["pin_memory"] is is_pinned
