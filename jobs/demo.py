@@ -15,7 +15,8 @@ from pipeline.originals import NotFound, Recipe, read_originals, source_places
 from pipeline.progress import ProgressDisplay
 from pipeline.run import RunSummary, run_job
 from schemas.errors import ConfigError
-from schemas.job import JobConfig
+from schemas.job import JobConfig, Output
+from tatok.heat import heat_scale
 from tatok.picture import PictureRow, draw_picture
 from tatok.rows import token_sequences
 from tatok.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def demo_photos() -> str:
 
 def run_demo(photos: str, output: Path, display: ProgressDisplay) -> RunSummary:
     """Tokenize `photos` (a path or pattern) into `output`; print files, statistics and the picture's path."""
-    config = JobConfig(source=(photos,), output=str(output))
+    config = JobConfig(source=(photos,), output=str(output), write=Output(patch_worth=True))
     with display:
         summary = run_job(config, on_event=display)
     if not summary.num_rows:
@@ -50,7 +51,7 @@ def run_demo(photos: str, output: Path, display: ProgressDisplay) -> RunSummary:
     console.print(_statistics(table))
     picture = output / PICTURE
     _draw(config, table).save(picture)
-    console.print(f"\nPicture (original, entropy, kept patches, reconstruction): [bold]{picture}[/bold]")
+    console.print(f"\nPicture (original, worth of each patch, kept patches, reconstruction): [bold]{picture}[/bold]")
     return summary
 
 
@@ -73,10 +74,11 @@ def _draw(config: JobConfig, table: pa.Table) -> Image.Image:
     places = source_places(table)
     originals = read_originals(places, Recipe.of_job(config))
     sequences = token_sequences(table)
-    rebuilt = Tokenizer.load().decode(sequences).cpu().numpy()
+    tokenizer = Tokenizer.load()
+    rebuilt = tokenizer.decode(sequences).cpu().numpy()
     rows = []
     for place, key, image, sequence in zip(places, table.column("key").to_pylist(), rebuilt, sequences, strict=True):
         found = originals[place]
         original = found.why if isinstance(found, NotFound) else found.pixels[0]
         rows.append(PictureRow(title=key, original=original, rebuilt=image, sequence=sequence))
-    return draw_picture(rows)
+    return draw_picture(rows, heat_scale(sequences, criterion=tokenizer.dtf.criterion))

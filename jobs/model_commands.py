@@ -30,7 +30,7 @@ Features = Annotated[
     typer.Option(help="Network of the set distances: mobilenet, efficientnet (the training loss's) or a .pt file."),
 ]
 CriterionOption = Annotated[
-    Literal["entropy", "surprisal", "content", "distance"] | None,
+    Literal["entropy", "surprisal", "content", "distance", "residual"] | None,
     typer.Option(help="DTF criterion; default: the checkpoint's."),
 ]
 

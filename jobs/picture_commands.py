@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -99,8 +99,12 @@ def show(
     device: Device = None,
     timeout: Timeout = 60.0,
     frames: Annotated[int, typer.Option(min=1, help="Of a clip: how many frames to draw, evenly spread over it.")] = 6,
+    heat: Annotated[
+        Literal["worth", "entropy"] | None,
+        typer.Option(help="What the heat map shows; default: worth where the data set stores it, else entropy."),
+    ] = None,
 ) -> None:
-    """Draw one image: original (where its source answers), entropy of each patch, kept patches, reconstruction.
+    """Draw one image: original (where its source answers), bits of each patch, kept patches, reconstruction.
 
     Of a clip a few frames are drawn, one below the other; all of them move in KEY-tokens-moving.webp beside it.
     """
@@ -108,6 +112,7 @@ def show(
 
     from pipeline.originals import NotFound, Recipe, read_originals, source_places
     from tatok.animation import animated_webp
+    from tatok.heat import heat_scale
     from tatok.lookup import find_rows, read_rows
     from tatok.parts import TokenizedData
     from tatok.picture import PictureRow, draw_picture, side_by_side
@@ -135,6 +140,7 @@ def show(
     is_clip, pts_s = sequence.grid.frames > 1, row.get("frame_pts_s")
     if is_clip:
         lines.insert(0, f"in all {sequence.num_tokens} tokens in {sequence.grid.frames} frames")
+    scale = heat_scale([sequence], criterion=_criterion(data), kind=heat)
     image = draw_picture(
         [
             PictureRow(
@@ -145,7 +151,8 @@ def show(
                 lines=tuple(lines) if frame.number == 0 else (),
             )
             for frame in shown_frames(sequence, original, rebuilt_T3HW, most=frames)
-        ]
+        ],
+        scale,
     )
     number = f"-{place.clip_index}" if place.clip_index else ""  # the rows of one sample share its key
     path = picture or Path(f"{_file_name(row['key'])}{number}-tokens.png")
@@ -157,11 +164,12 @@ def show(
         every = shown_frames(sequence, original, rebuilt_T3HW, most=sequence.grid.frames)
         moving = path.with_name(f"{path.stem}-moving.webp")
         pictures = [
-            side_by_side(frame.original, frame.sequence, pixels)
+            side_by_side(frame.original, frame.sequence, pixels, scale)
             for frame, pixels in zip(every, rebuilt_T3HW, strict=True)
         ]
         _write(moving, animated_webp(pictures, pts_s))
-        panels = f"{'' if isinstance(every[0].original, str) else 'original, '}kept patches, rebuilt"
+        panels = "" if isinstance(every[0].original, str) else "original, "
+        panels += f"{'' if scale is None else f'{scale.kind}, '}kept patches, rebuilt"
         print(f"{moving}: {len(every)} frames: {panels}")
 
 
@@ -277,6 +285,17 @@ def _tokenizer_of(data: TokenizedData, checkpoint: str | None, device: str | Non
             f"{loaded[:16]}; {remedy}"
         )
     return tokenizer
+
+
+def _criterion(data: TokenizedData) -> str | None:
+    """DTF's criterion, where run.json tells."""
+    import json
+
+    try:
+        dtf = json.loads(data.run.fingerprint.get("tokenizer.dtf", "null"))
+    except ValueError:
+        return None
+    return dtf.get("criterion") if isinstance(dtf, dict) else None
 
 
 def _decode(tokenizer: Tokenizer, sequences: Sequence[TokenSequence], data: TokenizedData) -> Iterator[np.ndarray]:

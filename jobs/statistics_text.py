@@ -172,7 +172,8 @@ def _size(size: SizeOnDisk) -> list[str]:
 
 def _shares(column_bytes: Mapping[str, int]) -> str:
     total = sum(column_bytes.values())
-    named = {name: column_bytes[name] for name in ("tokens", "positions", "patch_entropy_bits") if name in column_bytes}
+    large = ("tokens", "positions", "patch_entropy_bits", "patch_worth_bits")
+    named = {name: column_bytes[name] for name in large if name in column_bytes}
     shares = [f"{name} {count / total:.0%}" for name, count in named.items()]
     return ", ".join([*shares, f"other columns {1 - sum(named.values()) / total:.0%}"])
 

@@ -28,13 +28,19 @@ def sample_id(uri: str, index: int, key: str, clip_index: int = 0) -> str:
 
 
 def token_table(
-    clips: Sequence[Clip], sequences: Sequence[TokenSequence], *, vocab_size: int, patch_entropy: bool
+    clips: Sequence[Clip],
+    sequences: Sequence[TokenSequence],
+    *,
+    vocab_size: int,
+    patch_entropy: bool,
+    patch_worth: bool = False,
 ) -> pa.Table:
     """One row a clip, in order; `schemas.tokens.token_schema` tells the columns.
 
-    Raises TatokError where a code or a position does not fit the schema: it would wrap around silently.
+    Raises TatokError where a code or a position does not fit the schema: it would wrap around silently; and where
+    `patch_worth` asks for what a sequence does not tell.
     """
-    schema = token_schema(vocab_size, patch_entropy=patch_entropy)
+    schema = token_schema(vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth)
     _check_ranges(clips, sequences, vocab_size)
     entropies = [sequence.entropy for sequence in sequences]
     columns: dict[str, object] = {
@@ -80,6 +86,11 @@ def token_table(
         columns["patch_entropy_bits"] = _lists(
             [entropy.patch_entropy_bits_N for entropy in entropies], schema.field("patch_entropy_bits").type
         )
+    if patch_worth:
+        worths = [entropy.patch_worth_bits_N for entropy in entropies if entropy.patch_worth_bits_N is not None]
+        if len(worths) != len(clips):
+            raise TatokError("the tokenizer does not tell what patches are worth; leave out write.patch_worth")
+        columns["patch_worth_bits"] = _lists(worths, schema.field("patch_worth_bits").type)
     return _table(columns, schema)
 
 

@@ -93,6 +93,7 @@ def commit_shard(
     fingerprint: Mapping[str, str],
     vocab_size: int,
     patch_entropy: bool,
+    patch_worth: bool = False,
     row_group_rows: int,
     on_batch: Callable[[TokenizedBatch], None] = lambda batch: None,
 ) -> ShardReport:
@@ -107,7 +108,7 @@ def commit_shard(
     num_tokens = 0
     rejects: list[Reject] = []
     name = part_name(shard.shard_id)
-    schema = token_schema(vocab_size, patch_entropy=patch_entropy)
+    schema = token_schema(vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth)
     with store.scratch_file() as path:
         with PartWriter(path, schema, row_group_rows=row_group_rows) as writer:
             for batch in batches:

@@ -29,6 +29,7 @@ OPTIONAL_COLUMNS = (
     "label",
     "metadata",
     "patch_entropy_bits",
+    "patch_worth_bits",
 )
 """Columns that decoding does without, and that may say more than the publisher wants to."""
 

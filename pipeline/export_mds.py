@@ -28,7 +28,7 @@ _SCALARS = {
     pa.float32(): "float32",
     pa.float64(): "float64",
 }
-_NOT_EXPORTED = ("patch_entropy_bits",)  # for heat maps; it is larger than the tokens themselves
+_NOT_EXPORTED = ("patch_entropy_bits", "patch_worth_bits")  # for heat maps; each is larger than the tokens
 
 
 def require_streaming() -> None:
@@ -48,7 +48,7 @@ def export_mds(
 
     Columns have their names. Lists are `bytes`, little-endian, since MDS knows no empty array: read them with
     `numpy.frombuffer(sample["tokens"], dtype)`. A missing text is "", a missing number NaN, a missing list
-    empty; true is 1. `patch_entropy_bits` stays behind.
+    empty; true is 1. `patch_entropy_bits` and `patch_worth_bits` stay behind.
 
     Raises ConfigError where MosaicML Streaming is not installed, or `shard_bytes` is beyond its limit of 4 GiB.
     """

@@ -24,7 +24,7 @@ from pipeline.merge import OnRows
 __all__ = ["INDEX", "export_webdataset"]
 
 INDEX = "index.json"
-_NOT_EXPORTED = ("patch_entropy_bits",)  # for heat maps; it is larger than the tokens themselves
+_NOT_EXPORTED = ("patch_entropy_bits", "patch_worth_bits")  # for heat maps; each is larger than the tokens
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _JSON = json.JSONEncoder(ensure_ascii=False)
 _MAX_KEY_CHARACTERS = 48  # ustar names hold 100 bytes
@@ -48,9 +48,9 @@ def export_webdataset(
     """Write tokens-000000.tar, tokens-000001.tar, ..., then index.json.
 
     A sample is <key>.tokens.npy and <key>.positions.npy (integer vectors, no pickles) and <key>.json: every other
-    column by its name, but for `patch_entropy_bits`. Its key is the row's number and the source's key, without the
-    characters that WebDataset splits at; the source's key itself is in the JSON. A tar is closed at `shard_bytes`, or
-    at `shard_rows` samples.
+    column by its name, but for `patch_entropy_bits` and `patch_worth_bits`. Its key is the row's number and the
+    source's key, without the characters that WebDataset splits at; the source's key itself is in the JSON. A tar is
+    closed at `shard_bytes`, or at `shard_rows` samples.
     """
     samples = _samples(export, on_rows)
     shards: list[dict[str, Any]] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,12 @@ class TokenizerSpec:
             patch_size=tokenizer.patch_size,
             num_global=tokenizer.num_global,
         )
+
+    def but(self, **entries: str) -> TokenizerSpec:
+        """The spec of a tokenizer whose identity has these entries instead."""
+        identity = {**self.identity, **entries}
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return replace(self, identity=identity, fingerprint=fingerprint)
 
 
 def decoder_identity(decoder: str = "pillow", video_decoder: str = "pyav") -> dict[str, str]:
@@ -96,6 +103,8 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
     if config.dedup != "none":
         entries["dedup"] = config.dedup
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
+    if config.write.patch_worth:
+        entries["patch_worth"] = "true"
     entries |= decoder_identity(config.preprocessing.decoder, config.video.decoder) | filter_identity(config.filter)
     return dict(sorted(entries.items()))
 

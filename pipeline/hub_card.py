@@ -51,6 +51,7 @@ COLUMNS = {
     "entropy_mean_bits": "mean entropy of a position",
     "entropy_max_bits": "largest entropy of a position",
     "patch_entropy_bits": "entropy of each position, in raster order",
+    "patch_worth_bits": "bits by which DTF ranked each position, in raster order",
     "caption": "the source's .txt, if any",
     "label": "the source's .cls, if any",
     "metadata": "the source's .json, if any, as text",

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 __all__ = ["PartWriter"]
 
 # Token columns are near-incompressible and nobody filters on them: no dictionary, no statistics.
-_TOKEN_COLUMNS = ("tokens", "positions", "patch_entropy_bits")
-_SPLIT_COLUMNS = ("tokens", "positions")  # not the float16 column: DuckDB reads no byte-stream split of that
+_TOKEN_COLUMNS = ("tokens", "positions", "patch_entropy_bits", "patch_worth_bits")
+_SPLIT_COLUMNS = ("tokens", "positions")  # not the float16 columns: DuckDB reads no byte-stream split of those
 _DICTIONARY_COLUMNS = ("source_uri", "media", "label", "stage", "reason")
 _BLOOM_COLUMNS = ("sample_id", "key")
 

@@ -109,7 +109,11 @@ def verify_part(
     Whatever is wrong with the files becomes a finding; only a store that cannot be read at all raises (OSError).
     """
     part = VerifiedPart(name=name)
-    schema = token_schema(int(fingerprint["vocab_size"]), patch_entropy=fingerprint.get("patch_entropy") != "false")
+    schema = token_schema(
+        int(fingerprint["vocab_size"]),
+        patch_entropy=fingerprint.get("patch_entropy") != "false",
+        patch_worth=fingerprint.get("patch_worth") == "true",
+    )
     footer_rejects: Mapping[str, int] = {}
     committed_rejects: pa.Table | None = None
     with store.local_copy(f"data/{name}") as path:  # what fails from here on is the file's fault, not the store's
@@ -244,9 +248,10 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
     falls[starts[kept > 0]] = False  # the first position of a row follows another row's last
     note("positions", _any_in_row(falls, kept), "positions that do not ascend")
     note("positions", _misplaced_globals(table, number["grid_frames"], num_global), "globals without their places")
-    if "patch_entropy_bits" in table.schema.names:
-        of_patches = _lengths(table["patch_entropy_bits"].combine_chunks())
-        note("rows", of_patches != num_positions, "not an entropy for every position")
+    for name, what in (("patch_entropy_bits", "an entropy"), ("patch_worth_bits", "a worth")):
+        if name in table.schema.names:
+            of_patches = _lengths(table[name].combine_chunks())
+            note("rows", of_patches != num_positions, f"not {what} for every position")
 
     for name in _ENTROPIES:
         note("rows", ~(np.isfinite(number[name]) & (number[name] >= 0)), f"{name} is not a finite number of bits")

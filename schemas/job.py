@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, WithJsonSchema, field_validator
+from pydantic import Field, JsonValue, WithJsonSchema, field_validator, model_validator
 
 from schemas.preprocessing import Preprocessing
 from schemas.secrets import REMEDY, credential_in_url, literal_credentials
@@ -64,11 +64,22 @@ class Resources(Section):
         description="Shards that one tokenizer actor works on at a time, each with a decoder of its own; "
         "default: as many as keep every decoder busy; without decoders one.",
     )
-    batch_size: int = Field(default=16, ge=1, description="Images a tokenizer call.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images, or clips, a tokenizer call; default: 256 on a GPU, 16 on CPUs. Fewer where two batches of "
+        "them are more than max_bytes_in_flight, and where the device's memory does not suffice.",
+    )
     max_bytes_in_flight: int = Field(
         default=256 << 20, ge=1 << 20, description="Bound on encoded and decoded bytes that one shard in flight holds."
     )
     decode_timeout_s: float = Field(default=60.0, gt=0, description="A batch whose decoding takes longer is given up.")
+    gpu_wait_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long a job that names no device waits for a first GPU of the cluster that RAY_ADDRESS names "
+        "before its CPUs tokenize. With device cuda the job asks for GPUs and waits without end.",
+    )
     lease_timeout_s: float = Field(
         default=600.0, gt=0, description="A tokenizer that comes no further with a shard for so long is replaced."
     )
@@ -100,6 +111,10 @@ class Output(Section):
     """How parts are written."""
 
     patch_entropy: bool = Field(default=True, description="Store every position's entropy (float16), for heat maps.")
+    patch_worth: bool = Field(
+        default=False,
+        description="Store what every position was worth to DTF (float16), for heat maps of what it kept.",
+    )
     row_group_rows: int = Field(default=50_000, ge=1)
 
 
@@ -114,7 +129,15 @@ class JobConfig(Section):
     checkpoint: str | None = Field(
         default=None, description="Checkpoint folder; default: the one that comes with tatok."
     )
-    device: str | None = Field(default=None, description="torch device; default: cuda where there is one, else cpu.")
+    device: str | None = Field(
+        default=None,
+        description="cuda or cpu, or another kind of torch device, without a number; default: cuda where there is one, "
+        "else cpu.",
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32",
+        description="In which the model computes; each gives tokens of its own. tf32 is for GPUs alone, since Ampere.",
+    )
     image_field: str | None = Field(
         default=None,
         description="Extension of the tar member to tokenize (e.g. 'jpg'), or name of the column of images or URIs; "
@@ -149,6 +172,24 @@ class JobConfig(Section):
     @classmethod
     def _one_source_may_stand_alone(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("device")
+    @classmethod
+    def _no_number_of_a_device(cls, value: str | None) -> str | None:
+        kind, _, number = (value or "").partition(":")
+        if number and kind:
+            raise ValueError(
+                f"{value!r} names one device of a machine, but each tokenizer is given a GPU of its own, which it sees "
+                f"as {kind}:0; say device: {kind}, how many by resources.num_tokenizers, and which by "
+                "CUDA_VISIBLE_DEVICES where Ray starts"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _precision_of_the_device(self) -> Self:
+        if self.precision == "tf32" and self.device not in (None, "cuda"):
+            raise ValueError(f"precision is tf32, which {self.device} does not have; say device: cuda, or another one")
+        return self
 
     @field_validator("source", "output", "checkpoint")
     @classmethod

@@ -185,7 +185,8 @@ class SampleFacts:
 class EntropyStatistics:
     """What the prior says of the patch codes of an image or of all frames of a clip, in bits; see docs/METHOD.md.
 
-    For one-shot DTF (one round) `entropy_bits == kept_entropy_bits + residual_bits`.
+    For one-shot DTF (one round) `entropy_bits == kept_entropy_bits + residual_bits`. `patch_worth_bits_N` are the bits
+    that DTF ranked the patches by, in its first round; None where nobody stored them.
     """
 
     entropy_bits: float
@@ -195,6 +196,7 @@ class EntropyStatistics:
     entropy_mean_bits: float
     entropy_max_bits: float
     patch_entropy_bits_N: np.ndarray
+    patch_worth_bits_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,11 +53,12 @@ def code_type(vocab_size: int) -> pa.DataType:
 
 
 @cache  # one is asked for with every batch of rows
-def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
+def token_schema(vocab_size: int, *, patch_entropy: bool, patch_worth: bool = False) -> pa.Schema:
     """The token table: one row an image or clip.
 
     `global_frames` and `global_cells` tell the place of each global token of a clip; they are null for images.
-    With `patch_entropy` the column `patch_entropy_bits` (float16, all N positions in raster order) is there.
+    With `patch_entropy` the column `patch_entropy_bits` (float16, all N positions in raster order) is there,
+    with `patch_worth` the column `patch_worth_bits` of the same kind.
     """
     fields = [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -97,6 +98,8 @@ def token_schema(vocab_size: int, *, patch_entropy: bool) -> pa.Schema:
     ]
     if patch_entropy:
         fields.append(pa.field("patch_entropy_bits", pa.list_(pa.field("element", pa.float16(), nullable=False))))
+    if patch_worth:
+        fields.append(pa.field("patch_worth_bits", pa.list_(pa.field("element", pa.float16(), nullable=False))))
     fields += [
         pa.field("caption", pa.string()),
         pa.field("label", pa.string()),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tatok.distribution import Distribution
-from tatok.picture import heat_colours
+from tatok.heat import heat_colours
 from tatok.report_rows import EntropyAgainstTokens
 from tatok.statistics import CodebookUse, KeptShare
 

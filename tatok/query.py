@@ -213,12 +213,10 @@ def _load(connection: DuckDBPyConnection, name: str, file: StoredFile, scratch_f
 
 def _empty_tokens(data: TokenizedData) -> pa.Schema:
     """The columns of a data set without parts; DuckDB reads float16 as float32."""
-    with_patches = data.run.fingerprint.get("patch_entropy") == "true"
     schema = token_schema(data.vocab_size, patch_entropy=False)
-    if with_patches:
-        schema = schema.insert(
-            schema.get_field_index("caption"), pa.field("patch_entropy_bits", pa.list_(pa.float32()))
-        )
+    for name in ("patch_entropy", "patch_worth"):
+        if data.run.fingerprint.get(name) == "true":
+            schema = schema.insert(schema.get_field_index("caption"), pa.field(f"{name}_bits", pa.list_(pa.float32())))
     return schema
 
 

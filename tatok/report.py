@@ -32,7 +32,8 @@ from tatok.charts import (
     kept_chart,
     short_number,
 )
-from tatok.picture import entropy_range, heat_colours, heat_map, kept_patches
+from tatok.heat import HeatScale, heat_colours, heat_map, heat_scale, heat_values
+from tatok.picture import kept_patches
 from tatok.report_rows import EntropyAgainstTokens, RejectExample
 from tatok.shown_frames import ShownFrame, frame_sheet
 from tatok.statistics import DataSetStatistics
@@ -42,6 +43,7 @@ __all__ = ["ExampleImage", "Report", "render_report", "shown_text"]
 LARGEST_SIDE = 320
 """Pictures are shrunk to this many pixels."""
 
+_HEAT_SIDE = 256
 _WEBP_QUALITY = 80
 _LONGEST_TEXT = 300
 # Control characters, and those that turn the direction of the text after them.
@@ -128,7 +130,9 @@ def render_report(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown_text, "short": short_number, "at": _at, "ramp": _ramp}
-    scale = entropy_range(frame.sequence for image in report.images for frame in image.frames)
+    dtf = _json_object(report.run.fingerprint.get("tokenizer.dtf"))
+    shown = (frame.sequence for image in report.images for frame in image.frames)
+    scale = heat_scale(shown, criterion=dtf.get("criterion"))
     return environment.get_template("report.html.j2").render(
         report=report,
         statistics=statistics,
@@ -140,10 +144,13 @@ def render_report(report: Report) -> str:
         columns=statistics.distributions,
         groups=_groups(report.images, scale),
         clips_are_shown=any(len(image.frames) > 1 for image in report.images),
-        heat_scale=None if scale is None else Scale(low=f"{scale[0]:.1f}", high=f"{scale[1]:.1f}", unit="bits a patch"),
+        heat=scale,
+        heat_scale=None
+        if scale is None
+        else Scale(low=f"{scale.low:.1f}", high=f"{scale.high:.1f}", unit=f"bits a patch ({scale.kind})"),
         settings=list(_flat(report.run.config)),
         fingerprint=[(name, _unquoted(value)) for name, value in sorted(report.run.fingerprint.items())],
-        dtf=_json_object(report.run.fingerprint.get("tokenizer.dtf")),
+        dtf=dtf,
         weights=report.run.fingerprint.get("tokenizer.weights_sha256", ""),
         most_rejects=max(statistics.rejects.values(), default=1),
     )
@@ -221,7 +228,7 @@ def _use_charts(statistics: DataSetStatistics) -> list[Chart]:
     return charts
 
 
-def _groups(images: Sequence[ExampleImage], scale: tuple[float, float] | None) -> list[_ImageGroup]:
+def _groups(images: Sequence[ExampleImage], scale: HeatScale | None) -> list[_ImageGroup]:
     words = {
         "richest": ("Richest", "Images with the most tokens."),
         "typical": ("Typical", "Images near the median number of tokens."),
@@ -235,15 +242,17 @@ def _groups(images: Sequence[ExampleImage], scale: tuple[float, float] | None) -
     return groups
 
 
-def _panels(image: ExampleImage, scale: tuple[float, float] | None) -> tuple[_Panel, ...]:
+def _panels(image: ExampleImage, scale: HeatScale | None) -> tuple[_Panel, ...]:
     sequence, frames, key = image.sequence, image.frames, shown_text(image.key, 80)
-    entropies = np.concatenate([frame.sequence.entropy.patch_entropy_bits_N for frame in frames])
+    kind = "entropy" if scale is None else scale.kind
+    bits = np.concatenate([heat_values(frame.sequence, kind) for frame in frames])
     has_original = not isinstance(frames[0].original, str)
     kept_alt = f"{key}: {sequence.num_patches} of {sequence.grid.num_positions} patches kept, the others dark"
-    heat, why = None, "not stored (patch_entropy_bits)"
-    if scale is not None and np.isfinite(entropies).all():
-        heat = _data_uri(frame_sheet([heat_map(frame.sequence, *scale) for frame in frames]), exact=True)
-        why = f"{key}: entropy of each patch, {entropies.min():.1f} to {entropies.max():.1f} bits"
+    heat, why = None, f"not stored (patch_{kind}_bits)"
+    if scale is not None and np.isfinite(bits).all():
+        cell = int(np.clip(_HEAT_SIDE // max(sequence.grid.height, sequence.grid.width), 4, 16))
+        heat = _data_uri(frame_sheet([heat_map(frame.sequence, scale, cell) for frame in frames]), exact=True)
+        why = f"{key}: {kind} of each patch, {bits.min():.1f} to {bits.max():.1f} bits, kept patches outlined"
     kept = frame_sheet(
         [
             kept_patches(None if isinstance(frame.original, str) else frame.original, frame.sequence, 64)
@@ -252,7 +261,7 @@ def _panels(image: ExampleImage, scale: tuple[float, float] | None) -> tuple[_Pa
     )
     return (
         _pixels_or_words("original", f"{key}: original", [frame.original for frame in frames]),
-        _Panel(label="entropy", alt=why, uri=heat, why=why, coarse=True),
+        _Panel(label=kind, alt=why, uri=heat, why=why, coarse=True),
         _Panel(
             label="kept", alt=kept_alt, uri=_data_uri(kept, exact=not has_original), why="", coarse=not has_original
         ),

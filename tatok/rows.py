@@ -27,7 +27,8 @@ _SCALARS = (
 def token_sequences(table: pa.Table) -> list[TokenSequence]:
     """The sequence of each row, in order, of a table read from a data set's parts (whole rows, or the columns needed).
 
-    Where the data set has no `patch_entropy_bits`, that field holds NaN at every position.
+    Where the data set has no `patch_entropy_bits`, that field holds NaN at every position; where it has no
+    `patch_worth_bits`, that one is None.
     Raises ConfigError where a column is missing.
     """
     missing = {"tokens", "positions", *_SCALARS} - set(table.column_names)
@@ -35,16 +36,14 @@ def token_sequences(table: pa.Table) -> list[TokenSequence]:
         raise ConfigError(f"the table lacks the columns {', '.join(sorted(missing))}; read them from the data set too")
     scalars = [table.column(name).to_pylist() for name in _SCALARS]
     tokens, positions = _arrays(table, "tokens"), _arrays(table, "positions")
-    has_patches = "patch_entropy_bits" in table.column_names
-    patches = _arrays(table, "patch_entropy_bits") if has_patches else [None] * len(table)
     # Data sets of schema version 1 hold images only.
-    frames_of, cells_of = (
+    patches, worths, frames_of, cells_of = (
         _arrays(table, name) if name in table.column_names else [None] * len(table)
-        for name in ("global_frames", "global_cells")
+        for name in ("patch_entropy_bits", "patch_worth_bits", "global_frames", "global_cells")
     )
     sequences = []
-    for codes, places, entropy_N, global_frames, global_cells, num_global, frames, height, width, *bits in zip(
-        tokens, positions, patches, frames_of, cells_of, *scalars, strict=True
+    for codes, places, entropy_N, worth_N, global_frames, global_cells, num_global, frames, height, width, *bits in zip(
+        tokens, positions, patches, worths, frames_of, cells_of, *scalars, strict=True
     ):
         grid = Grid(frames, height, width)
         if entropy_N is None:
@@ -64,6 +63,7 @@ def token_sequences(table: pa.Table) -> list[TokenSequence]:
                     entropy_mean_bits=mean,
                     entropy_max_bits=most,
                     patch_entropy_bits_N=entropy_N.astype(np.float32),
+                    patch_worth_bits_N=None if worth_N is None else worth_N.astype(np.float32),
                 ),
                 global_frames=global_frames,
                 global_cells=global_cells,

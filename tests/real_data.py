@@ -49,11 +49,20 @@ def write_real_data(
     image_size: int = 256,
     tokenizer: Tokenizer | FakeTokenizer | None = None,
     video: Video = Video(),  # noqa: B008
+    patch_worth: bool = False,
     **preprocessing: object,
 ) -> None:
     """Tokenize tars into `url` on the CPU, in this process; with the shipped checkpoint unless another one is given."""
     pixels = {"image_size": image_size} | preprocessing
-    config = JobConfig(source=sources, output=url, preprocessing=pixels, video=video)  # type: ignore[arg-type]
+    config = JobConfig.model_validate(
+        {
+            "source": sources,
+            "output": url,
+            "preprocessing": pixels,
+            "video": video,
+            "write": {"patch_worth": patch_worth},
+        }
+    )
     tokenizer = tokenizer or Tokenizer.load(device="cpu")
     spec = TokenizerSpec.of(tokenizer)  # type: ignore[arg-type]
     fingerprint = run_fingerprint(config, spec)
@@ -72,11 +81,17 @@ def write_real_data(
             store,
             shard,
             tokenize_clips(
-                decoded(shard), tokenizer.encode_clips, batch_size=8, vocab_size=spec.vocab_size, patch_entropy=True
+                decoded(shard),
+                tokenizer.encode_clips,
+                batch_size=8,
+                vocab_size=spec.vocab_size,
+                patch_entropy=True,
+                patch_worth=patch_worth,
             ),
             fingerprint=fingerprint,
             vocab_size=spec.vocab_size,
             patch_entropy=True,
+            patch_worth=patch_worth,
             row_group_rows=100,
         )
         for shard in plan_shards(sources)

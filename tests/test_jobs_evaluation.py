@@ -79,8 +79,8 @@ def test_eval_prints_its_tables(folder: Path) -> None:
         "rank",
     )
     assert [lines[1].index(heading) for heading in headings] == sorted(lines[1].index(heading) for heading in headings)
-    assert len(lines) == 2 + 17
-    assert len(quarters.splitlines()) == 2 + 17
+    assert len(lines) == 2 + 19
+    assert len(quarters.splitlines()) == 2 + 19
     assert max(map(len, result.stdout.splitlines()[1:])) <= 132  # the first names a file
     (full,) = (line for line in lines if line.startswith("full rate"))
     assert full.split()[2] == "68.00"

@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 from conftest import photo_members, tar_bytes
@@ -129,6 +130,36 @@ def test_show(real: Path, here: Path) -> None:
     assert np.abs(original.astype(int) - rebuilt[::-1]).mean() > 40
     assert invoke("show", real, row["sample_id"][:10], "-o", "by-id.png").exit_code == 0
     assert (np.asarray(Image.open(here / "by-id.png")) == picture).all()
+
+
+def test_worth_is_stored_and_drawn_where_it_is_asked_for(real: Path, here: Path) -> None:
+    write_real_data(str(here / "set"), (DEMO_PHOTOS,), image_size=128, patch_worth=True)
+    data, plain = TokenizedData.open(str(here / "set")), TokenizedData.open(str(real))
+    table = data.read_all(data.schema.names)
+    assert set(data.schema.names) - set(plain.schema.names) == {"patch_worth_bits"}
+    rows = plain.read_all(plain.schema.names).filter(pa.compute.is_in(plain.read_all(["key"])["key"], table["key"]))
+    assert table.drop(["patch_worth_bits"]).equals(rows)
+    for sequence in token_sequences(table):
+        assert sequence.entropy.patch_worth_bits_N is not None
+        assert sequence.entropy.patch_worth_bits_N.nonzero()[0].tolist() == sequence.positions.tolist()
+    assert all(sequence.entropy.patch_worth_bits_N is None for sequence in token_sequences(rows))
+
+    for command in (("verify", here / "set"), ("verify", real)):
+        assert invoke(*command).exit_code == 0
+    query = (
+        "SELECT sum(len(list_filter(patch_worth_bits, lambda w: w > 0))) = sum(num_patch_tokens) AS same FROM tokens"
+    )
+    assert "true" in invoke("query", here / "set", query).output.lower()
+    pictures = []
+    for number, options in enumerate(((), ("--heat", "entropy"), ("--heat", "worth"))):
+        assert invoke("show", here / "set", "coffee", "-o", f"{number}.png", *options).exit_code == 0
+        pictures.append(np.asarray(Image.open(here / f"{number}.png")))
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert invoke("show", real, "coffee", "--heat", "worth").exit_code == 0  # and says that there is none
+    for folder, words in ((here / "set", "above the threshold (outlined) are kept"), (real, "Worth is not stored")):
+        assert invoke("report", folder).exit_code == 0
+        assert words in (here / "report.html").read_text(encoding="utf-8")
 
 
 def test_show_without_the_original(real: Path, here: Path) -> None:
@@ -266,21 +297,22 @@ def test_show_draws_a_clip_frame_by_frame_and_moving(clips: Path, here: Path) ->
     result = invoke("show", clips, clip_ids(clips)[1], "--frames", 3)
     assert result.exit_code == 0, result.output
     assert "no original" not in result.output
-    assert f"{CLIP_FRAMES} frames: original, kept patches, rebuilt" in result.output
+    assert f"{CLIP_FRAMES} frames: original, entropy, kept patches, rebuilt" in result.output
     assert sorted(path.name for path in here.iterdir()) == ["bar-1-tokens-moving.webp", "bar-1-tokens.png"]
     expected, side, line, sources = decoded_clips(clips)[1], 256, 26 + 256 + 12, moving_bar()
     picture = np.asarray(Image.open(here / "bar-1-tokens.png"))
     for row, frame in enumerate((4, 2, 0)):  # from below
         bottom = len(picture) - 12 - row * line
         rebuilt = picture[bottom - side : bottom, -12 - side : -12]
-        np.testing.assert_array_equal(rebuilt[2::4, 2::4], expected[frame].transpose(1, 2, 0))
+        # In a batch of another size, convolutions may round a pixel the other way.
+        assert np.abs(rebuilt[2::4, 2::4].astype(int) - expected[frame].transpose(1, 2, 0)).max() <= 1
         original = picture[bottom - side : bottom, 12 : 12 + side][2::4, 2::4].astype(int)
         distances = [np.abs(original - source).mean() for source in sources]
         assert np.argmin(distances) == CLIP_FRAMES + frame
     frames, durations_ms = moving(here / "bar-1-tokens-moving.webp")
     assert durations_ms == [40] * CLIP_FRAMES
     for number, frame in enumerate(frames):
-        assert frame.shape == (side, 3 * side, 3)
+        assert frame.shape == (side, 4 * side, 3)
         shown = frame[2::4, 2 : 2 + side : 4].astype(int)
         assert np.argmin([np.abs(shown - source).mean() for source in sources]) == CLIP_FRAMES + number
 
@@ -292,8 +324,8 @@ def test_a_clip_without_its_original(clips: Path, here: Path) -> None:
     result = invoke("show", moved, clip_ids(clips)[0], "-o", "lost.png")
     assert result.exit_code == 0, result.output
     assert "no original: the source holds other bytes" in result.output
-    assert f"{CLIP_FRAMES} frames: kept patches, rebuilt" in result.output
-    assert moving(here / "lost-moving.webp")[0][0].shape == (256, 2 * 256, 3)
+    assert f"{CLIP_FRAMES} frames: entropy, kept patches, rebuilt" in result.output
+    assert moving(here / "lost-moving.webp")[0][0].shape == (256, 3 * 256, 3)
 
 
 def test_clips_of_one_video_are_told_apart(clips: Path, here: Path) -> None:
@@ -313,8 +345,8 @@ def test_report_shows_clips(clips: Path, here: Path) -> None:
     assert "Of a clip these are a few frames" in html
     assert html.count(f"of {CLIP_FRAMES} frames") == 2
     pictures = [Image.open(io.BytesIO(base64.b64decode(words))) for words in re.findall(r"base64,([^\"]+)", html)]
-    # Four frames each: two by two with a gap, at 64 pixels, but the entropies of 4 x 4 patches, which are enlarged.
-    assert [picture.size for picture in pictures] == 2 * [(130, 130), (65, 65), (130, 130), (130, 130)]
+    # Four frames each: two by two with a gap, at 64 pixels, those of 4 x 4 patches among them.
+    assert [picture.size for picture in pictures] == 2 * 4 * [(130, 130)]
     [first, *_], [second, *_] = pictures[:4], pictures[4:]
     sources = moving_bar()
     corners = [np.asarray(sheet.convert("RGB"))[:64, :64].astype(int) for sheet in (first, second)]

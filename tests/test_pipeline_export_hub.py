@@ -188,7 +188,7 @@ def test_buckets(source: TokenizedData, s3_bucket: str) -> None:
 
 
 def test_every_column_is_explained() -> None:
-    assert list(COLUMNS) == token_schema(4096, patch_entropy=True).names
+    assert list(COLUMNS) == token_schema(4096, patch_entropy=True, patch_worth=True).names
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,28 @@ def test_local_example_states_the_defaults() -> None:
     assert example == JobConfig(source=example.source, output=example.output)
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0", "mps:0"])
+def test_a_job_names_no_single_gpu(device: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated(JobConfig, {"source": "a.tar", "output": "o", "device": device}, origin="job.yaml")
+    kind = device.partition(":")[0]
+    assert f"a GPU of its own, which it sees as {kind}:0; say device: {kind}" in str(caught.value)
+    assert "CUDA_VISIBLE_DEVICES" in str(caught.value)
+    for other in ("cuda", "cpu", "mps", None):
+        assert JobConfig(source="a.tar", output="o", device=other).device == other
+
+
+def test_a_precision_that_the_device_lacks_is_refused() -> None:
+    for device in (None, "cuda"):
+        assert JobConfig(source="a.tar", output="o", device=device, precision="tf32").precision == "tf32"
+    for wrong, words in (
+        ({"device": "cpu", "precision": "tf32"}, "which cpu does not have"),
+        ({"precision": "half"}, "bfloat16"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            validated(JobConfig, {"source": "a.tar", "output": "o", **wrong}, origin="job.yaml")
+
+
 def test_one_source_may_stand_alone() -> None:
     assert JobConfig(source="a.tar", output="out").source == ("a.tar",)
 

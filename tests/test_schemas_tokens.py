@@ -27,6 +27,13 @@ def test_patch_entropy_is_optional() -> None:
     assert with_it - set(token_schema(512, patch_entropy=False).names) == {"patch_entropy_bits"}
 
 
+def test_patch_worth_stands_beside_it_where_it_is_asked_for() -> None:
+    without, with_it = token_schema(512, patch_entropy=True), token_schema(512, patch_entropy=True, patch_worth=True)
+    place = without.get_field_index("patch_entropy_bits") + 1
+    assert with_it.remove(place) == without
+    assert with_it.field(place).with_name("patch_entropy_bits") == without.field(place - 1)
+
+
 def test_decode_error_crosses_processes() -> None:
     error = pickle.loads(pickle.dumps(DecodeError("corrupt", "byte 7")))
     assert (error.reason, error.detail, str(error)) == ("corrupt", "byte 7", "byte 7")

@@ -10,16 +10,8 @@ import torch
 from fake_tokenizer import FakeTokenizer
 
 from schemas.records import TokenSequence
-from tatok.picture import (
-    HEAT,
-    PictureRow,
-    draw_picture,
-    entropy_range,
-    heat_colours,
-    heat_map,
-    kept_patches,
-    side_by_side,
-)
+from tatok.heat import heat_map, heat_scale
+from tatok.picture import PictureRow, draw_picture, kept_patches, side_by_side
 
 
 @pytest.fixture
@@ -30,18 +22,6 @@ def original() -> np.ndarray:
 @pytest.fixture
 def sequence(original: np.ndarray) -> TokenSequence:
     return FakeTokenizer().encode(torch.from_numpy(original)[None])[0]
-
-
-def test_heat_goes_from_dark_to_light_and_grey_is_unknown() -> None:
-    colours = heat_colours(np.array([2.0, 4.0, 1.0, 9.0, np.nan, np.inf]), 2, 4)
-    np.testing.assert_array_equal(colours[0], HEAT[0])
-    np.testing.assert_array_equal(colours[1], HEAT[-1])
-    np.testing.assert_array_equal(colours[2:4], colours[:2])
-    assert len(set(colours[4])) == 2
-    np.testing.assert_array_equal(colours[4], colours[5])
-    brightness = heat_colours(np.linspace(0, 1, 20), 0, 1).astype(int) @ [299, 587, 114]
-    assert (np.diff(brightness) > 0).all()  # so that it reads in grey
-    assert heat_colours(np.full((2, 3), 5.0), 5, 5).shape == (2, 3, 3)
 
 
 def test_kept_patches_are_the_original_and_others_are_dark(original: np.ndarray, sequence: TokenSequence) -> None:
@@ -61,17 +41,11 @@ def test_kept_patches_are_the_original_and_others_are_dark(original: np.ndarray,
     np.testing.assert_array_equal(light.nonzero()[0], sequence.positions)
 
 
-def test_the_scale_spans_all_images(sequence: TokenSequence) -> None:
-    def with_entropies(values: np.ndarray) -> TokenSequence:
-        return replace(sequence, entropy=replace(sequence.entropy, patch_entropy_bits_N=values.astype(np.float32)))
-
-    low, unknown = with_entropies(np.linspace(1, 2, 24)), with_entropies(np.full(24, np.nan))
-    assert entropy_range([low, with_entropies(np.linspace(3, 7, 24)), unknown]) == (1, 7)
-    assert entropy_range([unknown]) is None
-    assert entropy_range([]) is None
-    assert heat_map(low, 1, 7).shape == (4, 6, 3)
-    image = draw_picture([PictureRow(title="t", original="gone", rebuilt="none", sequence=unknown)])
-    assert image.width == 4 * 288 + 5 * 12  # enlarged to at least 256 by a whole factor
+def test_a_picture_of_nothing_but_tokens(sequence: TokenSequence) -> None:
+    unknown = np.full(24, np.nan, np.float32)
+    entropy = replace(sequence.entropy, patch_entropy_bits_N=unknown, patch_worth_bits_N=None)
+    row = PictureRow(title="t", original="gone", rebuilt="none", sequence=replace(sequence, entropy=entropy))
+    assert draw_picture([row]).width == 4 * 288 + 5 * 12  # enlarged to at least 256 by a whole factor
 
 
 def test_a_line_of_four_panels(original: np.ndarray, sequence: TokenSequence) -> None:
@@ -80,11 +54,16 @@ def test_a_line_of_four_panels(original: np.ndarray, sequence: TokenSequence) ->
     )
     picture = np.asarray(draw_picture([row, replace(row, original="the source is gone")]))
     height, width = 64 * 3, 96 * 3
-    assert picture.shape == (26 + 2 * (26 + 2 * 20 + height + 12), 4 * width + 5 * 12, 3)
-    top = 26 + 26 + 2 * 20
+    assert picture.shape == (26 + 20 + 2 * (26 + 2 * 20 + height + 12), 4 * width + 5 * 12, 3)
+    top = 26 + 20 + 26 + 2 * 20
     first, last = picture[top : top + height, 12 : 12 + width], picture[top : top + height, -12 - width : -12]
     np.testing.assert_array_equal(first[1::3, 1::3], original.transpose(1, 2, 0))
     np.testing.assert_array_equal(last, first[::-1])
+    scale = heat_scale([sequence])
+    assert scale is not None
+    assert scale.kind == "worth"
+    heat = picture[top : top + height, 12 + width + 12 :][:, :width]
+    np.testing.assert_array_equal(heat, heat_map(sequence, scale, cell=48))
 
 
 def test_panels_of_a_frame_side_by_side(original: np.ndarray, sequence: TokenSequence) -> None:
@@ -95,6 +74,10 @@ def test_panels_of_a_frame_side_by_side(original: np.ndarray, sequence: TokenSeq
     np.testing.assert_array_equal(left, original.transpose(1, 2, 0))
     np.testing.assert_array_equal(middle, kept_patches(original, sequence))
     np.testing.assert_array_equal(right, rebuilt.transpose(1, 2, 0))
+    scale = heat_scale([sequence], kind="entropy")
+    with_heat = np.split(side_by_side(original, sequence, rebuilt, scale), 4, axis=1)
+    np.testing.assert_array_equal(with_heat[1], heat_map(sequence, scale, cell=48))
+    np.testing.assert_array_equal(np.hstack([with_heat[0], *with_heat[2:]]), picture)
     lost = side_by_side("gone", sequence, rebuilt)
     assert lost.shape == (3 * 64, 2 * 3 * 96, 3)
     np.testing.assert_array_equal(lost[1::3, 1::3][:, 96:], right)

@@ -267,7 +267,7 @@ def test_words_from_the_data_stay_words(data: TokenizedData) -> None:
 
 def test_gaps_are_named(data: TokenizedData) -> None:
     sequence = FakeTokenizer().encode(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0]
-    unknown = replace(sequence.entropy, patch_entropy_bits_N=np.full(16, np.nan, np.float32))
+    unknown = replace(sequence.entropy, patch_entropy_bits_N=np.full(16, np.nan, np.float32), patch_worth_bits_N=None)
     sequence = replace(sequence, entropy=unknown)
     image = ExampleImage(
         kind="typical",
