@@ -157,3 +157,24 @@ check-parquet: setup
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# Every part of the GPU measurements and of training (benchmarks/gpu) that a CPU can rehearse, in under a minute.
+GPU_TWIN := runs/gpu-twin
+.PHONY: gpu-twin gpu-pack gpu-unpack
+
+gpu-twin: setup
+	$(BIN)/python -m benchmarks.gpu.kit --out $(GPU_TWIN) --seconds 120 --device cpu --tiny
+	rm -rf $(GPU_TWIN)/train
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu.train benchmarks/gpu/train-tiny.yaml --device cpu \
+		--output $(GPU_TWIN)/train --photos 'examples/photos/demo-*.tar' --heldout examples/photos/demo-0000.tar
+
+# What a bare machine with a GPU lacks, and the commands to run there (docs/GPU.md); then what they brought home.
+GPU_PACKED := runs/gpu
+FOLDERS ?=
+
+gpu-pack: setup
+	$(BIN)/python -m benchmarks.gpu.carry $(GPU_PACKED) $(wildcard ../shared/corpus/photos-train-*.tar) --raw $(RAW)
+
+gpu-unpack: setup
+	$(BIN)/python -m benchmarks.gpu.unpack $(FOLDERS) --checkpoint $(GPU_PACKED)/checkpoint \
+		--results docs/results/gpu-h100.json --training docs/results/gpu-training.jsonl
