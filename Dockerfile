@@ -4,8 +4,10 @@
 #     docker build --tag registry.example.org/tatok:0.1.0 .
 FROM python:3.11-slim
 
-# What others call in here: Ray's cluster launcher rsync and ssh, KubeRay's probes wget.
-RUN apt-get update && apt-get install --yes --no-install-recommends openssh-client rsync wget && rm -rf /var/lib/apt/lists/*
+# What others call in here: Ray's cluster launcher rsync and ssh, KubeRay's probes wget, and Triton a C compiler, wherever
+# torch.compile runs on a GPU. Tokenizing does without it: its kernels are torch's own, launched by CUDA graphs.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev openssh-client rsync wget \
+    && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/tatok
 COPY constraints.txt pyproject.toml README.md LICENSE ./

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 
-from fake_tokenizer import FakeTokenizer
+from fake_tokenizer import load_fake
 
 from pipeline.events import Event, Notice, ShardFailed, ShardRetried
 from pipeline.run import run_job
@@ -28,6 +28,7 @@ def main(source: str, output: str, delay_s: float) -> int:
         {
             "source": source,
             "output": output,
+            "device": "cpu",
             "preprocessing": {"image_size": 64},
             "resources": {
                 "batch_size": 4,
@@ -38,7 +39,7 @@ def main(source: str, output: str, delay_s: float) -> int:
             },
         }
     )
-    summary = run_job(config, load_tokenizer=functools.partial(FakeTokenizer, delay_s=delay_s), on_event=_print)
+    summary = run_job(config, load_tokenizer=functools.partial(load_fake, delay_s=delay_s), on_event=_print)
     print(f"{summary.status}: {summary.num_parts} parts, {summary.num_rows} rows, {dict(summary.rejects)}", flush=True)
     return 0 if summary.status == "complete" else 3
 

@@ -57,15 +57,15 @@ class Task:
     image_size: int
     num_cpus: int
 
-    def load_tokenizer(self) -> Tokenizer:
-        """The one tokenizer, in whichever process it is wanted."""
+    def load_tokenizer(self, device: str = "cpu") -> Tokenizer:
+        """The one tokenizer, in whichever process it is wanted; all peers compute on the CPU."""
         if self.tokenizer == "near-free":
             from fake_tokenizer import load_fake
 
             return load_fake()  # type: ignore[return-value]  # it has the public face of the real one
         from tatok.tokenizer import Tokenizer
 
-        return Tokenizer.load(device="cpu")
+        return Tokenizer.load(device=device)
 
     def load_for_threads(self, num_threads: int | None = None) -> Tokenizer:
         """The same, in a process where torch uses `num_threads`, by default a thread a core."""

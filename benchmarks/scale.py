@@ -26,7 +26,7 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.cluster_actors import Heartbeat, Pulse
+from pipeline.cluster_actors import Heartbeat, Pulse, Ready
 from pipeline.events import Event, Throughput
 from pipeline.filters import filter_identity
 from pipeline.fingerprint import TokenizerSpec, decoder_identity
@@ -98,14 +98,14 @@ class SimulatedBucket(AbstractFileSystem):
 class SimulatedCalls:
     """`pipeline.scheduler.Calls` in virtual time: no process, no network; references are numbers."""
 
-    def __init__(self, seed: int, *, failing: float = 0.001, slow: float = 0.0005) -> None:
+    def __init__(self, seed: int, *, num_nodes: int = 1, failing: float = 0.001, slow: float = 0.0005) -> None:
         self._random = random.Random(seed)
         self._now = 0.0
         self._next = 0
         self._events: list[tuple[float, int]] = []  # a heap: due at, reference
         self._results: dict[int, Any] = {}
         self._at_work: dict[int, dict[Attempt, float]] = {}  # tokenizer -> attempt -> begun at
-        self._failing, self._slow = failing, slow
+        self._num_nodes, self._failing, self._slow = num_nodes, failing, slow
         self._decoding = decoder_identity() | filter_identity(None)
         self.last_lease_at = 0.0
         self.num_leases = 0
@@ -126,8 +126,12 @@ class SimulatedCalls:
         return -self._next
 
     def ready(self, actor: Any) -> Any:
-        told = self._decoding if actor < 0 else self._spec
+        told = Ready(node=str(self.node(actor)), told=self._decoding if actor < 0 else self._spec)
         return self._due(_START_S * self._random.uniform(0.5, 2), told)
+
+    def node(self, actor: int) -> int:
+        """Where it is: they go round."""
+        return abs(actor) % self._num_nodes
 
     def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
         # Several shards share the tokenizer, so each takes as many times longer.
@@ -223,8 +227,10 @@ def simulate(num_shards: int, num_tokenizers: int, *, decoders_a_tokenizer: int 
         gpus_per_tokenizer=1.0,
         cpus_per_actor=1.0,
         torch_threads=1,
+        device="cuda",
+        batch_size=256,
     )
-    calls = SimulatedCalls(seed)
+    calls = SimulatedCalls(seed, num_nodes=num_tokenizers)
     num_retried = 0
 
     def count(event: Event) -> None:

@@ -131,7 +131,9 @@ def tokenize(
     threshold: Annotated[float | None, typer.Option(help="DTF threshold; see `tatok calibrate`.")] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Fewest tokens of an image, globals included.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an image, globals included.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a tokenizer call.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a tokenizer call; default: 256 on a GPU, else 16.")
+    ] = None,
     num_tokenizers: Annotated[
         int | None, typer.Option(help="Tokenizer actors; default: one a GPU, else one a CPU.")
     ] = None,
@@ -144,6 +146,9 @@ def tokenize(
     max_failed_shards: Annotated[int | None, typer.Option(help="Failed shards after which to stop.")] = None,
     patch_entropy: Annotated[
         bool | None, typer.Option("--patch-entropy/--no-patch-entropy", help="Store every position's entropy.")
+    ] = None,
+    patch_worth: Annotated[
+        bool | None, typer.Option("--patch-worth/--no-patch-worth", help="Store what each position was worth to DTF.")
     ] = None,
     log: Annotated[
         str | None, typer.Option(help="Also write the run's events as JSON lines to this file; -: to standard output.")
@@ -183,6 +188,7 @@ def tokenize(
         "limits.max_reject_fraction": max_reject_fraction,
         "limits.max_failed_shards": max_failed_shards,
         "write.patch_entropy": patch_entropy,
+        "write.patch_worth": patch_worth,
     }
     for name, value in overrides.items():
         if value is not None:

@@ -31,6 +31,9 @@ def doctor(
         typer.Option(help="Examine from within the cluster whose dashboard is here, such as http://head:8265."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to try.")] = 100,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="What a GPU costs an hour; the forecast then says what the job costs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Examine a job in under a minute: source, output, checkpoint, cluster, a dry run; then forecast what it takes.
@@ -53,13 +56,13 @@ def doctor(
         if address is not None:
             from jobs.submit_commands import examine_there
 
-            examine_there(config, address, name=job.stem, samples=samples, as_json=as_json)
+            examine_there(config, address, name=job.stem, samples=samples, as_json=as_json, price=price)
             return
         diagnosis = examine(config, on_check=say, num_samples=samples)
     if as_json:
         print(json.dumps({"passed": diagnosis.passed} | asdict(diagnosis), indent=1))
     elif diagnosis.forecast is not None:
-        print(_text(diagnosis.forecast))
+        print(_text(diagnosis.forecast, price))
     if diagnosis.is_stuck:
         # Threads of a pool that wait for a silent store would keep the interpreter from its end.
         sys.stdout.flush()
@@ -75,14 +78,32 @@ def _say(check: Check) -> None:
         typer.echo(f"         -> {check.remedy}")
 
 
-def _text(forecast: Forecast) -> str:
+def _text(forecast: Forecast, price: float | None) -> str:
     from jobs.statistics_text import bytes_text
 
     hours = forecast.seconds / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{forecast.seconds:,.0f} s"
-    gpus = f", {forecast.gpu_hours:,.1f} GPU-hours" if forecast.gpu_hours else ""
-    return (
+    gpus = f", {_gpu_hours(forecast.gpu_hours, price)}" if forecast.gpu_hours else ""
+    lines = [
         f"forecast: {forecast.num_samples:,} samples at {forecast.samples_per_s:,.1f} a second: {time}{gpus}, "
         f"{bytes_text(forecast.output_bytes)} of tokens; the bottleneck is {forecast.bottleneck}, "
         f"the other stage is {forecast.slack:.1f} times as fast"
-    )
+    ]
+    if (recorded := forecast.recorded) is not None:
+        lines.append(
+            f"on a GPU (recorded figures of {recorded.card}, not measured here; docs/GPU.md): "
+            f"{_gpu_hours(recorded.gpu_hours, price)} at {recorded.images_per_s:,.0f} images a second, if reading "
+            f"keeps up: about {max(recorded.decoding_cores, 1):,.0f} cores like these decode as fast"
+        )
+    elif price is not None and not forecast.gpu_hours:
+        lines.append(
+            "on a GPU: there are no recorded figures for this checkpoint, precision or kind of source; run "
+            "`tatok doctor` where there is a GPU"
+        )
+    return "\n".join(lines)
+
+
+def _gpu_hours(gpu_hours: float, price: float | None) -> str:
+    text = f"{gpu_hours:,.1f}" if gpu_hours >= 0.1 else f"{gpu_hours:.2g}"
+    cost = "" if price is None else f", {gpu_hours * price:,.2f} at {price:,.2f} an hour"
+    return f"{text} GPU-hours{cost}"

@@ -113,12 +113,15 @@ def submit(
         _exit_as(_followed(cluster, job_id, address))
 
 
-def examine_there(config: JobConfig, address: str, *, name: str, samples: int, as_json: bool) -> None:
+def examine_there(
+    config: JobConfig, address: str, *, name: str, samples: int, as_json: bool, price: float | None = None
+) -> None:
     """Run `tatok doctor` as a job of the cluster, with what it has installed, and follow it."""
     from jobs.submission import Cluster
 
     cluster = Cluster(address)
     command = f"doctor --samples {samples}{' --json' if as_json else ''}"
+    command += "" if price is None else f" --price {price}"
     job_id = cluster.submit(config, name=f"doctor-{name}", image=None, dependencies="installed", command=command)
     job = _followed(cluster, job_id, address)
     if job.exit_code == EXIT_FINDINGS:  # it has printed them, and what to do

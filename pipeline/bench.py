@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import fsspec
 
 from pipeline.events import Event, ShardCommitted, Throughput
+from pipeline.loading import LoadTokenizer, configured_loader
+from pipeline.model_rates import num_cores
 from pipeline.plan import plan_shards
-from pipeline.run import configured_loader, run_job
+from pipeline.run import run_job
 from pipeline.sizes import plan_sizes
-from pipeline.stages import STAGES, StageName, StageRate, measure_stages, num_cores, read_for_stages
+from pipeline.stages import STAGES, StageName, StageRate, StageSamples, measure_stages, read_for_stages
 from pipeline.storage import storage_options
 from pipeline.store import OutputStore
 from pipeline.trace import write_trace
@@ -25,7 +27,7 @@ from schemas.job import JobConfig
 from schemas.records import ShardReport
 
 if TYPE_CHECKING:
-    from tatok.tokenizer import Tokenizer
+    from pipeline.cluster_probe import ClusterSize
 
 __all__ = ["Bound", "CommittedShard", "PipelineRate", "Speed", "measure_speed", "speed_of_light"]
 
@@ -41,7 +43,7 @@ _REMEDIES: dict[StageName, str] = {
     "copy in": "the bus to the device: a larger resources.batch_size",
     "encode": "the model: more GPUs or CPUs (resources.num_tokenizers), or a larger resources.batch_size",
     "prior and DTF": "the prior: fewer dtf rounds in the checkpoint, or more GPUs or CPUs (resources.num_tokenizers)",
-    "copy out": "the bus from the device: a larger resources.batch_size",
+    "copy out": "the cores that make rows of what the device has computed: more CPUs",
     "write": "the output: larger shards, write.patch_entropy=false, or a bucket nearer to the machines",
 }
 
@@ -135,46 +137,50 @@ def measure_speed(
     *,
     seconds: float,
     most_run_s: float,
-    load_tokenizer: Callable[[], Tokenizer] | None = None,
+    load_tokenizer: LoadTokenizer | None = None,
     trace: Path | None = None,
     on_event: Callable[[Event | str], None] = lambda event: None,
 ) -> Speed:
     """Measure the stages, run the job into a folder of its own below `config.output`, and measure the stages again.
 
-    Each stage takes about `seconds`, twice: a machine that others use changes its speed meanwhile. The run ends after
-    `most_run_s`, or with the source. `on_event` is told the run's events, and by strings what is being measured. What
-    was written is deleted. `trace` is a file for a trace (see trace.py).
+    Each stage takes about `seconds`, twice: a machine that others use changes its speed meanwhile. Where RAY_ADDRESS
+    names a cluster its CPUs and GPUs are counted and one of the GPUs is measured; a core is one of this machine. This
+    process holds no device. The run ends after `most_run_s`, or with the source. `on_event` is told the run's events,
+    and by strings what is being measured. What was written is deleted. `trace` is a file for a trace (see trace.py).
     Raises what `run_job` raises, and ConfigError where nothing came of the run.
     """
     load_tokenizer = load_tokenizer or configured_loader(config)
-    with storage_options(config.storage), _scratch_folder(config.output) as folder:
+    with storage_options(config.storage), _scratch_folder(config.output) as folder, _connected_cluster() as cluster:
         scratch = OutputStore.open(f"{folder}/stages").probe()
         shards = plan_shards(config.source, image_field=config.image_field)
-        on_event(f"reading {config.source[0]}")
-        found = read_for_stages(config, shards, seconds=seconds, num_samples=_NUM_SAMPLES)
-        tokenizer = load_tokenizer()
-        device = tokenizer.device
-        on_event("each stage by itself")
-        num_devices = 0 if device.type == "cpu" else _num_devices()
-        sizes = plan_sizes(config, num_shards=len(shards), num_cpus=num_cores(), num_gpus=num_devices)
-        before = measure_stages(config, found, tokenizer, load_tokenizer, scratch, sizes, seconds=seconds)
-        del tokenizer  # the run's own needs the device's memory
+        cores = num_cores() if cluster is None else max(int(cluster.num_cpus), 1)
+        num_gpus = _local_gpus() if cluster is None else cluster.num_gpus
+        sizes = plan_sizes(config, num_shards=len(shards), num_cpus=cores, num_gpus=num_gpus)
+
+        def measured(what: str) -> tuple[list[StageRate], str, StageSamples]:
+            on_event(f"reading {config.source[0]}")
+            found = read_for_stages(config, shards, seconds=seconds, num_samples=_NUM_SAMPLES)
+            on_event(what)
+            stages, device = measure_stages(
+                config, found, load_tokenizer, scratch, sizes, seconds=seconds, on_cluster=cluster is not None
+            )
+            return stages, device, found
+
+        before, device, found = measured("each stage by itself")
         on_event("the whole pipeline")
         job = config.model_copy(update={"output": f"{folder}/run"})
         pipeline = _run(job, most_run_s, load_tokenizer, on_event)
-        on_event("each stage once more")
-        found_again = read_for_stages(config, shards, seconds=seconds, num_samples=_NUM_SAMPLES)
-        tokenizer = load_tokenizer()
-        after = measure_stages(config, found_again, tokenizer, load_tokenizer, scratch, sizes, seconds=seconds)
+        after, _, _ = measured("each stage once more")
         if trace is not None:
-            write_trace(trace, config, found, tokenizer, pipeline.shards)
+            write_trace(trace, config, found, load_tokenizer, sizes, pipeline.shards, on_cluster=cluster is not None)
     stages = _mean(before, after)
+    num_devices = sizes.num_tokenizers if sizes.gpus_per_tokenizer else 0
     return Speed(
-        num_cores=num_cores(),
-        device=_name(device.type),
+        num_cores=cores,
+        device=device,
         num_tokenizers=sizes.num_tokenizers,
         stages=stages,
-        bound=speed_of_light(stages, cores=num_cores(), num_devices=sizes.num_tokenizers if num_devices else 0),
+        bound=speed_of_light(stages, cores=cores, num_devices=num_devices),
         pipeline=pipeline,
     )
 
@@ -192,7 +198,7 @@ def _mean(before: Sequence[StageRate], after: Sequence[StageRate]) -> tuple[Stag
 def _run(
     config: JobConfig,
     most_run_s: float,
-    load_tokenizer: Callable[[], Tokenizer],
+    load_tokenizer: LoadTokenizer,
     on_event: Callable[[Event | str], None],
 ) -> PipelineRate:
     called = time.monotonic()
@@ -240,13 +246,22 @@ def _scratch_folder(parent: str) -> Iterator[str]:
             fs.rm(path, recursive=True)
 
 
-def _num_devices() -> int:
+@contextmanager
+def _connected_cluster() -> Iterator[ClusterSize | None]:
+    """What the cluster that RAY_ADDRESS names has, connected for the time of the block; None where it names none."""
+    from pipeline.cluster import cluster_address  # Ray takes seconds to import
+    from pipeline.cluster_probe import cluster_size, connected
+
+    address = cluster_address()
+    if address is None:
+        yield None
+        return
+    with connected(address):
+        yield cluster_size()
+
+
+def _local_gpus() -> int:
+    """Those that a Ray of this machine would find."""
     import torch
 
     return torch.cuda.device_count()
-
-
-def _name(device_type: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device_type == "cuda" else device_type

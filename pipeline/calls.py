@@ -24,7 +24,7 @@ class Calls(Protocol):
         """A new decoder actor."""
 
     def ready(self, actor: Any) -> Any:
-        """Reference to what the actor tells once it can work: a TokenizerSpec, or a decoder's identity."""
+        """Reference to what the actor tells once it can work, a `Ready`."""
 
     def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
         """Reference to the attempt's ShardReport or Failure."""

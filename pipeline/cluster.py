@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 # Both must be set before Ray is imported: no calls home, and no warning about GPUs that are hidden from CPU actors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,9 +20,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from pipeline.cluster_actors import DecodeWorker, TokenizerWorker
-from pipeline.events import Event, OnEvent, ShardsPlanned
+from pipeline.events import Event, Notice, OnEvent, ShardsPlanned
 from pipeline.fingerprint import TokenizerSpec, decoding_identity
+from pipeline.gpu_wait import size_with_gpus
 from pipeline.leases import Attempt
+from pipeline.loading import LoadTokenizer
 from pipeline.ray_metrics import RayMetrics
 from pipeline.scheduler import Outcome, Scheduler
 from pipeline.sizes import Sizes, plan_sizes
@@ -31,10 +33,7 @@ from schemas.errors import TatokError
 from schemas.job import JobConfig
 from schemas.records import Shard
 
-if TYPE_CHECKING:
-    from tatok.tokenizer import Tokenizer
-
-__all__ = ["Outcome", "run_shards", "start_ray"]
+__all__ = ["Outcome", "cluster_address", "run_shards", "start_ray"]
 
 
 def run_shards(
@@ -42,7 +41,7 @@ def run_shards(
     store: OutputStore,
     shards: Sequence[Shard],
     *,
-    load_tokenizer: Callable[[], Tokenizer],
+    load_tokenizer: LoadTokenizer,
     claim: Callable[[TokenizerSpec], dict[str, str]],
     on_event: OnEvent,
     planned: ShardsPlanned,
@@ -58,10 +57,7 @@ def run_shards(
         start_ray(config, len(shards))
     calls = _RayCalls(config, store, load_tokenizer)
     try:
-        total = ray.cluster_resources()
-        sizes = plan_sizes(
-            config, num_shards=len(shards), num_cpus=total.get("CPU", 1.0), num_gpus=total.get("GPU", 0.0)
-        )
+        sizes = _planned(config, len(shards), started_ray=started_ray, on_event=on_event)
         metrics = RayMetrics()
         metrics(planned)
 
@@ -76,24 +72,42 @@ def run_shards(
             ray.shutdown()
 
 
+def _planned(config: JobConfig, num_shards: int, *, started_ray: bool, on_event: OnEvent) -> Sizes:
+    names_cluster = cluster_address() is not None
+    may_grow = names_cluster or (config.device == "cuda" and not started_ray)
+    found = size_with_gpus(config, most_gpus=num_shards, may_grow=may_grow, on_event=on_event)
+    num_gpus = found.num_gpus
+    wanted = min(config.resources.num_tokenizers or 1, num_shards)
+    if may_grow and 1 <= num_gpus < wanted and config.device in (None, "cuda"):
+        on_event(Notice(message=f"Ray has {num_gpus:g} GPU(s) for {wanted} tokenizers; the others wait for theirs"))
+        num_gpus = wanted
+    return plan_sizes(config, num_shards=num_shards, num_cpus=found.num_cpus or 1.0, num_gpus=num_gpus)
+
+
+def cluster_address() -> str | None:
+    """The Ray cluster that RAY_ADDRESS names; None where it names none."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 def start_ray(config: JobConfig, num_shards: int) -> None:
     """Connect to the Ray at RAY_ADDRESS, or start one on this machine; raises TatokError where that fails."""
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     try:
-        if address and address != "local":
+        if address is not None:
             ray.init(address=address, **quiet)
             return
         ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare ones, where a machine is too busy to start it in time
-        where = f"the Ray at RAY_ADDRESS={address}" if address and address != "local" else "a local Ray"
+        where = "a local Ray" if address is None else f"the Ray at RAY_ADDRESS={address}"
         raise TatokError(f"cannot start {where}: {error}") from error
 
 
 class _RayCalls:
     """`Calls` of the Ray that this process is connected to."""
 
-    def __init__(self, config: JobConfig, store: OutputStore, load_tokenizer: Callable[[], Tokenizer]) -> None:
+    def __init__(self, config: JobConfig, store: OutputStore, load_tokenizer: LoadTokenizer) -> None:
         self._config = config
         self._store = store
         self._load_tokenizer = load_tokenizer
@@ -106,7 +120,7 @@ class _RayCalls:
         actor = TokenizerWorker.options(  # type: ignore[attr-defined]
             num_cpus=sizes.cpus_per_actor,
             num_gpus=sizes.gpus_per_tokenizer,
-            max_concurrency=sizes.shards_per_tokenizer + 1,  # and one thread that tells the counts
+            max_concurrency=sizes.shards_per_tokenizer + 2,  # a spare one, and one thread that tells the counts
         ).remote(self._load_tokenizer, self._config, self._store, sizes, decoding_identity(self._config))
         self._actors[actor] = None
         return actor

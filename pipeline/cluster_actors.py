@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 from pipeline.events import Throughput
 from pipeline.fingerprint import TokenizerSpec, require_equal
 from pipeline.leases import Attempt, Failure, FailureKind
+from pipeline.loading import LoadTokenizer
 from pipeline.permanent import is_permanent
 from pipeline.sizes import Sizes
 from pipeline.storage import use_storage
@@ -34,12 +35,13 @@ from schemas.records import Clip, Reject, Shard, ShardReport, is_intended
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.tokenize import TooLarge
     from schemas.records import TokenSequence
-    from tatok.tokenizer import Tokenizer
 
-__all__ = ["DecodeWorker", "Heartbeat", "Pulse", "TokenizerWorker", "first_line", "start_error", "was_killed"]
+__all__ = ["DecodeWorker", "Heartbeat", "Pulse", "Ready", "TokenizerWorker", "first_line", "start_error", "was_killed"]
 
 _MAX_CHUNKS_AHEAD = 16
+_CHUNK_SIZE = 16  # results with which a chunk may go
 _CHUNK_BYTES = 1 << 20  # to which chunks of small images go on
 _GUARD_START_S = 20.0
 
@@ -71,8 +73,16 @@ class Pulse:
     ready_s: float = 0.0
 
 
-class _DecoderLost(Exception):
-    """Within a TokenizerWorker: this attempt's decoder hangs or is dead."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What an actor tells once it can work: its node, and a tokenizer's spec (or Failure) or a decoder's identity."""
+
+    node: str
+    told: Any
+
+
+class _Lost(Exception):
+    """Within a TokenizerWorker: this attempt's decoder hangs or is dead, or the device works no more."""
 
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
@@ -90,9 +100,9 @@ class DecodeWorker:
         use_storage(config.storage)
         self._decoder = ShardDecoder(config, store)
 
-    def ready(self) -> dict[str, str]:
+    def ready(self) -> Ready:
         """What the rows of this process depend on, once it can work."""
-        return self._decoder.identity
+        return Ready(node=_node(), told=self._decoder.identity)
 
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
@@ -107,7 +117,7 @@ class TokenizerWorker:
 
     def __init__(
         self,
-        load_tokenizer: Callable[[], Tokenizer],
+        load_tokenizer: LoadTokenizer,
         config: JobConfig,
         store: OutputStore,
         sizes: Sizes,
@@ -115,7 +125,7 @@ class TokenizerWorker:
     ) -> None:
         import torch
 
-        from pipeline import allocator, commit, shard_decoder, tokenize
+        from pipeline import accelerator_errors, allocator, commit, shard_decoder, tokenize
 
         allocator.keep_freed_memory()
         use_storage(config.storage)
@@ -123,23 +133,36 @@ class TokenizerWorker:
         self._commit_shard, self._committed_report = commit.commit_shard, commit.committed_report
         self._tokenize_clips = tokenize.tokenize_clips
         self._config = config
+        self._batch_size = sizes.batch_size
         self._store = store
         self._decoder = shard_decoder.ShardDecoder(config, store) if sizes.decodes_in_place else None
         if self._decoder is not None:
             require_equal("decoder", decoding, self._decoder.identity)
-        self._tokenizer = load_tokenizer()
+        self._is_broken = accelerator_errors.is_broken_accelerator
+        self._broken: str | None = None  # what the device said when it ceased to work for this process
         self._model_lock = threading.Lock()
-        self._encode = tokenize.FittingEncode(self._tokenizer.encode_clips)
         # One writer a key, and dict stores are atomic.
         self._heartbeats: dict[Attempt, Heartbeat] = {}
         self._decode_until: dict[Attempt, float] = {}  # of those that are being decoded here
         self._seconds_lock = threading.Lock()
         self._encode_s = self._wait_s = 0.0
-        self._ready_at = time.monotonic()
+        try:
+            self._tokenizer = load_tokenizer(sizes.device)
+        except RuntimeError as error:
+            if not self._is_broken(error) and not accelerator_errors.is_out_of_memory(error):
+                raise
+            self._broken = first_line(error)
+            return
+        finally:
+            self._ready_at = time.monotonic()
+        self._encode = tokenize.FittingEncode(self._tokenizer.encode_clips)
 
-    def ready(self) -> TokenizerSpec:
-        """The tokenizer's spec, once it is loaded."""
-        return TokenizerSpec.of(self._tokenizer)
+    def ready(self) -> Ready:
+        """The tokenizer's spec, once it is loaded; a Failure where its device does not work."""
+        if self._broken is not None:
+            told = Failure(kind="device_lost", message=f"the device does not work: {self._broken}")
+            return Ready(node=_node(), told=told)
+        return Ready(node=_node(), told=TokenizerSpec.of(self._tokenizer))
 
     def pulse(self) -> Pulse:
         """How far each attempt at work here has come, and where the time goes."""
@@ -155,8 +178,8 @@ class TokenizerWorker:
     def run_shard(self, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> ShardReport | Failure:
         """Tokenize and commit one shard with the help of `decoder` (None: this process is its own).
 
-        After a Failure the decoder is to be replaced. Without one, `pulse` tells where decoding takes too long, and
-        only the end of this process ends it.
+        After a Failure the decoder is to be replaced; this process, too, after "device_lost" and "tokenizer_replaced".
+        Without a decoder `pulse` tells where decoding takes too long, and only the end of this process ends it.
         """
         config, shard = self._config, attempt.shard
         self._heartbeats[attempt] = Heartbeat(num_chunks=0, counts=Throughput(num_rows=0, num_tokens=0, num_rejects=0))
@@ -178,10 +201,11 @@ class TokenizerWorker:
             batches = self._tokenize_clips(
                 self._decoded(attempt, decoder),
                 self._encode_alone,
-                batch_size=config.resources.batch_size,
+                batch_size=self._batch_size,
                 vocab_size=self._tokenizer.vocab_size,
                 patch_entropy=config.write.patch_entropy,
-                max_waiting_bytes=config.resources.max_bytes_in_flight // 4,
+                patch_worth=config.write.patch_worth,
+                max_waiting_bytes=config.resources.max_bytes_in_flight,
             )
             return self._commit_shard(
                 self._store,
@@ -190,10 +214,11 @@ class TokenizerWorker:
                 fingerprint=fingerprint,
                 vocab_size=self._tokenizer.vocab_size,
                 patch_entropy=config.write.patch_entropy,
+                patch_worth=config.write.patch_worth,
                 row_group_rows=config.write.row_group_rows,
                 on_batch=count,
             )
-        except _DecoderLost as error:
+        except _Lost as error:
             return Failure(kind=error.kind, message=str(error))
         except SourceError as error:
             return Failure(kind="source", message=str(error), is_permanent=error.is_permanent)
@@ -202,10 +227,18 @@ class TokenizerWorker:
         finally:
             del self._heartbeats[attempt]
 
-    def _encode_alone(self, pixels_BCHW: torch.Tensor) -> Sequence[TokenSequence]:
+    def _encode_alone(self, pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
         with self._model_lock:  # decoding and committing of the other shards go on meanwhile
+            if self._broken is not None:
+                raise _Lost("tokenizer_replaced", f"another shard met a device that works no more: {self._broken}")
             started = time.monotonic()
-            sequences = self._encode(pixels_BCHW)
+            try:
+                sequences = self._encode(pixels_BTCHW)
+            except RuntimeError as error:
+                if not self._is_broken(error):
+                    raise
+                self._broken = first_line(error)
+                raise _Lost("device_lost", f"the device works no more: {self._broken}") from error
             self._encode_s += time.monotonic() - started
             return sequences
 
@@ -213,9 +246,12 @@ class TokenizerWorker:
         resources = self._config.resources
         deadline_s = resources.decode_timeout_s
         clip_bytes = 3 * self._config.preprocessing.image_size**2
-        chunk_size = max(1, min(resources.batch_size, resources.max_bytes_in_flight // (2 * clip_bytes)))
+        batch_bytes = self._batch_size * clip_bytes
+        # Slow samples come in small chunks, because each chunk has a deadline; quick ones fill a batch's bytes.
+        chunk_size = max(1, min(self._batch_size, _CHUNK_SIZE, resources.max_bytes_in_flight // (2 * clip_bytes)))
         chunk_bytes = max(
-            chunk_size * clip_bytes, min(_CHUNK_BYTES, resources.max_bytes_in_flight // _MAX_CHUNKS_AHEAD)
+            chunk_size * clip_bytes,
+            min(max(_CHUNK_BYTES, batch_bytes), resources.max_bytes_in_flight // _MAX_CHUNKS_AHEAD),
         )
         num_ahead = max(1, min(_MAX_CHUNKS_AHEAD, resources.max_bytes_in_flight // chunk_bytes))
         if attempt.guarded:
@@ -248,11 +284,11 @@ class TokenizerWorker:
 
 
 def _fetched(stream: Any, deadline_s: float) -> Generator[list[Clip | Reject], None, None]:
-    """The chunks of another process; raises _DecoderLost, and the SourceError that it met."""
+    """The chunks of another process; raises _Lost, and the SourceError that it met."""
     while True:
         arrived, _ = ray.wait([stream], timeout=deadline_s)
         if not arrived:
-            raise _DecoderLost(
+            raise _Lost(
                 "decode_timeout",
                 f"nothing was read and decoded within {deadline_s:g} s (resources.decode_timeout_s)",
             )
@@ -265,7 +301,11 @@ def _fetched(stream: Any, deadline_s: float) -> Generator[list[Clip | Reject], N
                 raise error.cause from None
             raise
         except RayError as error:
-            raise _DecoderLost("decoder_died", f"the decoder process died: {first_line(error)}") from error
+            raise _Lost("decoder_died", f"the decoder process died: {first_line(error)}") from error
+
+
+def _node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def was_killed(error: RayError) -> bool:

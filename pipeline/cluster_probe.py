@@ -20,10 +20,29 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from schemas.errors import TatokError
 
-__all__ = ["ClusterView", "connected", "on_a_gpu", "versions", "view_cluster"]
+__all__ = ["ClusterSize", "ClusterView", "cluster_size", "connected", "on_a_gpu", "versions", "view_cluster"]
 
 _PACKAGES = ("tatok", "ray", "torch", "pyarrow", "pillow", "numpy", "fsspec", "webdataset", "safetensors")
 _CONNECT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSize:
+    """What a Ray has now, all nodes together."""
+
+    num_nodes: int
+    num_cpus: float
+    num_gpus: float
+
+
+def cluster_size() -> ClusterSize:
+    """Of the connected Ray."""
+    total = ray.cluster_resources()
+    return ClusterSize(
+        num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        num_cpus=total.get("CPU", 0.0),
+        num_gpus=total.get("GPU", 0.0),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

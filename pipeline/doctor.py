@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.background import Unanswered, within
 from pipeline.dry_run import DryRun, Forecast, dry_run, forecast, read_some
 from pipeline.fingerprint import TokenizerSpec, describe_difference, run_fingerprint
+from pipeline.loading import LoadTokenizer, configured_loader, load_spec
 from pipeline.manifest import require_same_run
 from pipeline.option_names import doubtful_options
 from pipeline.plan import plan_shards
-from pipeline.run import check_image_size, configured_loader
+from pipeline.recorded_rates import RECORDED
+from pipeline.run import check_image_size
 from pipeline.sizes import plan_sizes
 from pipeline.storage import storage_options
 from pipeline.store import OutputStore
@@ -26,7 +28,6 @@ from schemas.records import Clip, Shard
 
 if TYPE_CHECKING:
     from pipeline.cluster_probe import ClusterView
-    from tatok.tokenizer import Tokenizer
 
 __all__ = ["Check", "Diagnosis", "examine"]
 
@@ -68,7 +69,7 @@ class Diagnosis:
 def examine(
     config: JobConfig,
     *,
-    load_tokenizer: Callable[[], Tokenizer] | None = None,
+    load_tokenizer: LoadTokenizer | None = None,
     on_check: Callable[[Check], None] = lambda check: None,
     num_samples: int = NUM_SAMPLES,
     deadline_s: float = _DEADLINE_S,
@@ -93,7 +94,7 @@ class _Examination:
     def __init__(
         self,
         config: JobConfig,
-        load_tokenizer: Callable[[], Tokenizer],
+        load_tokenizer: LoadTokenizer,
         on_check: Callable[[Check], None],
         num_samples: int,
         deadline_s: float,
@@ -215,7 +216,7 @@ class _Examination:
         name = self._config.checkpoint or "the one of tatok"
         seconds = self._deadline_s + _LISTING_S  # torch may have to be imported
         try:
-            spec = within(seconds, lambda: TokenizerSpec.of(_on_cpu_if_needed(self._load_tokenizer, self._config)))
+            spec = within(seconds, lambda: load_spec(self._config, self._load_tokenizer))
             check_image_size(self._config, spec)
         except Unanswered:
             self._give_up("checkpoint", name, seconds, _SILENT_REMEDY)
@@ -224,8 +225,6 @@ class _Examination:
             message = str(error).strip() or type(error).__name__
             if "image_size" in message:
                 remedy = "set preprocessing.image_size to a multiple of the patch"
-            elif "cuda" in message.lower():
-                remedy = "run where there is a GPU, or set device: cpu"
             else:
                 remedy = "name the folder that `tatok train` wrote as checkpoint, or leave it out for tatok's own"
             self.note("checkpoint", "failed", f"{name}: {message}", remedy)
@@ -296,17 +295,28 @@ class _Examination:
             return False
         device, wanted = self._config.device, self._config.resources.num_tokenizers
         _, num_gpus = self._resources(view)
-        if device is not None and device.startswith("cuda") and num_gpus < 1:
+        if device == "cuda" and num_gpus < 1 and view is not None:
+            message = "there is none yet, for which the job would ask and wait (device: cuda); there is no dry run"
+            self.note(
+                "GPUs", "warning", message, "look whether the cluster's autoscaler has nodes with GPUs, or start one"
+            )
+            return False
+        if device == "cuda" and num_gpus < 1:
             remedy = "run on a cluster with GPUs (RAY_ADDRESS, tatok submit), install their driver, or set device: cpu"
             self.note("GPUs", "failed", f"the job says device: {device}, but there is no GPU", remedy)
             return False
+        if self._config.precision == "tf32" and num_gpus < 1:
+            remedy = "run on a cluster with GPUs, or set precision: float32 or bfloat16"
+            self.note("GPUs", "failed", "the job says precision: tf32, but there is no GPU", remedy)
+            return False
         if num_gpus >= 1 and (wanted or 1) > num_gpus and device != "cpu":
-            self.note(
-                "GPUs",
-                "failed",
-                f"resources.num_tokenizers is {wanted}, but there are {num_gpus:g} GPUs",
-                "lower it, or leave it out for one a GPU",
-            )
+            message, remedy = f"resources.num_tokenizers is {wanted}, but there are {num_gpus:g} GPUs", "lower it, or "
+            if view is not None:
+                self.note(
+                    "GPUs", "warning", f"{message}; tokenizers would wait for more", f"{remedy}let more nodes join"
+                )
+                return True
+            self.note("GPUs", "failed", message, f"{remedy}leave it out for one a GPU")
             return False
         if num_gpus < 1 and device is None:
             self.note("GPUs", "warning", "there is none, so the CPUs will tokenize", "say device: cpu if that is meant")
@@ -316,12 +326,15 @@ class _Examination:
 
     def _try(self, shards: list[Shard], view: ClusterView | None) -> None:
         num_cpus, num_gpus = self._resources(view)
+        if num_gpus >= 1:  # those that are not there yet are counted
+            num_gpus = max(num_gpus, self._config.resources.num_tokenizers or 1)
         sizes = plan_sizes(self._config, num_shards=len(shards), num_cpus=num_cpus, num_gpus=num_gpus)
         work = functools.partial(
             dry_run,
             self._config,
             shards[0],
             self._load_tokenizer,
+            sizes,
             num_samples=self._num_samples,
             most_s=_DRY_RUN_S,
         )
@@ -346,7 +359,9 @@ class _Examination:
             return
         self.note("dry run", "ok", f"{said}, {num_rejects} rejects")
         num_bytes = sum(shard.num_bytes for shard in shards)
-        self._forecast = forecast(found, sizes, source_bytes=num_bytes, num_cpus=num_cpus)
+        is_bundled = self._config.checkpoint is None
+        fitting = (rate for rate in RECORDED if is_bundled and rate.precision == self._config.precision)
+        self._forecast = forecast(found, sizes, source_bytes=num_bytes, num_cpus=num_cpus, recorded=next(fitting, None))
 
     def _done(self, work: Callable[[], DryRun], *, on_gpu: bool) -> DryRun:
         if not on_gpu:
@@ -378,12 +393,3 @@ def _access_remedy(url: str, message: str, verb: str) -> str:
     if "install" in text:
         return "install the extra of the scheme, such as tatok[s3] or tatok[gcs]"
     return "see the message"
-
-
-def _on_cpu_if_needed(load_tokenizer: Callable[[], Tokenizer], config: JobConfig) -> Tokenizer:
-    """The tokenizer, on this machine's CPU where the job's GPUs are elsewhere."""
-    import torch
-
-    if config.device is None or not config.device.startswith("cuda") or torch.cuda.is_available():
-        return load_tokenizer()
-    return configured_loader(config.model_copy(update={"device": "cpu"}))()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.loading import LoadTokenizer
+from pipeline.recorded_rates import GpuForecast, RecordedRate, forecast_by
 from pipeline.sizes import Sizes
 from schemas.job import JobConfig
 from schemas.records import Clip, Reject, Shard
@@ -20,6 +22,7 @@ from schemas.records import Clip, Reject, Shard
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.tokenize import TooLarge
     from schemas.records import TokenSequence
     from tatok.tokenizer import Tokenizer
 
@@ -43,6 +46,8 @@ class DryRun:
     decode_s: float
     encode_s: float
     torch_threads: int = 1
+    num_frames: int = 0
+    num_pixels: int = 0  # of all frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,8 @@ class Forecast:
     output_bytes: int
     bottleneck: Stage
     slack: float  # how many times faster the other stage is
+    recorded: GpuForecast | None = None
+    """The same job on a GPU that was measured elsewhere; where the job has none of its own and its rows are images."""
 
 
 def read_some(
@@ -86,7 +93,7 @@ def read_some(
 
 
 def dry_run(
-    config: JobConfig, shard: Shard, load_tokenizer: Callable[[], Tokenizer], *, num_samples: int, most_s: float
+    config: JobConfig, shard: Shard, load_tokenizer: LoadTokenizer, sizes: Sizes, *, num_samples: int, most_s: float
 ) -> DryRun:
     """Do all of a job but publishing with the first samples of a shard; stops early after `most_s` seconds."""
     from pipeline.parquet import PartWriter
@@ -94,15 +101,18 @@ def dry_run(
     from pipeline.tokenize import FittingEncode, tokenize_clips
     from schemas.tokens import token_schema
 
-    tokenizer = load_tokenizer()
+    tokenizer = load_tokenizer(sizes.device)
     size = config.preprocessing.image_size
     _encode_blank(tokenizer, size)  # kernels are chosen and memory is taken at the first call
     decode_s = encode_s = 0.0
-    rejects, seen, sizes = Counter[str](), set[int](), list[int]()
+    num_frames = num_pixels = 0
+    rejects, seen, bytes_of = Counter[str](), set[int](), list[int]()
     deadline = time.monotonic() + most_s
 
-    def encode(pixels_BTCHW: torch.Tensor) -> list[TokenSequence]:
-        nonlocal encode_s
+    def encode(pixels_BTCHW: torch.Tensor) -> list[TokenSequence | TooLarge]:
+        nonlocal encode_s, num_frames, num_pixels
+        num_clips, frames, _, height, width = pixels_BTCHW.shape
+        num_frames, num_pixels = num_frames + num_clips * frames, num_pixels + num_clips * frames * height * width
         started = time.perf_counter()
         sequences = fitting(pixels_BTCHW)
         encode_s += time.perf_counter() - started
@@ -110,7 +120,7 @@ def dry_run(
 
     def decoded() -> Iterator[Clip | Reject]:
         nonlocal decode_s
-        results = read_some(config, shard, num_samples, on_bytes=sizes.append)
+        results = read_some(config, shard, num_samples, on_bytes=bytes_of.append)
         while time.monotonic() < deadline:
             started = time.perf_counter()
             result = next(results, None)
@@ -123,8 +133,8 @@ def dry_run(
             yield result
 
     fitting = FittingEncode(tokenizer.encode_clips)
-    patch_entropy = config.write.patch_entropy
-    schema = token_schema(tokenizer.vocab_size, patch_entropy=patch_entropy)
+    patches = {"patch_entropy": config.write.patch_entropy, "patch_worth": config.write.patch_worth}
+    schema = token_schema(tokenizer.vocab_size, **patches)
     num_tokens = 0
     with storage_options(config.storage), tempfile.TemporaryDirectory(prefix="tatok-dry-run-") as folder:
         part = Path(folder) / "part.parquet"
@@ -132,11 +142,12 @@ def dry_run(
             for batch in tokenize_clips(
                 decoded(),
                 encode,
-                batch_size=config.resources.batch_size,
+                batch_size=sizes.batch_size,
                 vocab_size=tokenizer.vocab_size,
-                patch_entropy=patch_entropy,
+                **patches,
             ):
                 writer.write(batch.rows)
+                rejects.update(each.reason for each in batch.rejects if each.stage == "tokenize")
                 num_tokens += batch.num_tokens
             writer.finish({})
         return DryRun(
@@ -144,18 +155,23 @@ def dry_run(
             num_rows=writer.num_rows,
             num_tokens=num_tokens,
             rejects=dict(rejects),
-            sample_bytes=sum(sizes),
+            sample_bytes=sum(bytes_of),
             part_bytes=part.stat().st_size,
             decode_s=decode_s,
             encode_s=encode_s,
             torch_threads=_num_threads(),
+            num_frames=num_frames,
+            num_pixels=num_pixels,
         )
 
 
-def forecast(found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float) -> Forecast:
+def forecast(
+    found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float, recorded: RecordedRate | None = None
+) -> Forecast:
     """What a source of so many bytes, of samples like those tried, would take with these actors.
 
-    Decoders share the CPUs that there are; a tokenizer that decodes in place does one after the other.
+    Decoders share the CPUs that there are; a tokenizer that decodes in place does one after the other. `recorded` is a
+    rate of the job's checkpoint on a card, for jobs without one.
     """
     decode_s, encode_s = max(found.decode_s, 1e-9), max(found.encode_s, 1e-9)
     if sizes.decodes_in_place:
@@ -179,6 +195,19 @@ def forecast(found: DryRun, sizes: Sizes, *, source_bytes: int, num_cpus: float)
         output_bytes=round(found.part_bytes / max(found.num_samples, 1) * num_samples),
         bottleneck="reading and decoding" if decode_rate < encode_rate else "the tokenizer",
         slack=max(decode_rate, encode_rate) / min(decode_rate, encode_rate),
+        recorded=_recorded(found, sizes, recorded, num_samples),
+    )
+
+
+def _recorded(found: DryRun, sizes: Sizes, rate: RecordedRate | None, num_samples: int) -> GpuForecast | None:
+    is_of_images = 0 < found.num_frames == found.num_rows
+    if rate is None or sizes.gpus_per_tokenizer or not is_of_images:
+        return None
+    return forecast_by(
+        rate,
+        num_images=round(num_samples * found.num_rows / max(found.num_samples, 1)),
+        pixels_an_image=found.num_pixels / found.num_frames,
+        decode_s_an_image=found.decode_s / found.num_rows,
     )
 
 

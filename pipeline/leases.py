@@ -14,10 +14,20 @@ from typing import Literal
 from pipeline.events import Throughput
 from schemas.records import Shard, ShardReport
 
-__all__ = ["MAX_DEATHS_IN_A_ROW", "Attempt", "DeathsInARow", "Failure", "ShardLedger"]
+__all__ = ["MAX_DEATHS_IN_A_ROW", "SAMPLES_FAULT", "Attempt", "DeathsInARow", "Failure", "ShardLedger"]
 
-FailureKind = Literal["decode_timeout", "decoder_died", "tokenizer_died", "source", "commit", "error"]
+FailureKind = Literal[
+    "decode_timeout",
+    "decoder_died",
+    "tokenizer_died",
+    "device_lost",  # the tokenizer's device works no more for its process; this attempt was the first to meet it
+    "tokenizer_replaced",  # for such a reason, under this attempt
+    "source",
+    "commit",
+    "error",
+]
 MAX_ATTEMPTS = 3
+MAX_DEVICE_LOSSES = 4  # of one shard, besides: a device fails by itself, but something in a shard may break each one
 BACKOFF_S = 2.0  # before the second attempt; doubled before each further one
 STRAGGLER_S = 30.0
 STRAGGLER_RATIO = 3.0  # to the median time of the latest committed shards
@@ -25,7 +35,7 @@ _LATEST = 1000
 MAX_DEATHS_IN_A_ROW = 6
 DEATHS_APART_S = 10.0
 # What may be one sample's doing: the next attempt decodes in a process that tells which.
-_SAMPLES_FAULT = ("decode_timeout", "decoder_died")
+SAMPLES_FAULT = ("decode_timeout", "decoder_died")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +67,8 @@ class ShardLedger:
 
     Shards go out in order. One that failed waits `backoff_s`, twice that after the next failure, and goes behind those
     that have not failed, so that a poisoned shard does not hold up the healthy ones. A permanent failure is not
-    repeated. At the end of a run a straggler may be handed out once more; the first commit settles both attempts.
+    repeated; one that is no fault of the shard does not count. At the end of a run a straggler may be handed out once
+    more; the first commit settles both attempts.
     `clock` tells seconds and never goes back.
     """
 
@@ -139,11 +150,16 @@ class ShardLedger:
         if attempts:
             return "elsewhere"
         del self._at_work[shard.shard_id]
+        if failure.kind == "tokenizer_replaced":
+            self._fresh.appendleft(shard)
+            return "again"
         failures = self._failures.setdefault(shard.shard_id, [])
         failures.append(failure)
         # Guarded, every sample has a deadline: what hangs all the same is the source.
         hangs_again = attempt.guarded and failure.kind == "decode_timeout"
-        if failure.is_permanent or hangs_again or len(failures) >= MAX_ATTEMPTS:
+        num_losses = sum(each.kind == "device_lost" for each in failures)
+        is_over = len(failures) - num_losses >= MAX_ATTEMPTS or num_losses >= MAX_DEVICE_LOSSES
+        if failure.is_permanent or hangs_again or is_over:
             self.failed[shard] = failure
             return "given_up"
         ready_at = self._clock() + self._backoff_s * 2 ** (len(failures) - 1)
@@ -163,7 +179,7 @@ class ShardLedger:
         attempt = Attempt(
             shard=shard,
             number=self._num_leases,
-            guarded=any(failure.kind in _SAMPLES_FAULT for failure in failures),
+            guarded=any(failure.kind in SAMPLES_FAULT for failure in failures),
         )
         self._at_work.setdefault(shard.shard_id, {})[attempt] = self._clock()
         return attempt

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline.commit import committed_shards, restore_rejects, shards_of_parts
 from pipeline.events import Notice, OnEvent, ShardFailed, ShardsPlanned
 from pipeline.filters import load_filter
 from pipeline.fingerprint import TokenizerSpec, run_fingerprint
 from pipeline.leases import Failure
+from pipeline.loading import LoadTokenizer, configured_loader, load_spec
 from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
 from pipeline.pending import compare_with_committed
 from pipeline.plan import plan_shards
@@ -25,10 +25,7 @@ from schemas.job import JobConfig
 from schemas.manifest import RunRecord
 from schemas.records import Shard, ShardReport
 
-if TYPE_CHECKING:
-    from tatok.tokenizer import Tokenizer
-
-__all__ = ["RunSummary", "check_image_size", "configured_loader", "load_configured_tokenizer", "run_job"]
+__all__ = ["RunSummary", "check_image_size", "run_job"]
 
 Status = Literal["complete", "shards_failed", "too_many_rejects", "too_many_failed_shards"]
 
@@ -57,13 +54,14 @@ class RunSummary:
 def run_job(
     config: JobConfig,
     *,
-    load_tokenizer: Callable[[], Tokenizer] | None = None,
+    load_tokenizer: LoadTokenizer | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> RunSummary:
     """Tokenize every planned shard that is not committed yet, then write manifest.json and _SUCCESS.
 
     Where nothing is pending, neither Ray nor a decoder starts; the fingerprint is checked all the same.
     `load_tokenizer` runs in other processes and must pickle; default: the checkpoint that the configuration names.
+    It is given the device: this process asks for "cpu" and for no other.
     _SUCCESS is written only with the status "complete". On KeyboardInterrupt everything that this run started is
     stopped before it propagates; committed parts stay, and the same call goes on from them.
 
@@ -74,7 +72,7 @@ def run_job(
         return _run_job(config, load_tokenizer, on_event)
 
 
-def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, on_event: OnEvent) -> RunSummary:
+def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: OnEvent) -> RunSummary:
     started, started_at = time.monotonic(), datetime.now(UTC)
     load_tokenizer = load_tokenizer or configured_loader(config)
     if config.filter is not None:
@@ -140,7 +138,7 @@ def _run_job(config: JobConfig, load_tokenizer: Callable[[], Tokenizer] | None, 
             store.sweep_scratch()
         failed = {**unread, **failed}
     else:
-        claim(TokenizerSpec.of(load_tokenizer()))
+        claim(load_spec(config, load_tokenizer))
 
     restore_rejects(store)
     manifest = update_manifest(store, reports)
@@ -200,41 +198,6 @@ def _find_duplicates(
     count = list_duplicates(store, readable, committed_shards(store))
     on_event(Notice(message=f"dedup: {count:,} duplicates in {len(readable):,} shards"))
     return unread
-
-
-def load_configured_tokenizer(
-    checkpoint: str | None,
-    device: str | None,
-    *,
-    threshold: float | None,
-    min_tokens: int | None,
-    max_tokens: int | None,
-    temporal: bool | None,
-) -> Tokenizer:
-    """Load a checkpoint and apply a job's DTF settings."""
-    from tatok.tokenizer import Tokenizer  # torch takes seconds to import
-
-    tokenizer = Tokenizer.load(checkpoint, device=device)
-    if threshold is None and min_tokens is None and max_tokens is None and temporal is None:
-        return tokenizer
-    return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens, temporal=temporal)
-
-
-def configured_loader(config: JobConfig) -> Callable[[], Tokenizer]:
-    """What loads the job's tokenizer in any process; it pickles."""
-    # Workers may run in another folder; a checkpoint named by a URL stays as it is.
-    checkpoint = config.checkpoint
-    if checkpoint is not None and "://" not in checkpoint:
-        checkpoint = str(Path(checkpoint).expanduser().absolute())
-    return partial(
-        load_configured_tokenizer,
-        checkpoint,
-        config.device,
-        threshold=config.dtf.threshold,
-        min_tokens=config.dtf.min_tokens,
-        max_tokens=config.dtf.max_tokens,
-        temporal=config.dtf.temporal,
-    )
 
 
 def check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:

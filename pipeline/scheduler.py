@@ -10,18 +10,20 @@ simulation can drive the very same loop (benchmarks/scale.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.calls import Calls
-from pipeline.cluster_actors import Heartbeat, Pulse, first_line, start_error, was_killed
+from pipeline.cluster_actors import Ready, first_line, start_error, was_killed
 from pipeline.events import Load, Notice, OnEvent, ShardCommitted, ShardFailed, ShardRetried, Throughput
 from pipeline.fingerprint import TokenizerSpec, decoding_identity, require_equal
+from pipeline.idle_decoders import Decoder, IdleDecoders
 from pipeline.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, FailureKind, ShardLedger
 from pipeline.sizes import Sizes, resize
+from pipeline.slots import Lease, Slots, TokenizerSlot
 from schemas.errors import ConfigError, TatokError
 from schemas.job import JobConfig
 from schemas.records import Shard, ShardReport
@@ -35,7 +37,7 @@ _MIN_SAMPLES_FOR_LIMIT = 100
 _RESIZE_S = 5.0  # between looks at what the cluster has now
 _ROOM_S = 15.0  # that a tokenizer waits for a place before a decoder makes room
 
-_NO_PULSE = Pulse(heartbeats={})
+_DEATH_REMEDY = "the machine may be short of memory: try a smaller resources.batch_size or fewer resources.num_decoders"
 
 StoppedBy = Literal["too_many_rejects", "too_many_failed_shards"]
 
@@ -47,30 +49,6 @@ class Outcome:
     reports: tuple[ShardReport, ...]
     failed: Mapping[Shard, Failure]
     stopped_by: StoppedBy | None
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _TokenizerSlot:
-    """One tokenizer actor, or the successor of one that died."""
-
-    actor: Any
-    most_leases: int
-    is_ready: bool = False
-    is_polled: bool = False
-    leases: dict[Attempt, _Lease] = field(default_factory=dict)
-    pulse: Pulse = _NO_PULSE
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Lease:
-    """An attempt at work; it is lost when no heartbeat differs from `heartbeat` for `resources.lease_timeout_s`."""
-
-    attempt: Attempt
-    slot: _TokenizerSlot
-    decoder: Any
-    alive_at: float
-    heartbeat: Heartbeat | None = None
-    is_overdue: bool = False  # its decoding, in place, hangs
 
 
 class Scheduler:
@@ -94,14 +72,12 @@ class Scheduler:
         self._decoding = decoding_identity(config)  # once: it looks up versions
         self._spec: TokenizerSpec | None = None
         self._fingerprint: dict[str, str] = {}
-        self._slots: dict[_TokenizerSlot, None] = {}  # in the order of their start
-        self._free: dict[_TokenizerSlot, None] = {}  # those that can take another shard
-        self._last_pulses: list[Pulse] = []  # of tokenizers that have died
-        self._idle_decoders: list[Any] = []
+        self._slots = Slots()
+        self._idle_decoders = IdleDecoders()
         # Ray object reference -> what it will settle
-        self._starting: dict[Any, _TokenizerSlot | Any] = {}
-        self._running: dict[Any, _Lease] = {}
-        self._polls: dict[Any, _TokenizerSlot] = {}
+        self._starting: dict[Any, TokenizerSlot | Any] = {}
+        self._running: dict[Any, Lease] = {}
+        self._polls: dict[Any, TokenizerSlot] = {}
         self._num_decoders = 0  # those that start, idle and work
         self._deaths = DeathsInARow()
         self._counts = self._ledger.committed
@@ -115,7 +91,7 @@ class Scheduler:
         for _ in range(self._sizes.num_decoders):
             self._start_decoder()
         self._resized_at = self._room_wanted_at = started = self._calls.now()
-        told_placement = False
+        told_at = started
         while not self._ledger.is_finished:
             self._lease_out()
             references = chain(self._starting, self._running, self._polls)
@@ -130,9 +106,9 @@ class Scheduler:
                 self._poll()
                 self._expire_leases(now)
             self._resize(now)
-            if not told_placement and self._spec is None and now - started > _PLACEMENT_NOTICE_S:
-                told_placement = True
-                self._on_event(Notice(message="still waiting for the tokenizer to load or for Ray to find room for it"))
+            if self._spec is None and now - told_at > _PLACEMENT_NOTICE_S:
+                told_at = now
+                self._on_event(Notice(message=self._still_waiting(now - started)))
         self._on_event(self._throughput())
         self._on_event(self._load())
         return self._outcome(None)
@@ -140,53 +116,56 @@ class Scheduler:
     def _outcome(self, stopped_by: StoppedBy | None) -> Outcome:
         return Outcome(reports=tuple(self._ledger.reports), failed=dict(self._ledger.failed), stopped_by=stopped_by)
 
-    def _start_tokenizer(self) -> None:
+    def _start_tokenizer(self, predecessor: TokenizerSlot | None = None) -> None:
         sizes = self._sizes
         actor = self._calls.start_tokenizer(sizes)
-        slot = _TokenizerSlot(actor=actor, most_leases=sizes.shards_per_tokenizer)
-        self._slots[slot] = None
+        spare = 0 if sizes.decodes_in_place or self._config.resources.shards_in_flight else 1
+        slot = TokenizerSlot(actor=actor, most_leases=sizes.shards_per_tokenizer, spare_leases=spare)
+        if predecessor is not None:
+            slot.inherit(predecessor, self._num_commits)
+        self._slots.add(slot)
         self._starting[self._calls.ready(actor)] = slot
 
     def _start_decoder(self) -> None:
         self._num_decoders += 1
         if self._sizes.decodes_in_place:
-            self._idle_decoders.append(None)
+            self._idle_decoders.add(None)
             return
         actor = self._calls.start_decoder(self._sizes)
         self._starting[self._calls.ready(actor)] = actor
 
-    def _discard_decoder(self, actor: Any) -> None:
+    def _discard_decoder(self, decoder: Decoder | None) -> None:
         self._num_decoders -= 1
-        if actor is not None:
-            self._calls.kill(actor)
+        if decoder is not None:
+            self._calls.kill(decoder.actor)
 
     def _lease_out(self) -> None:
         # All specs are compared before the first shard goes out: one foreign checkpoint would spoil the data set.
-        if not self._slots or (self._spec is None and not all(slot.is_ready for slot in self._slots)):
+        if not self._slots or (self._spec is None and self._slots.num_ready < len(self._slots)):
             return
-        while self._idle_decoders and self._free:
+        while self._idle_decoders and (slot := self._slots.best(self._idle_decoders.nodes)) is not None:
             attempt = self._ledger.lease() if self._ledger.has_waiting else self._straggler()
             if attempt is None:
                 return
-            slot = min(self._free, key=lambda slot: len(slot.leases))
-            lease = _Lease(attempt=attempt, slot=slot, decoder=self._idle_decoders.pop(0), alive_at=self._calls.now())
+            decoder = self._idle_decoders.take(slot.node, self._slots.nodes)
+            lease = Lease(attempt=attempt, slot=slot, decoder=decoder, alive_at=self._calls.now())
             slot.leases[attempt] = lease
-            self._note_room(slot)
-            reference = self._calls.run_shard(slot.actor, attempt, lease.decoder, self._fingerprint)
+            self._slots.note_room(slot)
+            actor = None if decoder is None else decoder.actor
+            reference = self._calls.run_shard(slot.actor, attempt, actor, self._fingerprint)
             self._running[reference] = lease
+
+    def _still_waiting(self, seconds: float) -> str:
+        room = f"{self._sizes.cpus_per_actor:g} CPU"
+        if self._sizes.gpus_per_tokenizer:
+            room += " and a GPU"
+        return f"still waiting, after {seconds:.0f} s, for Ray to find room for a tokenizer ({room}) or for it to load"
 
     def _straggler(self) -> Attempt | None:
         if self._asked_at == self._polled_at:
             return None  # once a poll: the answer looks at every shard at work
         self._asked_at = self._polled_at
         return self._ledger.lease_straggler()
-
-    def _note_room(self, slot: _TokenizerSlot) -> None:
-        """Keep `_free` right after a change of the slot, so that no lease looks at every slot."""
-        if slot.is_ready and slot in self._slots and len(slot.leases) < slot.most_leases:
-            self._free[slot] = None
-        else:
-            self._free.pop(slot, None)
 
     def _poll(self) -> None:
         """Ask each tokenizer how far it has come, unless it still owes the last answer."""
@@ -220,19 +199,19 @@ class Scheduler:
         if self._spec is not None:
             num_shards = self._ledger.num_unsettled
             sizes = resize(self._sizes, self._config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=num_gpus)
-            for _ in range(sizes.num_tokenizers - len(self._slots)):
+            for _ in range(sizes.num_tokenizers - len(self._slots) - self._slots.num_abandoned):
                 self._start_tokenizer()
             for _ in range(sizes.num_decoders - self._num_decoders):
                 self._start_decoder()
         # A first tokenizer may take long to load; it lacks a place only where a node was lost meanwhile.
         num_decoders = 0 if self._sizes.decodes_in_place else self._num_decoders
         wanted_cpus = (len(self._slots) + num_decoders) * self._sizes.cpus_per_actor
-        if any(slot.is_ready for slot in self._slots) or (self._spec is None and wanted_cpus <= num_cpus):
+        if self._slots.num_ready or (self._spec is None and wanted_cpus <= num_cpus):
             self._room_wanted_at = now
         elif now - self._room_wanted_at > _ROOM_S and num_decoders and self._idle_decoders:
             # Decoders have the CPUs that a tokenizer waits for.
             self._room_wanted_at = now
-            self._discard_decoder(self._idle_decoders.pop())
+            self._discard_decoder(self._idle_decoders.take(""))
 
     def _settle(self, reference: Any) -> None:
         if reference in self._starting:
@@ -242,30 +221,29 @@ class Scheduler:
         else:
             self._settle_poll(reference, self._polls.pop(reference))
 
-    def _settle_start(self, reference: Any, started: _TokenizerSlot | Any) -> None:
-        is_tokenizer = isinstance(started, _TokenizerSlot)
+    def _settle_start(self, reference: Any, started: TokenizerSlot | Any) -> None:
+        is_tokenizer = isinstance(started, TokenizerSlot)
         try:
-            told = self._calls.result(reference)
+            ready: Ready = self._calls.result(reference)
         except RayError as error:
             # An exception of the constructor is the same on every attempt; a killed process may be chance.
             if not was_killed(error):
                 raise start_error("tokenizer" if is_tokenizer else "decoder", error) from error
             self._count_death(f"a process died while it started: {first_line(error)}")
             if is_tokenizer:
-                del self._slots[started]
-                self._calls.kill(started.actor)
-                self._start_tokenizer()
+                self._replace_tokenizer(started)
             else:
-                self._discard_decoder(started)
+                self._discard_decoder(Decoder(actor=started, node=""))
                 self._start_decoder()
             return
-        if is_tokenizer:
-            started.is_ready = True
-            self._note_room(started)
-            self._check_spec(told)
+        if is_tokenizer and isinstance(ready.told, Failure):
+            self._condemn(started, ready.told)
+        elif is_tokenizer:
+            self._slots.make_ready(started, ready.node)
+            self._check_spec(ready.told)
         else:
-            require_equal("decoder", self._decoding, told)
-            self._idle_decoders.append(started)
+            require_equal("decoder", self._decoding, ready.told)
+            self._idle_decoders.add(Decoder(actor=started, node=ready.node))
 
     def _check_spec(self, spec: TokenizerSpec) -> None:
         if self._spec is None:
@@ -273,9 +251,9 @@ class Scheduler:
             self._spec = spec
         require_equal("tokenizer", self._spec.identity, spec.identity)
 
-    def _settle_lease(self, reference: Any, lease: _Lease) -> None:
+    def _settle_lease(self, reference: Any, lease: Lease) -> None:
         del lease.slot.leases[lease.attempt]
-        self._note_room(lease.slot)
+        self._slots.note_room(lease.slot)
         try:
             result: ShardReport | Failure = self._calls.result(reference)
         except RayTaskError as error:
@@ -288,10 +266,12 @@ class Scheduler:
                 self._count_death(result.message)
         if isinstance(result, ShardReport):
             self._deaths.clear()
-            self._idle_decoders.append(lease.decoder)
+            lease.slot.note_commit()
+            self._idle_decoders.add(lease.decoder)
             if self._ledger.commit(lease.attempt, result):
                 self._on_event(ShardCommitted(report=result, attempt=lease.attempt.number))
             return
+        result = self._judge(lease, result)
         # Whatever went wrong, the decoder may still be busy with the lost attempt.
         self._discard_decoder(lease.decoder)
         shard = lease.attempt.shard
@@ -305,7 +285,26 @@ class Scheduler:
         if not self._ledger.is_finished:
             self._start_decoder()
 
-    def _death(self, lease: _Lease, error: RayActorError) -> Failure:
+    def _judge(self, lease: Lease, failure: Failure) -> Failure:
+        """What the failure is to the lease's shard, once it has been seen what it tells of the slot."""
+        slot = lease.slot
+        is_lost = failure.kind in ("device_lost", "tokenizer_replaced")
+        if slot.is_condemned and not is_lost:
+            return Failure(kind="tokenizer_replaced", message=f"its tokenizer is replaced; here: {failure.message}")
+        if is_lost or (slot in self._slots and slot.note_failure(lease, failure, self._num_commits)):
+            self._condemn(slot, failure)
+        return failure
+
+    def _condemn(self, slot: TokenizerSlot, failure: Failure) -> None:
+        """Replace a tokenizer that answers, because it can do nothing any more."""
+        slot.is_condemned = True
+        if not self._replace_tokenizer(slot):
+            return
+        self._on_event(Notice(message=f"a tokenizer can do nothing any more and is replaced: {failure.message}"))
+        if failure.kind in ("device_lost", "tokenizer_replaced"):
+            self._count_death(failure.message, "look after the GPUs (nvidia-smi, dmesg), or take those nodes out")
+
+    def _death(self, lease: Lease, error: RayActorError) -> Failure:
         """Why the tokenizer of a lease died; in place, decoding may have done it, unless it was guarded."""
         if lease.is_overdue:
             timeout_s = self._config.resources.decode_timeout_s
@@ -314,18 +313,20 @@ class Scheduler:
         kind: FailureKind = "decoder_died" if lease.decoder is None and not lease.attempt.guarded else "tokenizer_died"
         return Failure(kind=kind, message=f"the tokenizer process died: {first_line(error)}")
 
-    def _replace_tokenizer(self, slot: _TokenizerSlot) -> bool:
+    def _replace_tokenizer(self, slot: TokenizerSlot) -> bool:
         """Whether it was still in its place; of several leases that tell of one death the first does it."""
         if slot not in self._slots:
             return False
-        del self._slots[slot]
-        self._note_room(slot)
-        self._last_pulses.append(slot.pulse)
+        self._slots.remove(slot)
         self._calls.kill(slot.actor)
-        self._start_tokenizer()
+        if self._slots and slot.is_hopeless(self._num_commits):
+            self._slots.num_abandoned += 1
+            self._on_event(Notice(message="a tokenizer was replaced again and again and is given up; others go on"))
+        else:
+            self._start_tokenizer(slot)
         return True
 
-    def _settle_poll(self, reference: Any, slot: _TokenizerSlot) -> None:
+    def _settle_poll(self, reference: Any, slot: TokenizerSlot) -> None:
         slot.is_polled = False
         try:
             slot.pulse = self._calls.result(reference)
@@ -342,36 +343,27 @@ class Scheduler:
         if overdue:
             self._calls.interrupt(slot.actor)
 
-    def _count_death(self, message: str) -> None:
+    def _count_death(self, message: str, remedy: str = _DEATH_REMEDY) -> None:
         if self._deaths.add():
             raise TatokError(
                 f"processes died {MAX_DEATHS_IN_A_ROW} times without a shard in between, the last one so: {message}\n"
-                "the machine may be short of memory: try a smaller resources.batch_size or fewer resources.num_decoders"
+                f"{remedy}"
             )
 
+    @property
+    def _num_commits(self) -> int:
+        return len(self._ledger.reports)
+
     def _throughput(self) -> Throughput:
-        done = self._ledger.committed
-        # The last poll may still count a shard that has since been committed; of twins only one counts.
-        by_shard = {
-            attempt.shard.shard_id: heartbeat.counts
-            for slot in self._slots
-            for attempt, heartbeat in slot.pulse.heartbeats.items()
-            if self._ledger.is_open(attempt)
-        }
-        at_work = by_shard.values()
-        self._counts = Throughput(
-            num_rows=done.num_rows + sum(counts.num_rows for counts in at_work),
-            num_tokens=done.num_tokens + sum(counts.num_tokens for counts in at_work),
-            num_rejects=done.num_rejects + sum(counts.num_rejects for counts in at_work),
-        )
+        self._counts = self._slots.throughput(self._ledger)
         return self._counts
 
     def _load(self) -> Load:
-        pulses = [*self._last_pulses, *(slot.pulse for slot in self._slots)]
+        pulses = self._slots.pulses()
         return Load(
             num_waiting=self._ledger.num_unsettled - len(self._running),
             num_at_work=len(self._running),
-            num_tokenizers=sum(slot.is_ready for slot in self._slots),
+            num_tokenizers=self._slots.num_ready,
             num_idle_decoders=len(self._idle_decoders),
             encode_s=sum(pulse.encode_s for pulse in pulses),
             wait_s=sum(pulse.wait_s for pulse in pulses),

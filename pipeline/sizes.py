@@ -10,11 +10,15 @@ from schemas.job import JobConfig
 
 __all__ = ["Sizes", "plan_sizes", "resize"]
 
+_GPU_BATCH, _CPU_BATCH = 256, 16  # a GPU computes such a batch about as soon as its kernels can be started
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """How many actors of each kind, and what each asks Ray for.
 
+    `device` is what each tokenizer loads its model onto, wherever it runs: a node may have GPUs that are not its own.
+    `batch_size` is how many images or clips it encodes at a time.
     With `decodes_in_place` there is no decoder actor: a tokenizer decodes its shards itself, and `num_decoders` is how
     many shards all of them work on at a time.
     """
@@ -25,6 +29,8 @@ class Sizes:
     gpus_per_tokenizer: float
     cpus_per_actor: float
     torch_threads: int
+    device: str
+    batch_size: int
     decodes_in_place: bool = False
 
     @property
@@ -36,11 +42,17 @@ class Sizes:
 def plan_sizes(config: JobConfig, *, num_shards: int, num_cpus: float, num_gpus: float) -> Sizes:
     """Fit the job to the cluster's CPUs and GPUs; no more actors than there are shards for them.
 
-    Raises ConfigError where the job asks for more GPUs than there are.
+    A job that says cuda never gets other tokenizers: without GPUs it gets those that wait for one. Raises ConfigError
+    where the job asks for more GPUs than there are, if there are any, or for a precision that needs one.
     """
     resources = config.resources
-    wants_gpu = num_gpus >= 1 and (config.device is None or config.device.startswith("cuda"))
-    if wants_gpu and (resources.num_tokenizers or 1) > num_gpus:
+    wants_gpu = config.device == "cuda" or (config.device is None and num_gpus >= 1)
+    if config.precision == "tf32" and not wants_gpu:
+        raise ConfigError(
+            "precision is tf32, which only GPUs have, and Ray has none; say device: cuda, so that the job waits for "
+            "one, or another precision"
+        )
+    if wants_gpu and num_gpus >= 1 and min(resources.num_tokenizers or 1, num_shards) > num_gpus:
         raise ConfigError(
             f"resources.num_tokenizers is {resources.num_tokenizers}, but Ray has {num_gpus:g} GPUs and each needs one"
         )
@@ -62,6 +74,8 @@ def plan_sizes(config: JobConfig, *, num_shards: int, num_cpus: float, num_gpus:
         gpus_per_tokenizer=1.0 if wants_gpu else 0.0,
         cpus_per_actor=1.0,
         torch_threads=max(1, int(num_cpus) // num_tokenizers),
+        device="cuda" if wants_gpu else config.device or "cpu",
+        batch_size=resources.batch_size or (_GPU_BATCH if wants_gpu else _CPU_BATCH),
         decodes_in_place=decodes_in_place,
     )
     # Fewer CPUs than actors is fine, as on a laptop: they share, and Ray must still place them all.

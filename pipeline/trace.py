@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pipeline.loading import LoadTokenizer
+from pipeline.own_processes import alone
+from pipeline.sizes import Sizes
 from pipeline.stages import StageSamples, batch_of
 from schemas.job import JobConfig
 from schemas.records import Clip
 
 if TYPE_CHECKING:
     from pipeline.bench import CommittedShard
-    from tatok.tokenizer import Tokenizer
 
 __all__ = ["write_trace"]
 
@@ -24,13 +29,27 @@ _MOST_SAMPLES = 64
 
 
 def write_trace(
-    path: Path, config: JobConfig, found: StageSamples, tokenizer: Tokenizer, shards: Sequence[CommittedShard]
+    path: Path,
+    config: JobConfig,
+    found: StageSamples,
+    load_tokenizer: LoadTokenizer,
+    sizes: Sizes,
+    shards: Sequence[CommittedShard],
+    *,
+    on_cluster: bool,
 ) -> None:
     """Write Chrome's JSON, which Perfetto and chrome://tracing open: kernels of a few batches, spans of the shards.
 
-    The two have clocks of their own: spans begin at the run's start, kernels at 0.
+    The two have clocks of their own: spans begin at the run's start, kernels at 0. Batches are traced in a process of
+    their own, with a GPU of the connected Ray where the job's is `on_cluster`.
     """
-    document = _device_trace(config, found, tokenizer)
+    from pipeline.decode import decode_sample
+
+    samples = found.samples[:_MOST_SAMPLES]
+    decoded = [item for sample in samples for item in decode_sample(sample, config.preprocessing, config.limits)]
+    pixels_BTCHW, _ = batch_of([item for item in decoded if isinstance(item, Clip)], sizes.batch_size)
+    work = partial(_device_trace, load_tokenizer, sizes.device, pixels_BTCHW)
+    document = alone(work, on_cluster=on_cluster and sizes.gpus_per_tokenizer > 0)
     events: list[dict[str, Any]] = document["traceEvents"]
     first = min((event["ts"] for event in events if "ts" in event), default=0)
     for event in events:
@@ -70,15 +89,11 @@ def _lanes(shards: Sequence[CommittedShard]) -> list[tuple[int, CommittedShard]]
     return placed
 
 
-def _device_trace(config: JobConfig, found: StageSamples, tokenizer: Tokenizer) -> dict[str, Any]:
+def _device_trace(load_tokenizer: LoadTokenizer, device: str, batch_BTCHW: np.ndarray) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from pipeline.decode import decode_sample
-
-    samples = found.samples[:_MOST_SAMPLES]
-    decoded = [item for sample in samples for item in decode_sample(sample, config.preprocessing, config.limits)]
-    pixels_BTCHW, _ = batch_of([item for item in decoded if isinstance(item, Clip)], config.resources.batch_size)
+    tokenizer, pixels_BTCHW = load_tokenizer(device), torch.from_numpy(batch_BTCHW)
     on_cuda = tokenizer.device.type == "cuda"
     tokenizer.encode_clips(pixels_BTCHW)  # kernels are chosen at the first call
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiler:

@@ -311,14 +311,17 @@ def _turn(contender: Contender, batch: int, first: int, num_batches: int) -> Rou
     sampling_s = sampling_cpu_s = decoding_s = 0.0
     lengths: list[np.ndarray] = []
     for number in range(num_batches):
+        _synchronize(contender)
         started, cpu_started = time.perf_counter(), time.process_time()
         sequences = contender.sample(batch, first + number)
+        _synchronize(contender)
         sampling_s += time.perf_counter() - started
         sampling_cpu_s += time.process_time() - cpu_started
         lengths.append(np.array([sequence.num_tokens for sequence in sequences]))
         if contender.decode is not None:
             started = time.perf_counter()
             contender.decode(sequences)
+            _synchronize(contender)
             decoding_s += time.perf_counter() - started
     works = [contender.work(num_tokens_B) for num_tokens_B in lengths]
     return Round(
@@ -330,6 +333,13 @@ def _turn(contender: Contender, batch: int, first: int, num_batches: int) -> Rou
         sampling_cpu_s=sampling_cpu_s,
         decoding_s=decoding_s if contender.decode is not None else math.nan,
     )
+
+
+def _synchronize(contender: Contender) -> None:
+    """Wait for what a CUDA device was told to do: calls return before it is done."""
+    device = contender.generator.norm.weight.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def largest_batch(contender: Contender, budget_bytes: int, num_rounds: int = 1) -> int:

@@ -72,6 +72,8 @@ def write_photo_shards(folder: Path, num_shards: int, photos_per_shard: int) -> 
 _LONGEST = (
     "test_pipeline_cluster.py",
     "test_pipeline_training_cluster.py",
+    "test_pipeline_poisoned.py",
+    "test_pipeline_gpu_wait.py",
     "test_pipeline_failing_store.py",
     "test_benchmarks_claims.py",
     "test_pipeline_two_drivers.py",

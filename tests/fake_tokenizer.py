@@ -30,6 +30,11 @@ class FakeTokenizer:
     vocab_size: int = 1024
     patch_size: int = 16
     num_global: int = 4
+    device_name: str = "cpu"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.device_name)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -59,7 +64,8 @@ class FakeTokenizer:
         number = zlib.crc32(pixels_CHW.numpy().tobytes())
         first, second = divmod(number, 1 << 16)
         bits = _NUMBERS[first : first + grid.num_positions] * np.float32(10)
-        kept = (bits > 3 + 4 * _NUMBERS[second]).nonzero()[0]
+        worth = np.maximum(bits - (3 + 4 * _NUMBERS[second]), 0)
+        kept = worth.nonzero()[0]
         chosen = _NUMBERS[second : second + self.num_global + len(kept)]
         codes = (chosen * self.vocab_size).astype(np.int64)
         sum_bits, kept_bits = float(bits.sum()), float(bits[kept].sum())
@@ -76,16 +82,17 @@ class FakeTokenizer:
                 entropy_mean_bits=sum_bits / len(bits),
                 entropy_max_bits=float(bits.max()),
                 patch_entropy_bits_N=bits.astype(np.float16),
+                patch_worth_bits_N=worth,
             ),
         )
 
 
-def load_fake() -> FakeTokenizer:
-    return FakeTokenizer()
+def load_fake(device: str = "cpu", **options: object) -> FakeTokenizer:
+    return FakeTokenizer(device_name=device, **options)  # type: ignore[arg-type]
 
 
-def load_other_fake() -> FakeTokenizer:
-    return FakeTokenizer(version="2")
+def load_other_fake(device: str) -> FakeTokenizer:
+    return load_fake(device, version="2")
 
 
 def encode_nothing(pixels: torch.Tensor) -> Sequence[TokenSequence]:

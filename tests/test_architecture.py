@@ -15,6 +15,7 @@ ON_RAY = {
     ROOT / "pipeline" / "cluster_actors.py",
     ROOT / "pipeline" / "cluster_probe.py",
     ROOT / "pipeline" / "dedup_cluster.py",
+    ROOT / "pipeline" / "gpu_wait.py",
     ROOT / "pipeline" / "ray_metrics.py",
     ROOT / "pipeline" / "scheduler.py",
     ROOT / "pipeline" / "training_cluster.py",

@@ -122,10 +122,10 @@ def test_interrupt_stops_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
         """
         import functools, sys
         import pipeline.run
-        from fake_tokenizer import FakeTokenizer
+        from fake_tokenizer import load_fake
         from jobs.cli import app
 
-        load = functools.partial(FakeTokenizer, delay_s=float(sys.argv.pop(1)))
+        load = functools.partial(load_fake, delay_s=float(sys.argv.pop(1)))
         pipeline.run.configured_loader = lambda config: load
         app()
         """

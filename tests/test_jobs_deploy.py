@@ -321,4 +321,5 @@ def test_dockerfile_copies_all_that_pip_builds_and_its_extras_exist() -> None:
         assert all(Requirement(text) for text in optional[extra])
     [apt] = [rest for name, rest in steps() if name == "RUN" and rest.startswith("apt-get")]
     assert {"rsync", "openssh-client", "wget"} <= set(apt.split()), "what Ray's launcher and KubeRay call in it"
+    assert {"gcc", "libc6-dev"} <= set(apt.split()), "by which Triton makes what starts its kernels"
     assert (name := steps()[0]) == ("FROM", "python:3.11-slim"), name

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from jobs.cli import app
 from pipeline.doctor import Check, Diagnosis, examine
 from pipeline.dry_run import DryRun, forecast
 from pipeline.option_names import doubtful_options
+from pipeline.recorded_rates import RECORDED, RecordedRate
 from pipeline.run import run_job
 from pipeline.sizes import Sizes
 from pipeline.storage import storage_options
@@ -115,6 +117,8 @@ def test_forecast_arithmetic() -> None:
         gpus_per_tokenizer=1.0,
         cpus_per_actor=1.0,
         torch_threads=1,
+        device="cuda",
+        batch_size=256,
     )
     got = forecast(found, sizes, source_bytes=1_000_000, num_cpus=8)
     # 8 decoders at 10 a second are slower than 2 tokenizers at 100.
@@ -130,6 +134,60 @@ def test_forecast_arithmetic() -> None:
     on_gpus = replace(alone, gpus_per_tokenizer=1.0)
     in_place = forecast(replace(found, torch_threads=64), on_gpus, source_bytes=1_000_000, num_cpus=8)
     assert in_place.samples_per_s == pytest.approx(8 * 10 / (1.0 + 0.1)), "a GPU does not mind the CPU's threads"
+
+
+def test_recorded_figures_are_those_of_the_results() -> None:
+    path = Path(__file__).parents[1] / "docs" / "results" / "gpu-h100.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    measured = results["new"]["sections"]["speed"]["measurements"]["float32.batch_256"]["encode"]["images_per_s"]
+    (recorded,) = RECORDED
+    assert recorded.card in json.dumps(results["bundled in 0.1.0"]["sections"]["machine"])
+    assert recorded.images_per_s == pytest.approx(measured, rel=1e-3)
+
+
+def test_a_forecast_by_recorded_figures() -> None:
+    found = DryRun(
+        num_samples=10,
+        num_rows=20,
+        num_tokens=100,
+        rejects={},
+        sample_bytes=1000,
+        part_bytes=500,
+        decode_s=1.0,
+        encode_s=0.1,
+        num_frames=20,
+        num_pixels=20 * 512 * 512,
+    )
+    sizes = Sizes(
+        num_tokenizers=2,
+        num_decoders=8,
+        shards_per_tokenizer=4,
+        gpus_per_tokenizer=0.0,
+        cpus_per_actor=1.0,
+        torch_threads=1,
+        device="cpu",
+        batch_size=16,
+    )
+    rate = RecordedRate(card="a card", precision="float32", image_side=256, images_per_s=4000.0)
+    recorded = forecast(found, sizes, source_bytes=1_000_000, num_cpus=8, recorded=rate).recorded
+    assert recorded is not None
+    assert recorded.images_per_s == 1000.0, "four times the pixels"
+    assert recorded.gpu_hours == pytest.approx(20_000 / 1000 / 3600), "two rows a sample"
+    assert recorded.decoding_cores == pytest.approx(0.05 * 1000)
+    clips = replace(found, num_frames=200)
+    assert forecast(clips, sizes, source_bytes=1_000_000, num_cpus=8, recorded=rate).recorded is None
+    on_gpus = replace(sizes, gpus_per_tokenizer=1.0)
+    assert forecast(found, on_gpus, source_bytes=1_000_000, num_cpus=8, recorded=rate).recorded is None
+
+
+def test_a_price_is_told_by_recorded_figures_where_there_is_no_gpu(document: dict, tmp_path: Path) -> None:
+    unknown = doctor(document, tmp_path, "--samples", 4, "--price", 2.5)
+    assert "on a GPU: there are no recorded figures for this checkpoint" in unknown.output
+    bundled = {name: value for name, value in document.items() if name != "checkpoint"}
+    result = doctor(bundled | {"output": str(tmp_path / "priced")}, tmp_path, "--samples", 4, "--price", 2.5)
+    assert result.exit_code == 0, result.output
+    assert "on a GPU (recorded figures of NVIDIA H100 80GB HBM3, not measured here; docs/GPU.md)" in result.output
+    assert "GPU-hours, 0.00 at 2.50 an hour" in result.output
 
 
 BROKEN = {
@@ -203,6 +261,28 @@ def test_broken_jobs(document: dict, cause: str, monkeypatch: pytest.MonkeyPatch
     assert remedy in found[name].remedy
     others = {"source", "storage", "output"} if cause in ("wrong secret", "no server") else {name}
     assert set(found) <= others, "what is not broken is not blamed"
+
+
+@pytest.mark.parametrize(("num_gpus", "words"), [(0, "for which the job would ask"), (1, "tokenizers would wait for")])
+def test_a_cluster_may_get_its_gpus_later(
+    document: dict, monkeypatch: pytest.MonkeyPatch, num_gpus: int, words: str
+) -> None:
+    from pipeline import cluster_probe
+
+    view = cluster_probe.ClusterView(num_cpus=8, num_gpus=num_gpus, versions={"node": cluster_probe.versions()})
+    found = DryRun(
+        num_samples=5, num_rows=5, num_tokens=9, rejects={}, sample_bytes=9, part_bytes=9, decode_s=1.0, encode_s=1.0
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(cluster_probe, "connected", nullcontext)
+    monkeypatch.setattr(cluster_probe, "view_cluster", lambda: view)
+    monkeypatch.setattr(cluster_probe, "on_a_gpu", lambda work, timeout_s: found)
+    config = JobConfig.model_validate(document | {"device": "cuda", "resources": {"num_tokenizers": 4}})
+    diagnosis = examine(config, num_samples=5)
+    assert diagnosis.passed, diagnosis
+    (check,) = [check for check in diagnosis.checks if check.name == "GPUs"]
+    assert (check.verdict, words in check.message) == ("warning", True)
+    assert (diagnosis.forecast is not None) == (num_gpus > 0)
 
 
 def test_another_vocabulary(document: dict, tmp_path: Path, request: pytest.FixtureRequest) -> None:

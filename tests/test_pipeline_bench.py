@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import photo_members, tar_bytes
+from fake_tokenizer import load_fake
 from tiny_checkpoint import tiny_checkpoint
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from pipeline import bench, cluster_probe, stages
 from pipeline.bench import speed_of_light
+from pipeline.model_rates import ModelRates
+from pipeline.own_processes import alone
+from pipeline.plan import plan_shards
+from pipeline.sizes import Sizes, plan_sizes
 from pipeline.stages import StageRate
+from pipeline.store import OutputStore
+from schemas.job import JobConfig
+from tatok.tokenizer import Tokenizer
 
 STAGES = (
     StageRate(name="read", items_per_s=1000.0, on="core"),
@@ -26,8 +39,7 @@ ON_CORES_S = 0.001 + 0.01 + 0.002
 
 
 def test_without_an_accelerator_every_second_is_the_cores() -> None:
-    stages = [replace(stage, on="core") for stage in STAGES]
-    bound = speed_of_light(stages, cores=2, num_devices=0)
+    bound = speed_of_light([replace(stage, on="core") for stage in STAGES], cores=2, num_devices=0)
     assert bound.items_per_s == pytest.approx(2 / (ON_CORES_S + 0.02 + 0.005))
     assert (bound.resource, bound.bottleneck) == ("cores", "encode")
     assert bound.share_of_bottleneck == pytest.approx(0.01 * bound.items_per_s)
@@ -44,10 +56,83 @@ def test_with_accelerators_the_slower_side_bounds() -> None:
     assert "GPUs" in many_cores.remedy
 
 
+def job(folder: Path, **options: object) -> JobConfig:
+    (folder / "photos.tar").write_bytes(tar_bytes(photo_members(0, 4)))
+    preprocessing = {"image_size": 64}
+    return JobConfig.model_validate(
+        {"source": str(folder), "output": str(folder / "out"), "preprocessing": preprocessing, **options}
+    )
+
+
+def test_what_the_host_does_is_not_the_devices_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = job(tmp_path)
+    fake = load_fake("cpu")
+
+    def measure_model(load: object, pixels: np.ndarray, sizes: Sizes, **options: object) -> ModelRates:
+        assert (len(pixels), sizes.device) == (256, "cuda")
+        rates = {"copy in": 1000.0, "encode": 100.0, "prior and DTF": 300.0, "copy out": 50.0}
+        encoded = fake.encode_clips(torch.from_numpy(pixels))
+        return ModelRates(items_per_s=rates, device="H", vocab_size=fake.vocab_size, encoded=encoded)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages, "measure_model", measure_model)
+    shards = plan_shards(config.source)
+    measured, device = stages.measure_stages(
+        config,
+        stages.read_for_stages(config, shards, seconds=0.1, num_samples=4),
+        load_fake,  # type: ignore[arg-type]
+        OutputStore.open(str(tmp_path / "store")).probe(),
+        plan_sizes(config, num_shards=1, num_cpus=4, num_gpus=1),
+        seconds=0.1,
+        on_cluster=False,
+    )
+    assert device == "H"
+    assert [stage.name for stage in measured if stage.on == "device"] == ["copy in", "encode", "prior and DTF"]
+    assert [stage.name for stage in measured if stage.on == "core"] == ["read", "decode", "copy out", "write"]
+
+
+class _Asked(Exception):
+    """Ends a measurement once it is known what it would measure."""
+
+
+def test_a_cluster_is_asked_for_its_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's are not the job's."""
+
+    def measure_stages(
+        config: object, found: object, load: object, store: object, sizes: Sizes, **options: object
+    ) -> None:
+        raise _Asked(sizes.num_tokenizers, sizes.gpus_per_tokenizer, options["on_cluster"])
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(bench, "measure_stages", measure_stages)
+    monkeypatch.setattr(cluster_probe, "connected", nullcontext)
+    config = job(tmp_path, resources={"num_tokenizers": 1})
+    for address, num_gpus, expected in (("head:6379", 2, (1, 1.0, True)), ("head:6379", 0, (1, 0.0, True))):
+        size = cluster_probe.ClusterSize(num_nodes=3, num_cpus=16.0, num_gpus=num_gpus)
+        monkeypatch.setattr(cluster_probe, "cluster_size", lambda size=size: size)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(_Asked) as asked:
+            bench.measure_speed(config, seconds=0.1, most_run_s=1)
+        assert asked.value.args == expected
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(_Asked) as asked:
+        bench.measure_speed(config, seconds=0.1, most_run_s=1)
+    assert asked.value.args == (1, 1.0, False)
+
+
+def test_work_by_itself_is_done_in_a_process_that_ends() -> None:
+    pid = alone(os.getpid, on_cluster=False)
+    assert pid != os.getpid()
+    assert not Path(f"/proc/{pid}").exists()
+
+
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(600)
-def test_a_job_is_measured_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_job_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_nothing(*_: object, **__: object) -> None:
+        raise AssertionError("the driver would hold a device")
+
     tiny_checkpoint(tmp_path / "tiny")
+    monkeypatch.setattr(Tokenizer, "load", load_nothing)
     source = tmp_path / "source"
     source.mkdir()
     for number in range(24):

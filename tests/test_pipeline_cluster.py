@@ -17,9 +17,11 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import encoded, jpeg, photo_members, tar_bytes, write_photo_shards
 from fake_tokenizer import FakeTokenizer, load_fake, load_other_fake
 from test_pipeline_decode import png_bomb
+from tiny_checkpoint import tiny_checkpoint
 
 from pipeline import cluster, scheduler
 from pipeline.events import Event, Notice, ShardCommitted, ShardFailed, ShardRetried, ShardsPlanned, Throughput
@@ -27,6 +29,7 @@ from pipeline.fingerprint import TokenizerSpec
 from pipeline.run import RunSummary, check_image_size, run_job
 from schemas.errors import CommitError, ConfigError
 from schemas.job import JobConfig
+from schemas.records import TokenSequence
 from tatok.parts import TokenizedData
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -224,8 +227,62 @@ def test_tokenizer_that_cannot_load_stops_the_run(photo_shards: Callable[..., st
         run(job(photo_shards(1, 1), tmp_path / "out"), load_tokenizer=refuse)
 
 
-def refuse() -> FakeTokenizer:
+def refuse(device: str) -> FakeTokenizer:
     raise ConfigError("no such checkpoint")
+
+
+def load_and_note(mark: str, device: str) -> FakeTokenizer:
+    Path(mark).write_text(device)
+    return load_fake(device)
+
+
+def test_a_tokenizer_without_a_gpu_is_told_to_use_the_cpu(photo_shards: Callable[..., str], tmp_path: Path) -> None:
+    """Its node may have GPUs, which belong to others."""
+    load = functools.partial(load_and_note, str(tmp_path / "device"))
+    assert run(job(photo_shards(1, 1), tmp_path / "out"), load_tokenizer=load).num_rows == 1
+    assert (tmp_path / "device").read_text() == "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotingTokenizer(FakeTokenizer):
+    """Writes down how many images each call has."""
+
+    mark: str
+
+    def encode(self, pixels: torch.Tensor) -> list[TokenSequence]:
+        with open(self.mark, "a") as file:
+            file.write(f"{len(pixels)} ")
+        return super().encode(pixels)
+
+
+def load_noting(mark: str, device: str) -> FakeTokenizer:
+    return NotingTokenizer(mark=mark)
+
+
+@IN_PLACE_TOO
+def test_batches_are_as_large_as_the_job_says(
+    photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
+) -> None:
+    source = photo_shards(num_shards=1, photos_per_shard=130)
+    # A quarter of the bytes would be 21 of these images.
+    resources = {"num_decoders": num_decoders, "batch_size": 64, "max_bytes_in_flight": 1 << 20}
+    load = functools.partial(load_noting, str(tmp_path / "sizes"))
+    assert run(job(source, tmp_path / "out", resources=resources), load_tokenizer=load).num_rows == 130
+    assert (tmp_path / "sizes").read_text() == "64 64 2 "
+
+
+def test_a_finished_job_for_gpus_has_nothing_to_do_on_a_driver_without(
+    photo_shards: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    sections = {"checkpoint": str(checkpoint), "preprocessing": {"image_size": 32}}
+    source = photo_shards(1, 2)
+    assert run_job(job(source, tmp_path / "out", device="cpu", **sections)).num_rows == 2
+    (tmp_path / "out" / "_SUCCESS").unlink()  # the driver died a moment before
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    again = run_job(job(source, tmp_path / "out", device="cuda", **sections))
+    assert (again.status, again.reports, again.num_rows) == ("complete", (), 2)
+    assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def processes(title: str) -> list[int]:
@@ -264,7 +321,7 @@ def test_killed_decoders_cost_nothing(photo_shards: Callable[..., str], tmp_path
 
     # One chunk ahead, and a slow model: the decoders are busy for most of the run.
     config = job(source, tmp_path / "out", resources={"num_decoders": 2, "max_bytes_in_flight": 1 << 20})
-    slow = functools.partial(FakeTokenizer, delay_s=0.2)
+    slow = functools.partial(load_fake, delay_s=0.2)
     summary = run(config, on_event=kill_once, load_tokenizer=slow)
     assert killed
     assert summary.status == "complete"
@@ -275,7 +332,7 @@ def test_killed_decoders_cost_nothing(photo_shards: Callable[..., str], tmp_path
 def test_killed_tokenizer_is_replaced(photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int) -> None:
     source = photo_shards(num_shards=2)
     events: list[Event] = []
-    load = functools.partial(FakeTokenizer, kill_self_once=str(tmp_path / "killed"))
+    load = functools.partial(load_fake, kill_self_once=str(tmp_path / "killed"))
     config = job(source, tmp_path / "out", resources={"num_decoders": num_decoders})
     summary = run(config, events, load_tokenizer=load)
     assert (tmp_path / "killed").exists()
@@ -283,11 +340,11 @@ def test_killed_tokenizer_is_replaced(photo_shards: Callable[..., str], tmp_path
     assert any(isinstance(event, ShardRetried) and "tokenizer" in event.reason for event in events)
 
 
-def load_at_the_second_attempt(mark: str) -> FakeTokenizer:
+def load_at_the_second_attempt(mark: str, device: str) -> FakeTokenizer:
     if not Path(mark).exists():
         Path(mark).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return FakeTokenizer()
+    return load_fake(device)
 
 
 def test_decoders_make_room_for_a_tokenizer_where_a_node_is_lost_before_any_has_loaded(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_tokenizer import FakeTokenizer
+from fake_tokenizer import load_fake
 from test_pipeline_cluster import job, run
 from test_pipeline_commit import shard
 from test_pipeline_leases import report
@@ -84,7 +84,7 @@ def test_the_same_numbers_everywhere(
             take(event)
 
     # Tokenizers are asked for their seconds once a second, so the run must last for some.
-    slow = functools.partial(FakeTokenizer, delay_s=1.0)
+    slow = functools.partial(load_fake, delay_s=1.0)
     summary = run(job(source, tmp_path / "out"), on_event=tell, load_tokenizer=slow)
     log.close()
     assert (summary.num_rows, summary.num_rejects) == (10, 1)

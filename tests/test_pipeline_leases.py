@@ -12,6 +12,7 @@ from pipeline.leases import (
     DEATHS_APART_S,
     MAX_ATTEMPTS,
     MAX_DEATHS_IN_A_ROW,
+    MAX_DEVICE_LOSSES,
     STRAGGLER_S,
     Attempt,
     DeathsInARow,
@@ -96,6 +97,22 @@ def test_after_a_lost_decoder_samples_are_decoded_one_by_one(kinds: list[str], g
     assert ledger.lease().guarded is guarded
 
 
+def test_a_shard_under_which_devices_fail_has_a_bound_of_its_own() -> None:
+    ledger = ShardLedger([shard("a")], backoff_s=0)
+    for kind in ["device_lost", "error"] * (MAX_ATTEMPTS - 1) + ["device_lost"] * (MAX_DEVICE_LOSSES - MAX_ATTEMPTS):
+        assert ledger.fail(ledger.lease(), Failure(kind=kind, message="")) == "again"  # type: ignore[arg-type]
+    assert ledger.fail(ledger.lease(), Failure(kind="device_lost", message="")) == "given_up"
+
+
+def test_a_shard_whose_tokenizer_was_replaced_is_next_and_has_not_failed() -> None:
+    ledger = ShardLedger([shard("a"), shard("b")])
+    for number in range(1, 20):
+        attempt = ledger.lease()
+        assert attempt == Attempt(shard=shard("a"), number=number, guarded=False)
+        assert ledger.fail(attempt, Failure(kind="tokenizer_replaced", message="")) == "again"
+        assert ledger.has_waiting
+
+
 def test_what_hangs_though_samples_have_deadlines_is_given_up() -> None:
     ledger = ShardLedger([shard("a")], backoff_s=0)
     hang = Failure(kind="decode_timeout", message="")
@@ -149,7 +166,14 @@ def test_no_twin_while_shards_wait() -> None:
 
 @given(
     st.integers(0, 6),
-    st.lists(st.tuples(st.booleans(), st.sampled_from(["decoder_died", "source"]), st.booleans()), max_size=60),
+    st.lists(
+        st.tuples(
+            st.booleans(),
+            st.sampled_from(["decoder_died", "source", "device_lost", "tokenizer_replaced"]),
+            st.booleans(),
+        ),
+        max_size=60,
+    ),
     st.data(),
 )
 def test_every_shard_ends_up_committed_or_failed_once(

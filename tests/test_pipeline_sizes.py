@@ -43,6 +43,36 @@ def test_gpus_are_asked_for_only_where_wanted() -> None:
     assert plan_sizes(on_cpu, num_shards=9, num_cpus=4, num_gpus=2).gpus_per_tokenizer == 0
     anywhere = JobConfig(source="a", output="o")
     assert plan_sizes(anywhere, num_shards=9, num_cpus=4, num_gpus=2).gpus_per_tokenizer == 1
+    for num_gpus in (0, 2):
+        on_gpu = plan_sizes(
+            JobConfig(source="a", output="o", device="cuda"), num_shards=9, num_cpus=4, num_gpus=num_gpus
+        )
+        assert (on_gpu.gpus_per_tokenizer, on_gpu.num_tokenizers, on_gpu.device) == (1, max(num_gpus, 1), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_gpus", "device"),
+    [(None, 2, "cuda"), (None, 0, "cpu"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda"), ("mps", 0, "mps")],
+)
+def test_the_device_is_planned_and_not_what_a_node_happens_to_have(
+    wanted: str | None, num_gpus: int, device: str
+) -> None:
+    config = JobConfig(source="a", output="o", device=wanted)
+    plan = plan_sizes(config, num_shards=9, num_cpus=4, num_gpus=num_gpus)
+    assert (plan.device, plan.gpus_per_tokenizer) == (device, 1 if device == "cuda" else 0)
+
+
+def test_without_a_gpu_there_is_no_tf32() -> None:
+    config = JobConfig(source="a", output="o", precision="tf32")
+    assert plan_sizes(config, num_shards=9, num_cpus=4, num_gpus=1).device == "cuda"
+    with pytest.raises(ConfigError, match="say device: cuda, so that the job waits"):
+        plan_sizes(config, num_shards=9, num_cpus=4, num_gpus=0)
+
+
+def test_batches_are_larger_on_gpus() -> None:
+    for num_gpus, wanted, batch_size in ((1, None, 256), (0, None, 16), (1, 32, 32), (0, 64, 64)):
+        config = JobConfig.model_validate({"source": "a", "output": "o", "resources": {"batch_size": wanted}})
+        assert plan_sizes(config, num_shards=9, num_cpus=4, num_gpus=num_gpus).batch_size == batch_size
 
 
 def test_a_running_job_follows_its_cluster() -> None:

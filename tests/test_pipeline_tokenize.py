@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import torch
 from fake_tokenizer import FakeTokenizer, encode_nothing
 
 from pipeline.columns import rejects_table, sample_id, token_table
-from pipeline.tokenize import FittingEncode, TokenizedBatch, tokenize_clips
+from pipeline.tokenize import FittingEncode, TokenizedBatch, TooLarge, tokenize_clips
 from schemas.errors import TatokError
 from schemas.records import Clip, Crop, Reject, TokenSequence
 from tatok.rows import token_sequences
@@ -126,6 +127,27 @@ def test_waiting_is_bounded_by_bytes_and_by_time() -> None:
     assert calls == list(range(200)), "nothing waits where there is no room for it"
 
 
+def test_two_batches_may_wait_as_far_as_the_bytes_go() -> None:
+    calls: list[int] = []
+
+    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
+        calls.append(len(pixels))
+        return FAKE.encode_clips(pixels)
+
+    def sizes(batch_size: int, sides: Sequence[int] = (32,)) -> list[int]:
+        calls.clear()
+        clips = [clip(index, side=sides[index % len(sides)]) for index in range(96)]
+        batches = tokenize_clips(
+            clips, encode, batch_size=batch_size, vocab_size=1024, patch_entropy=False, max_waiting_bytes=40 * 3072
+        )
+        assert sum(len(batch.rows) for batch in batches) == 96
+        return calls
+
+    assert sizes(16) == [16] * 6, "a quarter of the bytes are ten clips"
+    assert sizes(16, sides=(32, 32, 16)) == [16] * 6
+    assert sizes(64) == [41, 41, 14], "two batches would be more than all of the bytes"
+
+
 def test_rejects_alone_come_out_in_bounded_batches() -> None:
     batches = tokenize([reject(i) for i in range(100)], batch_size=4)
     assert sum(len(batch.rejects) for batch in batches) == 100
@@ -221,30 +243,95 @@ def test_a_clip_must_place_its_globals() -> None:
         token_table([clip(0)], [replace(sequence, global_cells=None)], vocab_size=1024, patch_entropy=False)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_grows_back() -> None:
-    sizes: list[int] = []
-    room = 5
+LACKING = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
-    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
-        sizes.append(len(pixels))
-        if len(pixels) > room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return FakeTokenizer().encode(pixels)
 
-    fitting = FittingEncode(encode)
-    pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    whole = [each.codes.tolist() for each in FakeTokenizer().encode(pixels)]
-    assert [each.codes.tolist() for each in fitting(pixels)] == whole, "none is lost, none is done twice"
-    assert sizes == [16, 8, 4, 4, 4, 4]
-    sizes.clear()
+@dataclass
+class Device:
+    """Has room for so many pixels at a time."""
+
+    room: int
+    error: Exception = field(default_factory=lambda: LACKING[0])
+    sizes: list[int] = field(default_factory=list)
+
+    def encode(self, pixels: torch.Tensor) -> list[TokenSequence]:
+        self.sizes.append(len(pixels))
+        if pixels[:, :, 0].numel() > self.room:
+            raise self.error
+        return FAKE.encode_clips(pixels)
+
+
+def codes(results: Sequence[TokenSequence | TooLarge]) -> list[list[int]]:
+    return [result.codes.tolist() for result in results if isinstance(result, TokenSequence)]
+
+
+@pytest.mark.parametrize("error", LACKING, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_halved_and_grows_back(error: Exception) -> None:
+    device = Device(room=5 * 32 * 32, error=error)
+    fitting = FittingEncode(device.encode)
+    pixels = torch.randint(0, 256, (16, 1, 3, 32, 32), dtype=torch.uint8)
+    whole = codes(FAKE.encode_clips(pixels))
+    assert codes(fitting(pixels)) == whole, "none is lost, none is done twice"
+    assert device.sizes == [16, 8, 4, 4, 4, 4]
+    device.sizes.clear()
     for _ in range(20):
-        assert [each.codes.tolist() for each in fitting(pixels)] == whole
-    assert 8 in sizes, "it tries a larger part now and then"
-    assert sizes.count(8) <= len(sizes) / 20
-    room = 16
+        assert codes(fitting(pixels)) == whole
+    assert 8 in device.sizes, "it tries a larger part now and then"
+    assert device.sizes.count(8) <= len(device.sizes) / 20
+    device.room = 16 * 32 * 32
     for _ in range(40):
         fitting(pixels)
-    assert sizes[-1] == 16
-    room = 0
-    with pytest.raises(torch.OutOfMemoryError):
-        fitting(pixels)
+    assert device.sizes[-1] == 16
+
+
+def test_the_cache_is_emptied_when_the_tensors_of_the_failed_call_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(ref() is not None for ref in held))
+
+    def encode(pixels: torch.Tensor) -> list[TokenSequence]:
+        activations = torch.zeros(1000)
+        held.append(weakref.ref(activations))
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FAKE.encode_clips(pixels)
+
+    FittingEncode(encode)(torch.zeros((2, 1, 3, 32, 32), dtype=torch.uint8))
+    assert alive == [False]
+
+
+def test_a_clip_that_does_not_fit_alone_is_a_reject_and_the_others_are_rows() -> None:
+    device = Device(room=2 * 32 * 32)
+    items = [clip(0), clip(1, side=64), reject(2), clip(3), clip(4, side=64), clip(5)]
+    batches = list(
+        tokenize_clips(
+            items, FittingEncode(device.encode), batch_size=2, vocab_size=FAKE.vocab_size, patch_entropy=False
+        )
+    )
+    assert [key for batch in batches for key in batch.rows["key"].to_pylist()] == ["k0", "k3", "k5"]
+    rejects = [each for batch in batches for each in batch.rejects]
+    assert [(each.key, each.stage) for each in rejects] == [("k1", "tokenize"), ("k2", "decode"), ("k4", "tokenize")]
+    assert {each.reason for each in rejects if each.stage == "tokenize"} == {"out_of_memory"}
+    assert "1 frame(s) of 64x64 pixels" in rejects[0].detail
+    assert "Tried to allocate" in rejects[0].detail
+    assert "more memory" in rejects[0].detail
+
+
+def test_what_has_fitted_before_is_no_reject() -> None:
+    device = Device(room=64 * 64)
+    fitting = FittingEncode(device.encode)
+    fitting(torch.zeros((1, 1, 3, 64, 64), dtype=torch.uint8))
+    device.room = 0
+    with pytest.raises(TatokError, match="leave the device to this job alone"):
+        fitting(torch.zeros((1, 1, 3, 64, 32), dtype=torch.uint8))
+
+
+def test_errors_of_other_kinds_are_not_met_by_halving() -> None:
+    device = Device(room=0, error=torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(torch.AcceleratorError):
+        FittingEncode(device.encode)(torch.zeros((4, 1, 3, 32, 32), dtype=torch.uint8))
+    assert device.sizes == [4]

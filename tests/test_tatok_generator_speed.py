@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tatok.generator_speed import (
     Comparison,
     Contender,
     Round,
+    SamplingWork,
     compare,
     largest_batch,
     measured_peak_bytes,
@@ -192,3 +195,38 @@ def test_the_figures_of_a_comparison() -> None:
     assert found.decoding_share == pytest.approx(1 / 3)
     alone = replace(found.contender_rounds[0], decoding_s=math.nan)
     assert math.isnan(alone.images_per_s_end_to_end)
+
+
+class Asynchronous:
+    """A contender on a device whose calls return at once; what they began takes until somebody waits for it."""
+
+    name = "asynchronous"
+    pending_s = 0.0
+
+    def __init__(self) -> None:
+        weight = SimpleNamespace(device=torch.device("cuda"))
+        self.generator = SimpleNamespace(norm=SimpleNamespace(weight=weight))
+
+    def sample(self, num: int, round_: int) -> list[TokenSequence]:
+        self.pending_s += 0.02
+        return [SimpleNamespace(num_tokens=4)] * num  # type: ignore[list-item]
+
+    def decode(self, sequences: list[TokenSequence]) -> None:
+        self.pending_s += 0.3
+
+    def work(self, num_tokens_B: np.ndarray) -> SamplingWork:
+        return sampling_work(FULL, np.full(len(num_tokens_B), 64))
+
+    def synchronize(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        time.sleep(self.pending_s)
+        self.pending_s = 0.0
+
+
+def test_a_device_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    contender = Asynchronous()
+    monkeypatch.setattr(torch.cuda, "synchronize", contender.synchronize)
+    (comparison,) = compare("s", contender, [(contender, 2)], baseline_batch=2, num_rounds=2)  # type: ignore[arg-type,list-item]
+    for each in (*comparison.baseline_rounds, *comparison.contender_rounds):
+        assert 0.02 <= each.sampling_s < 0.3, "the decoder's time is not the sampler's"
+        assert each.decoding_s >= 0.3
