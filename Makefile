@@ -35,7 +35,7 @@ format: setup
 # Held-out figures of the default checkpoint, as its card quotes them.
 HELDOUT ?= ../shared/corpus/photos-heldout-0000.tar
 heldout: setup
-	$(BIN)/tatok eval $(HELDOUT) --tokens 56
+	$(BIN)/tatok eval $(HELDOUT) --tokens 56 --all
 
 # The loader and its peers, side by side (docs/LOADER.md). The peers' environment also sees the project's.
 BENCH := .venv-bench

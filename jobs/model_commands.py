@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from schemas.errors import ConfigError
+
 if TYPE_CHECKING:
     from tatok.calibration import EncodedPhotos
     from tatok.tokenizer import Tokenizer
@@ -122,32 +124,39 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Compare the policies that match this name or pattern only, as in 'DTF*'; may be repeated."),
     ] = None,
+    all_policies: Annotated[
+        bool, typer.Option("--all", help="Compare every policy that DTF has to beat, too; takes minutes on a CPU.")
+    ] = False,
     features: Features = "mobilenet",
     distances: Annotated[
         bool, typer.Option("--distances/--no-distances", help="Measure Fréchet and kernel distances too.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
-    """Measure reconstruction on held-out photos: full rate, DTF, and the policies it has to beat at equal tokens.
+    """Measure reconstruction on held-out photos: at full rate, as DTF is set, and from the globals alone.
 
-    DTF's thresholds are calibrated on these photos for the wanted mean. PSNR is the mean over images, in dB; `pooled`
-    is that of the mean squared error over all images. `perceptual` is a MobileNetV2 feature distance times 1000,
-    lower is better. `kernel` (times 1000, with its deviation over subsets) and `Fréchet` are distances of all rebuilt
-    photos to the originals; they depend on the network, and only the published Inception weights (--features FILE)
-    give figures that compare with published FIDs. Fréchet needs more photos than the network has features. Bits are
-    codes alone, then with positions where a decoder must be told them. `rank` is the rank correlation of token
-    counts with PNG sizes. Then: quality by quartile of PNG size, codebook use, and the prior's calibration.
+    With --all or --policy, also under the policies that DTF has to beat at equal tokens. DTF's thresholds are
+    calibrated on these photos for the wanted mean. PSNR is the mean over images, in dB; `pooled` is that of the mean
+    squared error over all images. `perceptual` is a MobileNetV2 feature distance times 1000, lower is better. `kernel`
+    (times 1000, with its deviation over subsets) and `Fréchet` are distances of all rebuilt photos to the originals;
+    they depend on the network, and only the published Inception weights (--features FILE) give figures that compare
+    with published FIDs. Fréchet needs more photos than the network has features. Bits are codes alone, then with
+    positions where a decoder must be told them. `rank` is the rank correlation of token counts with PNG sizes. Then:
+    quality by quartile of PNG size, codebook use, and the prior's calibration.
     """
     from jobs.evaluation_text import EvaluationResult, evaluation_text
     from tatok.diagnostics import tokenizer_report
     from tatok.distances import ImageFeatures, load_features
     from tatok.evaluation import evaluate as score
     from tatok.json_text import json_text
-    from tatok.policies import standard_policies
+    from tatok.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
     from tatok.tokenizer import Tokenizer
 
+    if all_policies and policy:
+        raise ConfigError("--all and --policy exclude each other; leave one out")
     tokenizer = Tokenizer.load(checkpoint, device)
-    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, tokens, patterns=policy or None)
+    patterns = None if all_policies else policy or [FULL_RATE, f"{SHIPPED}*", GLOBALS_ONLY]
+    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, tokens, patterns=patterns)
     network = load_features(features) if distances else None
     encoded = _encode(tokenizer, photos, image_size, limit)
     references = ImageFeatures(network, encoded.pixels, tokenizer.device) if network else None

@@ -61,7 +61,11 @@ def evaluate(folder: Path, *options: object) -> Result:
 
 
 def test_eval_prints_its_tables(folder: Path) -> None:
-    result = evaluate(folder, "--features", folder / "network.pt")
+    short = evaluate(folder, "--features", folder / "network.pt")
+    assert short.exit_code == 0, short.output
+    rows = [line.split("  ")[0] for line in short.stdout.split("\n\n")[0].splitlines()[2:]]
+    assert rows == ["full rate", "DTF as shipped: entropy, residual_bits, R=1", "globals only"]
+    result = evaluate(folder, "--all", "--features", folder / "network.pt")
     assert result.exit_code == 0, result.output
     policies, quarters, tokenizer = result.stdout.split("\n\n")
     lines = policies.splitlines()
@@ -116,6 +120,7 @@ def test_eval_without_distances_or_with_few_photos(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--all", "--policy", "luck"], "--all and --policy exclude each other"),
         (["--policy", "luck"], "no policy is named 'luck'"),
         (["--features", "absent.pt"], "give mobilenet, efficientnet or the path"),
         (["--tokens", "3"], "every image has 4 global tokens"),

@@ -228,7 +228,7 @@ def test_calibrate_and_eval_from_the_command_line(config: TrainingConfig) -> Non
         pixels = torch.stack(list(centre_crops(expand_sources(photos), 32)))
         counts = [s.num_tokens for s in tokenizer.encode(pixels)]
         assert sum(counts) / len(counts) == pytest.approx(10, abs=0.2)
-    result = runner.invoke(app, ["eval", *photos, "--tokens", "10", "--json", "--no-distances", *options])
+    result = runner.invoke(app, ["eval", *photos, "--all", "--tokens", "10", "--json", "--no-distances", *options])
     assert result.exit_code == 0, result.output
     scores = {s["name"]: s for s in json.loads(result.stdout)["scores"]}
     assert scores["full rate"]["mean_tokens"] == 20
