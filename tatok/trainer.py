@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,42 +28,13 @@ from tatok.ranks import average_over_ranks, broadcast_from_first, num_ranks, ran
 from tatok.run_folder import RunFolder, load_from
 from tatok.tokenizer import to_float
 from tatok.training_config import Stage, TrainingConfig
+from tatok.training_device import compile_layers, computes_in_bfloat16
 
-__all__ = ["CHECKPOINT", "Trainer", "computes_in_bfloat16"]
+__all__ = ["CHECKPOINT", "Trainer"]
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint"
 VALIDATION_SHARE = 0.16  # of the patches kept when held-out images are looked at: about 40 of 256
-
-
-def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
-    """What a training file's `precision` comes to on a device."""
-    if precision == "auto":
-        return device.type != "cpu" or _cpu_has_bfloat16()
-    return precision == "bfloat16"
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether this processor has instructions for it; torch computes in it on any, slowly where there are none."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _learning_rate(stage: Stage, step: int, seconds: float) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
-    if step < stage.warmup_steps:
-        return stage.learning_rate * (step + 1) / stage.warmup_steps
-    progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
-    if stage.max_minutes is not None:
-        progress = max(progress, stage.progress(step, seconds))
-    return stage.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def compile_layers(modules: nn.Module) -> None:
-    """Compile each layer by itself: layers of one shape share what is compiled, so that the start is short."""
-    torch._dynamo.config.recompile_limit = 64  # a layer's code serves several shapes, with and without gradients
-    for module in modules.modules():
-        if getattr(module, "is_compiled_alone", False):
-            module.compile(dynamic=False)
 
 
 class Trainer:
@@ -177,7 +147,13 @@ class Trainer:
         if self.stage_index < len(self.config.stages) and state["optimizer"] is not None:
             self._start_stage()
             assert self.optimizer is not None
-            self.optimizer.load_state_dict(state["optimizer"])
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} was saved in the middle of a stage by another version of tatok ({error}); resume with it, "
+                    "or take its checkpoint with --start-from, to another output"
+                ) from error
             if self.adversary_optimizer is not None and self._saved_adversary[1] is not None:
                 self.adversary_optimizer.load_state_dict(self._saved_adversary[1])
         if not rank():
@@ -303,7 +279,8 @@ class Trainer:
         self.modules.eval()
         self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(stage, self.step, self.stage_seconds) * group["share"]
+            share = group.get("share", 1.0)  # older states have none
+            group["lr"] = stage.learning_rate_at(self.step, self.stage_seconds) * share
         if self.adversary is not None:
             self.adversary.eval().requires_grad_(False)
         with self._autocast():

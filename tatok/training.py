@@ -26,8 +26,9 @@ from tatok.moving_photos import RandomClips
 from tatok.photos import RandomCrops, centre_crops, expand_sources
 from tatok.ranks import num_ranks, rank, sum_over_ranks
 from tatok.run_folder import is_url
-from tatok.trainer import CHECKPOINT, Trainer, computes_in_bfloat16
+from tatok.trainer import CHECKPOINT, Trainer
 from tatok.training_config import TrainingConfig, check_batch_sizes
+from tatok.training_device import computes_in_bfloat16
 
 __all__ = ["train"]
 

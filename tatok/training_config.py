@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -102,6 +103,15 @@ class Stage(Section):
     def is_on_clips(self) -> bool:
         """Whether its batches are clips [B, T, 3, H, W]."""
         return self.num_frames > 1
+
+    def learning_rate_at(self, step: int, seconds: float) -> float:
+        """Linear warm-up, then a cosine down to a twentieth, after so many steps and seconds of the stage."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        if self.max_minutes is not None:
+            progress = max(progress, self.progress(step, seconds))
+        return self.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def progress(self, step: int, seconds: float) -> float:
         """How far a stage is, 0 .. 1, after so many steps and seconds: 1 at its steps or its `max_minutes`."""

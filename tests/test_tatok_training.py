@@ -23,9 +23,10 @@ from tatok.patches import anchor_grid
 from tatok.photos import RandomCrops, centre_crops, encoded_photos, expand_sources
 from tatok.quantizer import VectorQuantizer
 from tatok.tokenizer import Tokenizer
-from tatok.trainer import Trainer, computes_in_bfloat16
+from tatok.trainer import Trainer
 from tatok.training import _batches, train
 from tatok.training_config import KeptMixture, Stage, TrainingConfig, check_batch_sizes, load_training_config
+from tatok.training_device import computes_in_bfloat16
 
 TINY = {"patch_size": 8, "num_global": 4, "codebook_size": 32, "code_dim": 6, "width": 32, "num_heads": 2,
         "num_trunk_layers": 1, "num_base_layers": 1, "num_refiner_layers": 1, "num_decoder_layers": 1,
@@ -78,7 +79,7 @@ def test_all_stages_write_figures_pictures_and_a_checkpoint_that_loads(config: T
 def test_slow_bfloat16_is_told(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, told: int
 ) -> None:
-    monkeypatch.setattr("tatok.trainer._cpu_has_bfloat16", lambda: has_it)
+    monkeypatch.setattr("tatok.training_device._cpu_has_bfloat16", lambda: has_it)
     lines: list[str] = []
     stages = (config.stages[0].model_copy(update={"steps": 1, "perceptual_weight": 0.0}),)
     train(config.model_copy(update={"precision": precision, "stages": stages}), torch.device("cpu"), say=lines.append)
@@ -88,7 +89,7 @@ def test_slow_bfloat16_is_told(
 def test_auto_takes_bfloat16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for has_it in (True, False):
-        monkeypatch.setattr("tatok.trainer._cpu_has_bfloat16", lambda has_it=has_it: has_it)
+        monkeypatch.setattr("tatok.training_device._cpu_has_bfloat16", lambda has_it=has_it: has_it)
         assert computes_in_bfloat16("auto", cpu) == has_it
         assert computes_in_bfloat16("auto", cuda)
         assert computes_in_bfloat16("bfloat16", cpu)
@@ -422,3 +423,17 @@ def test_loaders_start_as_the_device_asks(
     assert given["num_workers"] == workers
     assert given["multiprocessing_context"] == context
     assert given["pin_memory"] is is_pinned
+
+
+def test_a_state_of_another_version_is_named(config: TrainingConfig) -> None:
+    config = config.model_copy(update={"stages": (config.stages[3],)})
+    trainer = Trainer(config, torch.device("cpu"))
+    trainer.initialise(iter([torch.randint(0, 255, (32, 3, 32, 32), dtype=torch.uint8)]))
+    trainer.train_step(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8))
+    trainer.save()
+    path = Path(config.output) / "state.pt"
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][:2]
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match=r"state\.pt was saved in the middle of a stage by another version"):
+        Trainer(config, torch.device("cpu")).restore()
