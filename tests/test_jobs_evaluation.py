@@ -64,7 +64,7 @@ def test_eval_prints_its_tables(folder: Path) -> None:
     short = evaluate(folder, "--features", folder / "network.pt")
     assert short.exit_code == 0, short.output
     rows = [line.split("  ")[0] for line in short.stdout.split("\n\n")[0].splitlines()[2:]]
-    assert rows == ["full rate", "DTF as shipped: entropy, residual_bits, R=1", "globals only"]
+    assert rows == ["full rate", "DTF as shipped: distance, distortion, R=1", "globals only"]
     result = evaluate(folder, "--all", "--features", folder / "network.pt")
     assert result.exit_code == 0, result.output
     policies, quarters, tokenizer = result.stdout.split("\n\n")
