@@ -91,7 +91,7 @@ def train(
     """
     check_batch_sizes(config, num_ranks())
     heldout = expand_sources(config.heldout)
-    expand_sources([*config.photos, *config.videos])  # wrong paths are told before anything is started
+    expand_sources([*config.photos, *config.videos])  # wrong paths are reported before anything is started
     trainer = Trainer(config, device, start_from)
     with _display(say) as display:
         if trainer.restore():

@@ -109,9 +109,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(document: dict[str, Any], monk
                 patch.setattr(Trainer, "train_step", dying)
                 with pytest.raises(KeyboardInterrupt):
                     train(config, CPU)
-        # A run that is resumed draws other crops than one that is not: both are stopped and resumed at the same step.
         return weights_of(train(config, CPU))
 
+    # A resumed run draws other crops and numbers than one that is not, so both are given by the step.
     def seeded(self: Trainer, pixels: Tensor, step: Callable[..., dict[str, float]] = Trainer.train_step) -> Any:
         torch.manual_seed(1000 * self.stage_index + self.step)
         return step(self, crops[self.step])
