@@ -9,7 +9,7 @@
 #SBATCH --requeue
 #
 # Ray on a Slurm allocation, then one tatok job on it:  sbatch deploy/slurm.sh JOB.yaml [OPTION OF TATOK TOKENIZE...]
-# such as --log photos.jsonl. Requeued or submitted again, it goes on from the committed parts. The virtual environment
+# such as --log photos.jsonl. Requeued or submitted again, it resumes from the committed parts. The virtual environment
 # (VENV) and the job's folders must be on a disk that every node mounts; credentials are those of the nodes' environment.
 # Whole nodes (--exclusive), because Ray's ports would meet those of another Ray on the same node.
 set -euo pipefail

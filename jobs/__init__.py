@@ -1,1 +1,8 @@
-"""How people run tatok: the command line and job files."""
+"""How people run tatok: the command line and job files.
+
+cli              the command line put together
+exit_codes       what a command's exit code means
+job_file         a job file, the environment and --set -> the job
+pictures         rows as pictures: originals beside what the tokens rebuild
+reference        the tables of docs/reference, out of the code
+"""

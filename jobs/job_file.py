@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from schemas.job import JobConfig
+    from tatok.schemas.job import JobConfig
 
 __all__ = ["JobFile", "SetOption", "job_text", "read_job"]
 
@@ -31,8 +31,8 @@ def read_job(path: Path, assignments: list[str] | None = None) -> JobConfig:
     """
     import os
 
-    from schemas.job import JobConfig
-    from schemas.settings_file import read_settings
+    from tatok.schemas.job import JobConfig
+    from tatok.schemas.settings_file import read_settings
 
     settings = read_settings(path)
     settings.override_from(os.environ)

@@ -1,29 +1,30 @@
-"""A job from its configuration to a complete data set: plan, tokenize what is missing, publish the manifest."""
+"""A job from its configuration to a complete dataset: plan, tokenize what is missing, publish the manifest."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
-from pipeline.commit import committed_shards, restore_rejects, shards_of_parts
-from pipeline.events import Notice, OnEvent, ShardFailed, ShardsPlanned
-from pipeline.filters import load_filter
-from pipeline.fingerprint import TokenizerSpec, run_fingerprint
-from pipeline.leases import Failure
-from pipeline.loading import LoadTokenizer, configured_loader, load_spec
-from pipeline.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
-from pipeline.pending import compare_with_committed
-from pipeline.plan import plan_shards
-from pipeline.storage import storage_options
-from pipeline.store import OutputStore
-from schemas.errors import ConfigError
-from schemas.job import JobConfig
-from schemas.manifest import RunRecord
-from schemas.records import Shard, ShardReport
+from tatok.pipeline.cluster.leases import Failure
+from tatok.pipeline.decode.filters import load_filter
+from tatok.pipeline.monitoring.events import Notice, OnEvent, ShardFailed, ShardsPlanned
+from tatok.pipeline.output.commit import committed_shards, restore_rejects, shards_of_parts
+from tatok.pipeline.output.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
+from tatok.pipeline.planning.pending import Progress, compare_with_committed
+from tatok.pipeline.planning.plan import plan_shards
+from tatok.pipeline.storage.options import storage_options
+from tatok.pipeline.storage.store import OutputStore
+from tatok.pipeline.tokenization.fingerprint import run_fingerprint
+from tatok.pipeline.tokenization.loading import LoadTokenizer, configured_loader, load_spec
+from tatok.pipeline.tokenization.spec import TokenizerSpec
+from tatok.schemas.errors import ConfigError
+from tatok.schemas.job import JobConfig
+from tatok.schemas.manifest import Manifest, RunRecord
+from tatok.schemas.records import Shard, ShardReport
 
 __all__ = ["RunSummary", "check_image_size", "run_job"]
 
@@ -59,14 +60,14 @@ def run_job(
 ) -> RunSummary:
     """Tokenize every planned shard that is not committed yet, then write manifest.json and _SUCCESS.
 
-    Where nothing is pending, neither Ray nor a decoder starts; the fingerprint is checked all the same.
+    If nothing is pending, neither Ray nor a decoder starts; the fingerprint is checked all the same.
     `load_tokenizer` runs in other processes and must pickle; default: the checkpoint that the configuration names.
     It is given the device: this process asks for "cpu" and for no other.
     _SUCCESS is written only with the status "complete". On KeyboardInterrupt everything that this run started is
-    stopped before it propagates; committed parts stay, and the same call goes on from them.
+    stopped before it propagates; committed parts stay, and the same call resumes from them.
 
-    Raises ConfigError, SourceError and CommitError where the job cannot be done at all; a shard that fails for good
-    is named in the summary, and the others go on.
+    Raises ConfigError, SourceError and CommitError if the job cannot be done at all; a shard that fails for good
+    is named in the summary, and the others continue.
     """
     with storage_options(config.storage):
         return _run_job(config, load_tokenizer, on_event)
@@ -76,104 +77,34 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
     started, started_at = time.monotonic(), datetime.now(UTC)
     load_tokenizer = load_tokenizer or configured_loader(config)
     if config.filter is not None:
-        load_filter(config.filter)  # what is wrong with it is told before anything starts
-    planned = plan_shards(config.source, image_field=config.image_field)
+        load_filter(config.filter)  # what is wrong with it is said before anything starts
+    shards = plan_shards(config.source, image_field=config.image_field)
     store = OutputStore.open(config.output)
-    progress = compare_with_committed(planned, committed_shards(store), partial(shards_of_parts, store))
-    pending = progress.pending
-    told = ShardsPlanned(
-        num_shards=progress.num_shards,
-        num_committed=len(progress.committed),
-        pending_bytes=sum(shard.num_bytes for shard in pending),
-        run=store.run_id,
-    )
-    on_event(told)
-    if progress.strangers:
-        on_event(
-            Notice(
-                message=f"{len(progress.strangers)} parts in {store.url}/data come from shards that the source "
-                "no longer has, or has in another version; they stay in the data set"
-            )
-        )
-
-    def claim(spec: TokenizerSpec) -> dict[str, str]:
-        check_image_size(config, spec)
-        fingerprint = run_fingerprint(config, spec)
-        claim_output(store, config, fingerprint)
-        if pending:
-            mark_incomplete(store)
-        return fingerprint
-
-    reports: tuple[ShardReport, ...] = ()
-    failed: Mapping[Shard, Failure] = {}
-    stopped_by: Status | None = None
-    if pending:
-        store = store.probe()
-        if not store.create_only:
-            on_event(
-                Notice(
-                    message=f"warning: {store.url} does not honour create-only writes; "
-                    "two runs into it at the same time may replace each other's (equal) parts"
-                )
-            )
-        from pipeline.cluster import run_shards  # Ray takes seconds to import and a run may not need it
-
-        unread: Mapping[Shard, Failure] = {}
-        try:
-            if config.dedup == "exact":
-                unread = _find_duplicates(config, store, pending, on_event)
-            to_do = [shard for shard in pending if shard not in unread]
-            if to_do:
-                outcome = run_shards(
-                    config,
-                    store,
-                    to_do,
-                    load_tokenizer=load_tokenizer,
-                    claim=claim,
-                    on_event=on_event,
-                    planned=told,
-                )
-                reports, failed, stopped_by = outcome.reports, outcome.failed, outcome.stopped_by
-        finally:
-            store.sweep_scratch()
-        failed = {**unread, **failed}
+    progress = compare_with_committed(shards, committed_shards(store), partial(shards_of_parts, store))
+    planned = _announced(progress, store, on_event)
+    if progress.pending:
+        store = _probed(store, on_event)
+        outcome = _tokenize(config, store, progress.pending, load_tokenizer, on_event, planned)
     else:
-        claim(load_spec(config, load_tokenizer))
+        _claim(config, store, load_spec(config, load_tokenizer), writes=False)
+        outcome = _Outcome()
 
     restore_rejects(store)
-    manifest = update_manifest(store, reports)
-    status: Status = "complete"
-    if failed:
-        status = "shards_failed"
-    if stopped_by is not None:
-        status = stopped_by
-    elif manifest.reject_fraction > config.limits.max_reject_fraction:
-        status = "too_many_rejects"
+    manifest = update_manifest(store, outcome.reports)
+    status = _status(config, outcome, manifest)
     if status == "complete":
         mark_success(store)
     else:
         mark_incomplete(store)
-    if pending:
-        record_run(
-            store,
-            RunRecord(
-                started_at=started_at.isoformat(timespec="seconds"),
-                seconds=round(time.monotonic() - started, 3),
-                status=status,
-                num_shards=len(reports),
-                num_rows=sum(report.num_rows for report in reports),
-                num_tokens=sum(report.num_tokens for report in reports),
-                num_rejects=sum(report.num_rejects for report in reports),
-                num_failed_shards=len(failed),
-            ),
-        )
+    if progress.pending:
+        record_run(store, _record(outcome, status, started_at, time.monotonic() - started))
     store.sweep_scratch()
     return RunSummary(
         status=status,
         output=store.url,
         num_shards=progress.num_shards,
-        reports=reports,
-        failed=failed,
+        reports=outcome.reports,
+        failed=outcome.failed,
         num_parts=len(manifest.parts),
         num_rows=manifest.num_rows,
         num_tokens=manifest.num_tokens,
@@ -182,12 +113,111 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What became of the pending shards."""
+
+    reports: tuple[ShardReport, ...] = ()
+    failed: Mapping[Shard, Failure] = field(default_factory=dict)
+    stopped_by: Status | None = None
+
+
+def _announced(progress: Progress, store: OutputStore, on_event: OnEvent) -> ShardsPlanned:
+    """The event that says what is committed and what is not yet, which `on_event` has seen then."""
+    planned = ShardsPlanned(
+        num_shards=progress.num_shards,
+        num_committed=len(progress.committed),
+        pending_bytes=sum(shard.num_bytes for shard in progress.pending),
+        run=store.run_id,
+    )
+    on_event(planned)
+    if progress.unplanned:
+        on_event(
+            Notice(
+                message=f"{len(progress.unplanned)} parts in {store.url}/data come from shards that the source "
+                "no longer has, or has in another version; they stay in the dataset"
+            )
+        )
+    return planned
+
+
+def _probed(store: OutputStore, on_event: OnEvent) -> OutputStore:
+    """The output, once it has shown that it can be written."""
+    store = store.probe()
+    if not store.create_only:
+        on_event(
+            Notice(
+                message=f"warning: {store.url} does not honour create-only writes; "
+                "two runs into it at the same time may replace each other's (equal) parts"
+            )
+        )
+    return store
+
+
+def _claim(config: JobConfig, store: OutputStore, spec: TokenizerSpec, *, writes: bool) -> dict[str, str]:
+    """Make sure that the output holds this recipe's tokens and no others; returns the recipe's fingerprint."""
+    check_image_size(config, spec)
+    fingerprint = run_fingerprint(config, spec)
+    claim_output(store, config, fingerprint)
+    if writes:
+        mark_incomplete(store)
+    return fingerprint
+
+
+def _tokenize(
+    config: JobConfig,
+    store: OutputStore,
+    pending: Sequence[Shard],
+    load_tokenizer: LoadTokenizer,
+    on_event: OnEvent,
+    planned: ShardsPlanned,
+) -> _Outcome:
+    """Tokenize and commit the shards, without their duplicates where the job says so."""
+    from tatok.pipeline.cluster.driver import run_shards  # Ray takes seconds to import and a run may not need it
+
+    claim = partial(_claim, config, store, writes=True)
+    unread: Mapping[Shard, Failure] = {}
+    try:
+        if config.dedup == "exact":
+            unread = _find_duplicates(config, store, pending, on_event)
+        to_do = [shard for shard in pending if shard not in unread]
+        if not to_do:
+            return _Outcome(failed=unread)
+        done = run_shards(
+            config, store, to_do, load_tokenizer=load_tokenizer, claim=claim, on_event=on_event, planned=planned
+        )
+    finally:
+        store.sweep_scratch()
+    return _Outcome(reports=done.reports, failed={**unread, **done.failed}, stopped_by=done.stopped_by)
+
+
+def _status(config: JobConfig, outcome: _Outcome, manifest: Manifest) -> Status:
+    if outcome.stopped_by is not None:
+        return outcome.stopped_by
+    if manifest.reject_fraction > config.limits.max_reject_fraction:
+        return "too_many_rejects"
+    return "shards_failed" if outcome.failed else "complete"
+
+
+def _record(outcome: _Outcome, status: Status, started_at: datetime, seconds: float) -> RunRecord:
+    return RunRecord(
+        started_at=started_at.isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        status=status,
+        num_shards=len(outcome.reports),
+        num_rows=sum(report.num_rows for report in outcome.reports),
+        num_tokens=sum(report.num_tokens for report in outcome.reports),
+        num_rejects=sum(report.num_rejects for report in outcome.reports),
+        num_failed_shards=len(outcome.failed),
+    )
+
+
 def _find_duplicates(
     config: JobConfig, store: OutputStore, pending: Sequence[Shard], on_event: OnEvent
 ) -> Mapping[Shard, Failure]:
     """Hash what is not hashed yet and list the duplicates of every pending shard; the shards that cannot be read."""
-    from pipeline.dedup import hashed_shards, list_duplicates
-    from pipeline.dedup_cluster import hash_shards
+    from tatok.pipeline.cluster.hashing import hash_shards
+    from tatok.pipeline.tokenization.dedup import hashed_shards, list_duplicates
 
     hashed = hashed_shards(store)
     to_hash = [shard for shard in pending if shard.shard_id not in hashed]
@@ -201,12 +231,13 @@ def _find_duplicates(
 
 
 def check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:
-    """Raise ConfigError where images of the job's size do not fall into whole patches."""
+    """Raise ConfigError if images of the job's size do not fall into whole patches."""
     preprocessing, patch = config.preprocessing, spec.patch_size
     named = "side_multiple" if preprocessing.mode in ("resize", "buckets") else "image_size"
     size = preprocessing.sides_divide_by
     if size % patch:
         raise ConfigError(
             f"preprocessing.{named} is {size}; it must be a multiple of the checkpoint's patch of "
-            f"{patch} pixels, such as {max(size // patch, 1) * patch}"
+            f"{patch} pixels, such as {max(size // patch, 1) * patch}",
+            remedy=f"set preprocessing.{named} to a multiple of the patch",
         )

@@ -6,7 +6,7 @@
       DecodeError    one sample cannot be decoded (becomes a Reject, never ends a run)
       CommitError    a part cannot be published, or the output belongs to another run
 
-Every message names the URL, file or key concerned and what to do about it.
+Every message names the URL, file or key concerned and what to do about it. All of them pickle, with what they carry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ __all__ = ["CommitError", "ConfigError", "DecodeError", "SourceError", "TatokErr
 
 
 class TatokError(Exception):
-    """Any error that tatok raises on purpose."""
+    """Any error that tatok raises on purpose.
+
+    `remedy`: what to do about it, where more is known than the message says; the command line shows it.
+    """
+
+    def __init__(self, message: str = "", *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class ConfigError(TatokError):
@@ -28,17 +35,9 @@ class SourceError(TatokError):
     `is_permanent`: trying again would end the same way (no such file, no permission).
     """
 
-    def __init__(self, message: str, *, is_permanent: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", *, is_permanent: bool = False, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
         self.is_permanent = is_permanent
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions pickle by their args, which leave the keyword out.
-        return (_source_error, (str(self), self.is_permanent))
-
-
-def _source_error(message: str, is_permanent: bool) -> SourceError:
-    return SourceError(message, is_permanent=is_permanent)
 
 
 class DecodeError(TatokError):
@@ -50,7 +49,7 @@ class DecodeError(TatokError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        # Exceptions pickle by their args; ours has two, and crosses process boundaries.
+        # Exceptions pickle by their args, which are what `super` was given; this one's constructor takes two.
         return (DecodeError, (self.reason, self.detail))
 
 

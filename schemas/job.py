@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, WithJsonSchema, field_validator, model_validator
 
-from schemas.preprocessing import Preprocessing
-from schemas.secrets import REMEDY, credential_in_url, literal_credentials
-from schemas.settings import Section
-from schemas.settings_file import read_settings
-from schemas.video import Video
+from tatok.schemas.preprocessing import Preprocessing
+from tatok.schemas.secrets import REMEDY, credential_in_url, literal_credentials
+from tatok.schemas.settings import Section
+from tatok.schemas.settings_file import read_settings
+from tatok.schemas.video import Video
 
 __all__ = [
     "DTFOverride",
@@ -125,10 +125,8 @@ class JobConfig(Section):
         description="Paths, folders, globs, brace patterns or fsspec URLs of WebDataset tars, Parquet files, lists of "
         "URIs, images and videos."
     )
-    output: str = Field(description="Folder or fsspec URL of the data set.")
-    checkpoint: str | None = Field(
-        default=None, description="Checkpoint folder; default: the one that comes with tatok."
-    )
+    output: str = Field(description="Folder or fsspec URL of the dataset.")
+    checkpoint: str | None = Field(default=None, description="Checkpoint folder; default: the bundled checkpoint.")
     device: str | None = Field(
         default=None,
         description="cuda or cpu, or another kind of torch device, without a number; default: cuda where there is one, "
@@ -141,7 +139,7 @@ class JobConfig(Section):
     image_field: str | None = Field(
         default=None,
         description="Extension of the tar member to tokenize (e.g. 'jpg'), or name of the column of images or URIs; "
-        "default: the sample's only image or video, the column that its type and name tell.",
+        "default: the sample's only image or video, the column that its type and name say.",
     )
     label_from_folder: bool = Field(
         default=False, description="The first folder below a folder source is the label of files without another."
@@ -155,8 +153,8 @@ class JobConfig(Section):
     )
     filter: str | None = Field(
         default=None,
-        description="A function, as module:function, that is given a sample's schemas.records.SampleFacts and returns "
-        "whether to keep it, or a text that says why not.",
+        description="A function, as module:function, that is given a sample's tatok.schemas.records.SampleFacts and "
+        "returns whether to keep it, or a text that says why not.",
     )
     dtf: DTFOverride = DTFOverride()
     resources: Resources = Resources()

@@ -1,4 +1,4 @@
-"""manifest.json and run.json as types: what a data set holds, and how it was made."""
+"""manifest.json and run.json as types: what a dataset holds, and how it was made."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from schemas.records import is_intended
-from schemas.tokens import SCHEMA_VERSION
+from tatok.schemas.records import is_intended
+from tatok.schemas.tokens import FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 __all__ = ["MANIFEST", "RUN", "RUNS", "SUCCESS", "CompactedFrom", "Manifest", "Part", "RunDocument", "RunRecord"]
 
-# Names in a data set's folder.
+# Names in a dataset's folder.
 RUN, RUNS, MANIFEST, SUCCESS = "run.json", "runs", "manifest.json", "_SUCCESS"
 
 
@@ -32,10 +35,24 @@ class Part:
     rejects: Mapping[str, int]
     checksum: str
 
+    @staticmethod
+    def of_footer(name: str, footer: pq.FileMetaData, *, num_bytes: int, checksum: str) -> Part:
+        """What a part's footer says of it; raises KeyError, TypeError or ValueError if tatok did not write it."""
+        metadata = footer.metadata or {}
+        return Part(
+            name=name,
+            num_rows=footer.num_rows,
+            num_tokens=int(metadata[FOOTER_NUM_TOKENS.encode()]),
+            num_bytes=num_bytes,
+            row_group_rows=tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
+            rejects=json.loads(metadata[FOOTER_NUM_REJECTS.encode()]),
+            checksum=checksum,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Every part of the data set, by name."""
+    """Every part of the dataset, by name."""
 
     parts: tuple[Part, ...]
 
@@ -90,7 +107,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactedFrom:
-    """The data set that a compacted one was merged from, as it was then; `complete` tells whether it had _SUCCESS."""
+    """The dataset that a compacted one was merged from, as it was then; `complete` says whether it had _SUCCESS."""
 
     url: str
     complete: bool
@@ -102,7 +119,7 @@ class CompactedFrom:
 class RunDocument:
     """run.json: the latest configuration, and the fingerprint that all parts share; both as written.
 
-    `compacted_from` is None where `tatok tokenize` wrote the data set.
+    `compacted_from` is None where `tatok tokenize` wrote the dataset.
     """
 
     schema_version: str
@@ -119,7 +136,7 @@ class RunDocument:
 
     @staticmethod
     def from_json(text: str) -> RunDocument:
-        """Raises ValueError where the text is not a run.json."""
+        """Raises ValueError if the text is not a run.json."""
         try:
             document = json.loads(text)
             compacted_from = document.get("compacted_from")
@@ -135,7 +152,7 @@ class RunDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What one run added to the data set: a file under runs/, written at the run's end.
+    """What one run added to the dataset: a file under runs/, written at the run's end.
 
     `started_at` is UTC in ISO 8601. Counts are those of the shards that this run committed.
     """
@@ -155,7 +172,7 @@ class RunRecord:
 
     @staticmethod
     def from_json(text: str) -> RunRecord:
-        """Raises ValueError where the text is not such a record."""
+        """Raises ValueError if the text is not such a record."""
         try:
             return RunRecord(**json.loads(text))
         except TypeError as error:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.settings import Section
+from tatok.schemas.settings import Section
 
 __all__ = ["Buckets", "Preprocessing", "RandomCrops"]
 

@@ -59,12 +59,12 @@ class Shard:
     """Unit of work, of retry and of commit: one source file, the samples [start, stop) of it, or a group of files.
 
     `stop` is None where the shard goes to the end of the file. `num_bytes` is what there is to read. `shard_id` is a
-    stable hash of where the data is and what it is (uri, range, size, and the etag where the store tells one): the
+    stable hash of where the data is and what it is (uri, range, size, and the etag where the store has one): the
     name of the part that the shard becomes.
 
     `offset` is the byte at which the sample `start` begins, 0 where it is to be counted from the file's start.
-    `version` tells the size and the etag that a file had when it was split, "" where it was not. `listing` holds the
-    files of a group, packed (pipeline/file_groups.py); `uri` is then the folder, pattern or list that named them.
+    `version` is the size and the etag that a file had when it was split, "" where it was not. `listing` holds the
+    files of a group, packed (pipeline/readers/file_groups.py); `uri` is then the folder, pattern or list of them.
     """
 
     uri: str
@@ -137,7 +137,7 @@ class Clip:
 
     `pixels` is uint8 [T, 3, H, W], sRGB. `width` and `height` are the source's, after EXIF rotation. `clip_index` is
     the clip's place among those of its sample, from 0. `flipped`: mirrored left to right after cropping.
-    Clips of a video tell where they start, and the time of each frame, in seconds from the start of the video;
+    Clips of a video say where they start, and the time of each frame, in seconds from the start of the video;
     `fps` is the rate at which their frames were taken.
     """
 
@@ -183,7 +183,7 @@ class SampleFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyStatistics:
-    """What the prior says of the patch codes of an image or of all frames of a clip, in bits; see docs/METHOD.md.
+    """What the prior says of the patch codes of an image or of a whole clip, in bits (docs/explanation/method.md).
 
     For one-shot DTF (one round) `entropy_bits == kept_entropy_bits + residual_bits`. `patch_worth_bits_N` are the bits
     that DTF ranked the patches by, in its first round; None where nobody stored them.

@@ -1,4 +1,4 @@
-"""What looks like a credential, and so must never stand in a job file, a log, run.json or a job's metadata."""
+"""What looks like a credential, and so must never be in a job file, a log, run.json or a job's metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES_A_FILE = ("_file", "_filename", "_path")
 # What gcsfs takes as `token` that is a way to log in, not a credential.
 _WAYS_TO_LOG_IN = frozenset({"anon", "google_default", "cloud", "cache", "browser"})
 _IN_ONE_WORD = re.compile(r"(signature|accesstoken|accesskey|apikey)", re.IGNORECASE)
-# What stands beside the signature of AWS, Google, CloudFront and Azure, in lower case.
+# What comes beside the signature of AWS, Google, CloudFront and Azure, in lower case.
 _SIGNERS = frozenset({
     "x-amz-signature", "x-amz-security-token", "awsaccesskeyid", "x-goog-signature", "googleaccessid", "key-pair-id",
 })  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from schemas.errors import ConfigError
+from tatok.schemas.errors import ConfigError
 
 __all__ = ["AnySection", "Section", "validated"]
 
@@ -29,7 +29,7 @@ def validated(
     origin: str,
     places: Mapping[tuple[str | int, ...], str] | None = None,
 ) -> AnySection:
-    """The settings in `document`; `origin` is how messages call what they come from, `places` where each stands there.
+    """The settings in `document`; `origin` is how messages call what they come from, `places` where each is there.
 
     Raises ConfigError, which names each wrong setting, its place, and for an unknown one the nearest that exists.
     """

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from schemas.errors import ConfigError
-from schemas.secrets import REMEDY, names_a_credential
-from schemas.settings import AnySection, validated
+from tatok.schemas.errors import ConfigError
+from tatok.schemas.secrets import REMEDY, names_a_credential
+from tatok.schemas.settings import AnySection, validated
 
 __all__ = ["OVERRIDE_PREFIX", "SettingsFile", "parse_assignment", "read_settings"]
 
@@ -31,7 +31,7 @@ Place = tuple[str | int, ...]
 
 @dataclass(slots=True, kw_only=True)
 class SettingsFile:
-    """Settings as they were written: `values`, and where each stands ("line 7", "--set").
+    """Settings as they were written: `values`, and where each is ("line 7", "--set").
 
     `origin` is what messages call the whole: the file, or the command line.
     """
@@ -106,7 +106,7 @@ def _parse(text: str, what: str) -> Any:
 
 
 class _Walk:
-    """Visits the nodes of a document: notes their lines, refuses keys that stand twice, puts variables in."""
+    """Visits the nodes of a document: notes their lines, refuses keys that are there twice, puts variables in."""
 
     def __init__(self, path: str, environment: Mapping[str, str], loader: yaml.SafeLoader) -> None:
         self.places: dict[Place, str] = {}

@@ -1,12 +1,13 @@
-"""The Arrow schemas of a tokenized data set: the token table, the rejects table, their version and footer keys."""
+"""The Arrow schemas of a tokenized dataset: the token table, the rejects table, their version and footer keys."""
 
 from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import pyarrow as pa
 
-from schemas.errors import ConfigError
+from tatok.schemas.errors import ConfigError
 
 __all__ = [
     "FOOTER_FINGERPRINT",
@@ -18,6 +19,7 @@ __all__ = [
     "FOOTER_SHARDS",
     "REJECTS_SCHEMA",
     "SCHEMA_VERSION",
+    "code_dtype",
     "code_type",
     "token_schema",
 ]
@@ -26,7 +28,7 @@ SCHEMA_VERSION = "2"
 """Raised whenever a column changes its name, type or meaning.
 
 Version 1 had no `clip_index` and no `flipped` (0 and false in all its rows), and no clips of several frames, whose
-globals `global_frames` and `global_cells` place. Its data sets are read as they are:
+globals `global_frames` and `global_cells` place. Its datasets are read as they are:
 loaded, queried, decoded. What checks, merges or adds to parts asks for the present version.
 """
 
@@ -45,18 +47,23 @@ MAX_POSITIONS = 1 << 16
 def code_type(vocab_size: int) -> pa.DataType:
     """The narrowest Arrow integer that holds codes 0 .. vocab_size - 1 (uint16, or uint32 above 65,536 codes).
 
-    Raises ConfigError where vocab_size is not in 1 .. 2**32.
+    Raises ConfigError if vocab_size is not in 1 .. 2**32.
     """
     if not 1 <= vocab_size <= 1 << 32:
         raise ConfigError(f"vocab_size is {vocab_size}; it must be in 1 .. 4294967296")
     return pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
 
 
+def code_dtype(vocab_size: int) -> np.dtype[np.integer]:
+    """The same as `code_type`, as NumPy has it."""
+    return np.dtype(code_type(vocab_size).to_pandas_dtype())
+
+
 @cache  # one is asked for with every batch of rows
 def token_schema(vocab_size: int, *, patch_entropy: bool, patch_worth: bool = False) -> pa.Schema:
     """The token table: one row an image or clip.
 
-    `global_frames` and `global_cells` tell the place of each global token of a clip; they are null for images.
+    `global_frames` and `global_cells` give the place of each global token of a clip; they are null for images.
     With `patch_entropy` the column `patch_entropy_bits` (float16, all N positions in raster order) is there,
     with `patch_worth` the column `patch_worth_bits` of the same kind.
     """

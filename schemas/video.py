@@ -6,13 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.settings import Section
+from tatok.schemas.settings import Section
 
 __all__ = ["Video"]
 
 
 class Video(Section):
-    """A video -> the clips that are tokenized, each a row; docs/VIDEO.md says how and why."""
+    """A video -> the clips that are tokenized, each a row; docs/guides/video.md says how and why."""
 
     decoder: Literal["pyav", "decord"] = Field(default="pyav", description="Library that decodes.")
     integrity: Literal["strict", "lenient"] = Field(

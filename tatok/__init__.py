@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from schemas.records import Grid, TokenSequence
+from tatok.schemas.records import Grid, TokenSequence
 
 if TYPE_CHECKING:
     from tatok import statistics
-    from tatok.batches import pack, pad
-    from tatok.dataset import TokenDataset
-    from tatok.packing import Bucketing, Packing, Rows
-    from tatok.rows import token_sequences
-    from tatok.tokenizer import Tokenizer
+    from tatok.dataset.batches import pack, pad
+    from tatok.dataset.dataset import TokenDataset
+    from tatok.dataset.packing import Bucketing, Packing, Rows
+    from tatok.dataset.rows import token_sequences
+    from tatok.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
     "Bucketing",
@@ -33,18 +33,18 @@ __all__ = [
     "token_sequences",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
-    "Bucketing": "tatok.packing",
-    "Packing": "tatok.packing",
-    "Rows": "tatok.packing",
-    "TokenDataset": "tatok.dataset",
-    "Tokenizer": "tatok.tokenizer",
-    "pack": "tatok.batches",
-    "pad": "tatok.batches",
+    "Bucketing": "tatok.dataset.packing",
+    "Packing": "tatok.dataset.packing",
+    "Rows": "tatok.dataset.packing",
+    "TokenDataset": "tatok.dataset.dataset",
+    "Tokenizer": "tatok.tokenizer.tokenizer",
+    "pack": "tatok.dataset.batches",
+    "pad": "tatok.dataset.batches",
     "statistics": "tatok.statistics",
-    "token_sequences": "tatok.rows",
+    "token_sequences": "tatok.dataset.rows",
 }
 
 

@@ -2,97 +2,55 @@
 
 from __future__ import annotations
 
-import io
 import os
-import signal
 import socket
-import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import fsspec
-import numpy as np
+import hypothesis
 import pytest
-from faulty_s3 import FaultyS3, faulty_s3
-from PIL import Image
+
+from tests.support.photos import write_photo_shards
+from tests.support.places import ROOT
+from tests.support.processes import free_port
+from tests.support.services.faulty_s3 import FaultyS3, faulty_s3
+
+# No test fails for its time: hypothesis would give each example 200 ms, which a busy machine exceeds.
+hypothesis.settings.register_profile("tatok", deadline=None)
+hypothesis.settings.load_profile("tatok")
 
 # Before any test imports gcsfs, which would ask the real service of a bucket's kind.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
-TESTS = Path(__file__).parent
-Members = Sequence[tuple[str, bytes]]
-
-
-def jpeg(seed: int, width: int = 80, height: int = 64, **options: object) -> bytes:
-    """A small smooth JPEG that differs for each seed."""
-    return encoded(seed, width, height, "JPEG", quality=90, **options)
-
-
-def encoded(seed: int, width: int, height: int, image_format: str, **options: object) -> bytes:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, image_format, **options)
-    return buffer.getvalue()
-
-
-def tar_bytes(members: Members) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def photo_members(first: int, count: int) -> list[tuple[str, bytes]]:
-    """`count` photos with captions, labels and metadata; photo i has width 64 + i % 40."""
-    members = []
-    for i in range(first, first + count):
-        members += [
-            (f"photo-{i:04}.jpg", jpeg(i, width=64 + i % 40)),
-            (f"photo-{i:04}.txt", f" caption {i} \n".encode()),
-            (f"photo-{i:04}.cls", str(i % 10).encode()),
-            (f"photo-{i:04}.json", f'{{"number": {i}}}'.encode()),
-        ]
-    return members
-
-
-def write_photo_shards(folder: Path, num_shards: int, photos_per_shard: int) -> str:
-    """Write tars of good photos; returns the brace pattern that names them."""
-    (folder / "source").mkdir(exist_ok=True)
-    for shard in range(num_shards):
-        data = tar_bytes(photo_members(shard * photos_per_shard, photos_per_shard))
-        (folder / "source" / f"photos-{shard:04}.tar").write_bytes(data)
-    return f"{folder}/source/photos-{{0000..{num_shards - 1:04}}}.tar"
-
 
 _LONGEST = (
-    "test_pipeline_cluster.py",
-    "test_pipeline_training_cluster.py",
-    "test_pipeline_poisoned.py",
-    "test_pipeline_gpu_wait.py",
-    "test_pipeline_failing_store.py",
-    "test_benchmarks_claims.py",
-    "test_pipeline_two_drivers.py",
-    "test_benchmarks_chaos.py",
-    "test_benchmarks_fault_cost.py",
-    "test_jobs_cli.py",
-    "test_jobs_submit.py",
-    "test_benchmarks_peers.py",
-    "test_benchmarks_memory.py",
-    "test_benchmarks_memory_over_time.py",
-    "test_jobs_doctor.py",
-    "test_readme.py",
+    "tests/pipeline/cluster/test_faults.py",
+    "tests/pipeline/cluster/test_driver.py",
+    "tests/pipeline/cluster/test_training.py",
+    "tests/pipeline/cluster/test_poisoned.py",
+    "tests/pipeline/cluster/test_gpu_wait.py",
+    "tests/pipeline/cluster/test_failing_store.py",
+    "tests/benchmarks/claims/test_run.py",
+    "tests/pipeline/cluster/test_two_drivers.py",
+    "tests/benchmarks/robustness/test_chaos.py",
+    "tests/benchmarks/speed/test_fault_cost.py",
+    "tests/jobs/test_cli.py",
+    "tests/jobs/commands/test_submit.py",
+    "tests/benchmarks/peers/test_run.py",
+    "tests/benchmarks/memory/test_photos.py",
+    "tests/benchmarks/memory/test_over_time.py",
+    "tests/jobs/commands/test_doctor.py",
+    "tests/docs/test_readme.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long go first: at the end none of them is left for one worker while the others have nothing."""
     place = {name: number for number, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(_LONGEST)))
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(_LONGEST)))
 
 
 @pytest.fixture
@@ -105,11 +63,6 @@ def photo_shards(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def heed_interrupts() -> None:
-    """For Popen's preexec_fn: a shell's background jobs, and what they start, are deaf to SIGINT otherwise."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """The real photos, which lie outside the project."""
@@ -117,12 +70,6 @@ def corpus() -> Path:
     if not (folder / "photos-raw-0000.tar").exists():
         pytest.skip(f"needs the photos of {folder} (set TATOK_CORPUS)")
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -145,11 +92,11 @@ def local_ray(s3_port: int) -> Iterator[None]:
     """One local Ray for the session: starting one takes seconds."""
     import ray
 
-    import pipeline.cluster  # noqa: F401  sets Ray's environment before the import below
+    import tatok.pipeline.cluster.driver  # noqa: F401  sets Ray's environment before the import below
 
     with pytest.MonkeyPatch.context() as patch:
         # Ray's workers take the driver's environment, and must find the fake tokenizer.
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS, TESTS.parent, os.environ.get("PYTHONPATH", "")))))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, os.environ.get("PYTHONPATH", "")))))
         ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         yield
         ray.shutdown()

@@ -1,56 +1,203 @@
-"""Imports run one way, jobs -> pipeline -> tatok -> schemas, and only the cluster files know Ray."""
+"""The house: which room may import which, without circles; Ray in one room; how large rooms and files are."""
 
 from __future__ import annotations
 
-import ast
+import shutil
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LAYERS = ("schemas", "tatok", "pipeline", "jobs")  # each may import those before it
-ON_RAY = {
-    ROOT / "jobs" / "submission.py",
-    ROOT / "pipeline" / "cluster.py",
-    ROOT / "pipeline" / "cluster_actors.py",
-    ROOT / "pipeline" / "cluster_probe.py",
-    ROOT / "pipeline" / "dedup_cluster.py",
-    ROOT / "pipeline" / "gpu_wait.py",
-    ROOT / "pipeline" / "ray_metrics.py",
-    ROOT / "pipeline" / "scheduler.py",
-    ROOT / "pipeline" / "training_cluster.py",
+from tests.support.imports import circles, imports_of, module_name, python_files, room_of
+from tests.support.places import ROOT
+
+TOPS = ("schemas", "tatok", "pipeline", "jobs")
+EVERY_TOP = (*TOPS, "benchmarks", "tests")
+
+P = "tatok.pipeline"
+RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; tatok.schemas all may
+    "tatok.schemas": (),
+    "tatok.weights": (),
+    # the tokenizer, and what users do with its tokens
+    "tatok": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),  # the package's own face, by name
+    "tatok.__main__": ("tatok.jobs.cli",),
+    "tatok.distributed": (),
+    "tatok.model": ("tatok.distributed",),
+    "tatok.tokenizer": ("tatok.model",),
+    "tatok.dataset": (),
+    "tatok.statistics": ("tatok.dataset",),
+    "tatok.evaluation": ("tatok.model", "tatok.tokenizer", "tatok.statistics"),
+    "tatok.training": ("tatok.distributed", "tatok.model", "tatok.evaluation"),
+    "tatok.generator": ("tatok.dataset", "tatok.training"),
+    "tatok.report": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),
+    # the pipeline
+    f"{P}.storage": (),
+    f"{P}.monitoring": (),
+    f"{P}.images": (),
+    f"{P}.readers": (f"{P}.storage",),
+    f"{P}.output": (f"{P}.storage", "tatok.dataset"),
+    f"{P}.video": (f"{P}.images", f"{P}.readers"),
+    f"{P}.planning": (f"{P}.storage", f"{P}.readers", f"{P}.output"),
+    f"{P}.decode": (f"{P}.images", f"{P}.readers", f"{P}.video"),
+    f"{P}.export": (f"{P}.storage", f"{P}.output", "tatok.dataset", "tatok.statistics", "tatok"),
+    f"{P}.verify": (f"{P}.storage", f"{P}.readers", f"{P}.output", f"{P}.planning"),
+    f"{P}.tokenization": (
+        *(f"{P}.{room}" for room in ("storage", "readers", "images", "decode", "output")),
+        "tatok.model",
+        "tatok.tokenizer",
+    ),
+    f"{P}.cluster": (
+        *(f"{P}.{room}" for room in ("storage", "monitoring", "output", "readers", "tokenization")),
+        "tatok.training",
+        "tatok",  # where it is installed
+    ),
+    f"{P}.run": tuple(
+        f"{P}.{room}" for room in ("storage", "monitoring", "decode", "output", "planning", "tokenization", "cluster")
+    ),
+    f"{P}.doctor": (
+        *(f"{P}.{room}" for room in ("storage", "readers", "decode", "output", "planning", "tokenization", "cluster")),
+        f"{P}.run",
+        "tatok.tokenizer",
+    ),
+    f"{P}.bench": (
+        *(f"{P}.{room}" for room in ("storage", "monitoring", "readers", "decode", "output", "planning")),
+        *(f"{P}.{room}" for room in ("tokenization", "cluster", "run")),
+        "tatok.tokenizer",
+    ),
+    # how people run it
+    "tatok.jobs.exit_codes": (),
+    "tatok.jobs.job_file": (),
+    "tatok.jobs.pictures": (f"{P}.decode", "tatok.dataset", "tatok.report", "tatok.tokenizer"),
+    "tatok.jobs.submission": ("tatok", "tatok.jobs.exit_codes", "tatok.jobs.job_file"),
+    "tatok.jobs.text": ("tatok.statistics", "tatok.evaluation", f"{P}.run"),
+    "tatok.jobs": (),
 }
-MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+TOP = ("tatok.jobs.reference", "tatok.jobs.cli", "tatok.jobs.commands")  # each imports whatever is below it
+FACES = ("tatok", P, "tatok.jobs")  # packages whose own __init__ is a room beside those in them
+ON_RAY = (f"{P}.cluster", "tatok.jobs.submission.ray_jobs")
+MOST_FILES, MOST_LINES = 13, 400
+
+BENCHMARKS_SHARE = ("benchmarks", *(f"benchmarks.{name}" for name in ("document", "layout", "machine", "sampling")))
 
 
-def imported_packages(path: Path) -> set[str]:
-    packages = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            packages |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: import absolutely, so that this test can see it"
-            packages.add((node.module or "").partition(".")[0])
-    return packages
+def room_names(root: Path) -> list[str]:
+    """Rooms are the folders, and the single files beside folders."""
+    folders = {module_name(root, path) for path in python_files(root, TOPS) if path.name == "__init__.py"}
+    beside = {module_name(root, path) for top in TOPS for path in (root / top).glob("*.py") if top != "schemas"}
+    return sorted(folders | {name for name in beside if not name.startswith("tatok.schemas")})
 
 
-def test_every_layer_has_modules() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(LAYERS)
+def violations(root: Path) -> list[str]:
+    """What breaks the rules, as sentences."""
+    rooms = room_names(root)
+    modules = {module_name(root, path) for path in python_files(root, TOPS)}
+    found, edges = [], defaultdict(set)
+    for each in imports_of(root, TOPS):
+        target = each.imported if each.imported in modules else each.imported.rpartition(".")[0]
+        if target in modules and target != each.importer:
+            edges[each.importer].add(target)
+        if each.imported.partition(".")[0] in ("schemas", "pipeline", "jobs", "tests", "benchmarks"):
+            found.append(f"{each.importer} imports {each.imported}, which is not installed")
+        if each.imported.partition(".")[0] == "ray" and not each.importer.startswith(ON_RAY):
+            found.append(f"{each.importer} imports Ray")
+        if each.importer.startswith("tatok.schemas") and each.imported.partition(".")[0] in ("torch", "ray"):
+            found.append(f"{each.importer} imports {each.imported}: schemas are light")
+        a, b = room_of(each.importer, rooms), room_of(each.imported, rooms)
+        if b in (None, a, "tatok.schemas") or (a in TOP and (b not in TOP or TOP.index(a) < TOP.index(b))):
+            continue
+        if b not in RULES.get(str(a), ()):
+            found.append(f"{a} may not import {b}: {each.importer} imports {each.imported}")
+    is_face = {name for name in modules if name in FACES}
+    found += [
+        f"{a} and {b} import each other, if only through others"
+        for a, b in circles({a: targets - is_face for a, targets in edges.items() if a not in is_face})
+    ]
+    return sorted(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path: Path) -> None:
-    layer = path.relative_to(ROOT).parts[0]
-    above = set(LAYERS[LAYERS.index(layer) + 1 :])
-    assert not imported_packages(path) & above
+def test_the_rules_hold() -> None:
+    assert violations(ROOT) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_the_cluster_files_import_ray(path: Path) -> None:
-    if path not in ON_RAY:
-        assert "ray" not in imported_packages(path)
+def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
+    assert set(room_names(ROOT)) - {P} == {*RULES, *TOP}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "schemas").rglob("*.py")), ids=lambda path: path.name)
-def test_schemas_are_light(path: Path) -> None:
-    assert not imported_packages(path) & {"torch", "ray"}
+PLANTED = {
+    "a wrong import": (
+        "pipeline/readers/tar.py",
+        "from tatok.pipeline.cluster.leases import Attempt",
+        "may not import tatok.pipeline.cluster",
+    ),
+    "an arrow up": ("tatok/model/dtf.py", "import tatok.tokenizer.codec", "may not import tatok.tokenizer"),
+    "a circle": ("tatok/dataset/order.py", "from tatok.dataset.stream import TokenStream", "import each other"),
+    "Ray": ("pipeline/tokenization/chunks.py", "import ray", "imports Ray"),
+    "Ray in a function": ("pipeline/run.py", "def planted():\n    from ray import get", "imports Ray"),
+    "torch in schemas": ("schemas/records.py", "import torch", "schemas are light"),
+    "a name that is not installed": ("jobs/job_file.py", "from schemas.job import JobConfig", "not installed"),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_import_is_found(planted: str, tmp_path: Path) -> None:
+    file, line, what = PLANTED[planted]
+    for top in TOPS:
+        shutil.copytree(ROOT / top, tmp_path / top, ignore=lambda folder, names: {n for n in names if "." in n[-15:]
+                        and not n.endswith(".py")})  # fmt: skip
+    path = tmp_path / file
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    module = module_name(tmp_path, path)
+    assert any(what in sentence and module in sentence for sentence in violations(tmp_path)), violations(tmp_path)
+
+
+def test_no_command_imports_a_command() -> None:
+    commands = "tatok.jobs.commands."
+    between = [
+        each
+        for each in imports_of(ROOT, ["jobs"])
+        if each.importer.startswith(commands)
+        and each.imported.startswith(commands)
+        and each.importer.split(".")[3] != each.imported.split(".")[3]
+    ]
+    assert between == []
+
+
+def test_benchmarks_import_their_room_and_what_all_share() -> None:
+    wrong = []
+    for each in imports_of(ROOT, ["benchmarks"]):
+        top, _, rest = each.imported.partition(".")
+        room = ".".join(each.importer.split(".")[:2])
+        if top == "benchmarks" and not each.imported.startswith(room):
+            if room_of(each.imported, BENCHMARKS_SHARE) == "benchmarks" and rest != "ROOT":
+                wrong.append(each)
+        elif top == "tests" and not rest.startswith("support"):
+            wrong.append(each)
+    assert wrong == []
+
+
+def test_no_test_imports_a_test() -> None:
+    tests = [each for each in imports_of(ROOT, ["tests"]) if each.imported.startswith("tests.")]
+    wrong = [each for each in tests if not each.imported.startswith("tests.support")]
+    # Two tests start processes that find a function by the name of its module: their own.
+    assert [each for each in wrong if not each.imported.startswith(f"{each.importer}.")] == []
+
+
+@pytest.mark.parametrize("top", EVERY_TOP)
+def test_rooms_are_small_and_files_short(top: str) -> None:
+    for folder in {path.parent for path in python_files(ROOT, [top])}:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= MOST_FILES, f"{folder.relative_to(ROOT)} holds {len(files)} files"
+    long = [path for path in python_files(ROOT, [top]) if path.read_text(encoding="utf-8").count("\n") > MOST_LINES]
+    assert long == []
+
+
+def test_what_is_installed_is_what_there_is() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        module_name(ROOT, path) for path in python_files(ROOT, (*TOPS, "examples")) if path.name == "__init__.py"
+    }
+    assert set(setuptools["packages"]) == folders
+    assert setuptools["package-dir"] == {"tatok": "tatok"} | {
+        f"tatok.{top}": top for top in ("schemas", "pipeline", "jobs", "examples")
+    }

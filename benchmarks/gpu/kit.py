@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.sections import REHEARSALS, SECTIONS, Spec, spec_of
+from benchmarks import ROOT
+from benchmarks.gpu.index import REHEARSALS, SECTIONS, Spec, spec_of
 
-ROOT = Path(__file__).absolute().parents[2]
 RESERVE_S = 3.0  # for the last section's end and the table
 LOG_TAIL_CHARACTERS = 3000
 LINE_CHARACTERS = 150
@@ -73,7 +73,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        print(f"process {process.pid} does not end; going on without it", flush=True)
+        print(f"process {process.pid} does not end; continuing without it", flush=True)
 
 
 def _tail(log: Path) -> str:

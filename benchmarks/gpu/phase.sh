@@ -2,16 +2,18 @@
 # One call on a bare machine with a GPU: prove and measure (phase 1 only), train on, bring home what there is.
 #   benchmarks/gpu/phase.sh PHASE SECONDS OUT CARRIED
 # CARRIED holds site.zip (packages that the machine lacks), a/ and b/ with photos.tar, a/validation.tar, a/raw.tar and,
-# where a run is to go on from weights alone, checkpoint/ (benchmarks/gpu/carry.py packs it; benchmarks/gpu/unpack.py
-# reads OUT). Training runs on between calls, as long as the machine is kept; RUN is its folder there.
+# where a run is to go on from weights alone, checkpoint/ (benchmarks/gpu/travel packs it and unpacks OUT).
+# Training runs on between calls, as long as the machine is kept; RUN is its folder there.
 set -uo pipefail
 phase=$1 seconds=$2 out=$3 carried=$4
 started=$(date +%s)
 left() { echo $((seconds - $(date +%s) + started)); }
 run=${RUN:-$HOME/.cache/tatok-gpu}
 site=$run/site
-export PYTHONPATH=$PWD:$site PYTHONUNBUFFERED=1
 mkdir -p "$site" "$out"
+python3 -m benchmarks.layout . "$run/layout"  # nothing is installed there
+# PYTHONSAFEPATH: else the current folder comes first, whose tatok/ is a part of the package only.
+export PYTHONPATH=$run/layout:$PWD:$site PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 [ -e "$site/pydantic" ] || python3 -m zipfile -e "$carried/site.zip" "$site"
 nvidia-smi --query-gpu=name,driver_version,memory.used --format=csv,noheader
 
@@ -28,7 +30,7 @@ if ! alive && [ ! -e "$run/done" ]; then
     more=(--start-from "$carried/checkpoint" --first-stage "${FIRST_STAGE:-1}")
   fi
   mkdir -p "$run/carried" && cp -r "$carried/a" "$run/carried/"
-  setsid bash -c "python3 -m benchmarks.gpu.train ${RECIPE:-examples/train-photos-256-gpu.yaml} --output $run/train \
+  setsid bash -c "python3 -m benchmarks.gpu.training.train ${RECIPE:-examples/train-photos-256-gpu.yaml} --output $run/train \
     --photos '$run/carried/*/photos.tar' --heldout $run/carried/a/validation.tar --scale ${SCALE:-1} ${more[*]:-} >> $run/train.log 2>&1 \
     && touch $run/done" < /dev/null > /dev/null 2>&1 &
   echo $! > "$run/pid"
@@ -47,7 +49,7 @@ fi
 tail -c 3500 "$run/train.log"
 if [ -e "$run/done" ] && [ "$(left)" -gt 45 ]; then  # the new checkpoint, measured as the old one was
   cp "$run"/train/checkpoint/* tatok/weights/
-  python3 -m benchmarks.gpu.calibrated tatok/weights "$carried/a/validation.tar" --tokens 56 --device cuda
+  python3 -m benchmarks.gpu.training.calibrated tatok/weights "$carried/a/validation.tar" --tokens 56 --device cuda
   cp tatok/weights/config.json "$out/config.json"
   python3 -m benchmarks.gpu.kit --out "$run/kit-new" --seconds $(($(left) - 15)) --device cuda --only speed agreement \
     --photos "$carried/a/validation.tar" 2>&1 | tail -c 3000

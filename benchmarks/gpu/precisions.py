@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from tatok.checkpoint import Checkpoint
-from tatok.tokenizer import Tokenizer
+from tatok.model.checkpoint import Checkpoint
+from tatok.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["PRECISIONS", "Mode", "modes", "settings_of", "switched", "tokenizer_in"]
 
@@ -39,7 +39,7 @@ class Mode:
 
 def modes(device: torch.device) -> list[Mode]:
     """What there is to measure on the device: without graphs first, with them where tatok has any."""
-    has_graphs = device.type == "cuda" and importlib.util.find_spec("tatok.launching") is not None
+    has_graphs = device.type == "cuda" and importlib.util.find_spec("tatok.tokenizer.launching") is not None
     kinds = (False, True) if has_graphs else (False,)
     return [
         Mode(precision=precision, graphs=graphs)

@@ -26,13 +26,13 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--photos", type=Path, action="append", default=[])
     options = parser.parse_args()
-    # Where it hangs, the log tells in which call.
+    # Where it hangs, the log says in which call.
     faulthandler.dump_traceback_later(max(options.seconds - 1.0, 1.0), exit=False)
 
     import torch
 
+    from benchmarks.gpu.index import spec_of
     from benchmarks.gpu.measure import Section, write_json
-    from benchmarks.gpu.sections import spec_of
 
     spec = spec_of(options.name)
     device = torch.device(options.device)

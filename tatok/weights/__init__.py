@@ -1,1 +1,1 @@
-"""The checkpoint that comes with tatok; CARD.md tells what it is."""
+"""The bundled checkpoint; CARD.md says what it is."""

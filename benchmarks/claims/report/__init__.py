@@ -1,0 +1,1 @@
+"""docs/results/claims.md out of what the claims bench measured."""

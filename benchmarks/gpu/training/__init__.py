@@ -1,0 +1,1 @@
+"""Training on a machine that may be taken away."""

@@ -1,0 +1,1 @@
+"""The loader beside others (docs/results/loader.md)."""

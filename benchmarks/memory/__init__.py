@@ -1,0 +1,1 @@
+"""How much memory, and whether it stays."""

@@ -1,0 +1,1 @@
+"""tatok beside others who tokenize the same photos (docs/results/peers.md)."""

@@ -1,0 +1,1 @@
+"""Kills, mutated inputs and damage: nothing is lost, nothing hangs."""

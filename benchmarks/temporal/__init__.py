@@ -1,0 +1,1 @@
+"""Clips: temporal TaTok against frame by frame (docs/results/temporal.md)."""

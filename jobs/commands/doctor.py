@@ -1,0 +1,125 @@
+"""The command that examines a job before it runs: doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tatok.jobs.exit_codes import EXIT_FINDINGS
+from tatok.jobs.job_file import JobFile, SetOption, read_job
+from tatok.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tatok.pipeline.doctor.dry_run import Forecast
+    from tatok.pipeline.doctor.examine import Check
+    from tatok.schemas.job import JobConfig
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failed": ("FAILED", "red")}
+
+
+def doctor(
+    job: JobFile,
+    assignments: SetOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Examine from within the cluster whose dashboard is here, such as http://head:8265."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to try.")] = 100,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="What a GPU costs an hour; the forecast then says what the job costs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Examine a job in under a minute: source, output, checkpoint, cluster, a dry run; then forecast what it takes.
+
+    Without --address the checks are made from here: on the Ray at RAY_ADDRESS, else on this machine. With it they are
+    made by a job on the cluster, which is where credentials and networks may differ.
+
+    Exit codes: 0 all is well; 3 a check failed, and its line says what to do. Nothing is tokenized for good.
+    """
+    from tatok.pipeline.doctor.examine import Check, Diagnosis, examine
+
+    say = (lambda check: None) if as_json else _say
+    try:
+        config = read_job(job, assignments)
+    except ConfigError as error:
+        check = Check(name="job file", verdict="failed", message=str(error), remedy="fix the lines that it names")
+        say(check)
+        diagnosis = Diagnosis(checks=(check,), forecast=None)
+    else:
+        if address is not None:
+            _examine_there(config, address, name=job.stem, samples=samples, as_json=as_json, price=price)
+            return
+        diagnosis = examine(config, on_check=say, num_samples=samples)
+    if as_json:
+        print(json.dumps({"passed": diagnosis.passed} | asdict(diagnosis), indent=1))
+    elif diagnosis.forecast is not None:
+        print(_text(diagnosis.forecast, price))
+    if diagnosis.is_stuck:
+        # Threads of a pool that wait for a silent store would keep the interpreter from its end.
+        sys.stdout.flush()
+        os._exit(EXIT_FINDINGS)
+    if not diagnosis.passed:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def _examine_there(
+    config: JobConfig, address: str, *, name: str, samples: int, as_json: bool, price: float | None
+) -> None:
+    """Run `tatok doctor` as a job of the cluster, with what it has installed, and follow it."""
+    from tatok.jobs.submission.following import exit_as, follow
+    from tatok.jobs.submission.ray_jobs import Cluster
+
+    cluster = Cluster(address)
+    command = f"doctor --samples {samples}{' --json' if as_json else ''}"
+    command += "" if price is None else f" --price {price}"
+    job_id = cluster.submit(config, name=f"doctor-{name}", image=None, dependencies="installed", command=command)
+    job = follow(cluster, job_id, address)
+    if job.exit_code == EXIT_FINDINGS:  # it has printed them, and what to do
+        raise typer.Exit(EXIT_FINDINGS)
+    exit_as(job, remedy="the examination did not come to its end; nothing was tokenized")
+
+
+def _say(check: Check) -> None:
+    word, colour = _MARKS[check.verdict]
+    typer.echo(f"{typer.style(f'{word:8}', fg=colour)} {check.name}: {check.message}")
+    if check.verdict != "ok" and check.remedy:
+        typer.echo(f"         -> {check.remedy}")
+
+
+def _text(forecast: Forecast, price: float | None) -> str:
+    from tatok.statistics.units import bytes_text
+
+    hours = forecast.seconds / 3600
+    time = f"{hours:,.1f} hours" if hours >= 1 else f"{forecast.seconds:,.0f} s"
+    gpus = f", {_gpu_hours(forecast.gpu_hours, price)}" if forecast.gpu_hours else ""
+    lines = [
+        f"forecast: {forecast.num_samples:,} samples at {forecast.samples_per_s:,.1f} a second: {time}{gpus}, "
+        f"{bytes_text(forecast.output_bytes)} of tokens; the bottleneck is {forecast.bottleneck}, "
+        f"the other stage is {forecast.slack:.1f} times as fast"
+    ]
+    if (recorded := forecast.recorded) is not None:
+        lines.append(
+            f"on a GPU (recorded figures of {recorded.card}, not measured here; docs/results/gpu.md): "
+            f"{_gpu_hours(recorded.gpu_hours, price)} at {recorded.images_per_s:,.0f} images a second, if reading "
+            f"keeps up: about {max(recorded.decoding_cores, 1):,.0f} cores like these decode as fast"
+        )
+    elif price is not None and not forecast.gpu_hours:
+        lines.append(
+            "on a GPU: there are no recorded figures for this checkpoint, precision or kind of source; run "
+            "`tatok doctor` where there is a GPU"
+        )
+    return "\n".join(lines)
+
+
+def _gpu_hours(gpu_hours: float, price: float | None) -> str:
+    text = f"{gpu_hours:,.1f}" if gpu_hours >= 0.1 else f"{gpu_hours:.2g}"
+    cost = "" if price is None else f", {gpu_hours * price:,.2f} at {price:,.2f} an hour"
+    return f"{text} GPU-hours{cost}"

@@ -1,0 +1,218 @@
+"""The commands that make and measure checkpoints: train, calibrate, eval, distance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tatok.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tatok.evaluation.calibration import EncodedPhotos
+    from tatok.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["calibrate", "distance", "evaluate", "train"]
+
+DISTANCE_BATCH = 64
+
+Photos = Annotated[
+    list[str],
+    typer.Argument(
+        help="Held-out photos: WebDataset tars, Parquet files or folders of images (globs, brace patterns)."
+    ),
+]
+CheckpointOption = Annotated[str | None, typer.Option(help="Checkpoint folder; default: the bundled one.")]
+Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
+ImageSize = Annotated[int, typer.Option(help="Side of the centre crop, a multiple of the patch.")]
+Limit = Annotated[int | None, typer.Option(help="Use the first so many photos only.")]
+Features = Annotated[
+    str,
+    typer.Option(help="Network of the set distances: mobilenet, efficientnet (the training loss's) or a .pt file."),
+]
+CriterionOption = Annotated[
+    Literal["entropy", "surprisal", "content", "distance", "residual"] | None,
+    typer.Option(help="DTF criterion; default: the checkpoint's."),
+]
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Training file (YAML), or the name of a bundled recipe, such as train-photos-256.",
+        ),
+    ],
+    device: Device = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Checkpoint folder, or its URL, whose weights to start from.")
+    ] = None,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share each batch, by Ray Train: a GPU each where there are any.")
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray."),
+    ] = None,
+) -> None:
+    """Train a TaTok checkpoint; the same command again resumes where the last run stopped.
+
+    The output may be any fsspec URL. The recipe does not change with the number of workers, and neither does the saved
+    state: a run may resume with another number.
+    """
+    from tatok.examples import recipe_path
+    from tatok.training.config import load_training_config
+
+    config = load_training_config(recipe_path(recipe))
+    if num_workers > 1:
+        from tatok.pipeline.cluster.training import run_training
+
+        run_training(config, num_workers=num_workers, device=device, address=address, start_from=start_from)
+        return
+    import torch
+
+    from tatok.training.run import train as run
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run(config, torch.device(chosen), start_from=start_from)
+
+
+def _encode(tokenizer: Tokenizer, photos: list[str], image_size: int, limit: int | None) -> EncodedPhotos:
+    from rich.console import Console
+    from rich.progress import track
+
+    from tatok.evaluation.calibration import EncodedPhotos
+    from tatok.training.photos import centre_crops, expand_sources
+
+    crops = centre_crops(expand_sources(photos), image_size, limit)
+    return EncodedPhotos(tokenizer, track(crops, "encoding photos", transient=True, console=Console(stderr=True)))
+
+
+def calibrate(
+    photos: Photos,
+    tokens: Annotated[float, typer.Option(help="Wanted mean number of tokens an image, globals included.")],
+    checkpoint: CheckpointOption = None,
+    criterion: CriterionOption = None,
+    image_size: ImageSize = 256,
+    limit: Limit = None,
+    device: Device = None,
+    write: Annotated[bool, typer.Option("--write", help="Write them into the checkpoint's config.json.")] = False,
+) -> None:
+    """Find the DTF threshold at which held-out photos keep a wanted mean number of tokens."""
+    from tatok.evaluation.calibration import calibrate as find
+    from tatok.model.checkpoint import default_checkpoint, write_dtf
+    from tatok.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(checkpoint, device)
+    found = find(_encode(tokenizer, photos, image_size, limit), tokens, tokenizer.dtf.with_criterion(criterion))
+    print(
+        f"{found.num_images} photos: threshold {found.dtf.threshold:g} ({found.dtf.criterion}, "
+        f"{found.dtf.threshold_kind}) keeps {found.mean_tokens:.2f} tokens on average "
+        f"({found.min_tokens} to {found.max_tokens})"
+    )
+    if write:
+        folder = Path(checkpoint) if checkpoint else default_checkpoint()
+        write_dtf(folder, found.dtf)
+        print(f"written to {folder}")
+    else:
+        print(f"use it with: tatok tokenize --threshold {found.dtf.threshold:g} ..., or keep it with --write")
+
+
+def evaluate(
+    photos: Photos,
+    tokens: Annotated[float, typer.Option(help="Mean tokens an image at which policies are compared.")] = 56,
+    checkpoint: CheckpointOption = None,
+    image_size: ImageSize = 256,
+    limit: Limit = None,
+    device: Device = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare the policies that match this name or pattern only, as in 'DTF*'; may be repeated."),
+    ] = None,
+    all_policies: Annotated[
+        bool, typer.Option("--all", help="Compare every policy that DTF has to beat, too; takes minutes on a CPU.")
+    ] = False,
+    features: Features = "mobilenet",
+    distances: Annotated[
+        bool, typer.Option("--distances/--no-distances", help="Measure Fréchet and kernel distances too.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+) -> None:
+    """Measure reconstruction on held-out photos: at full rate, as DTF is set, and from the globals alone.
+
+    With --all or --policy, also under the policies that DTF has to beat at equal tokens. DTF's thresholds are
+    calibrated on these photos for the wanted mean. PSNR is the mean over images, in dB; `pooled` is that of the mean
+    squared error over all images. `perceptual` is a MobileNetV2 feature distance times 1000, lower is better. `kernel`
+    (times 1000, with its deviation over subsets) and `Fréchet` are distances of all rebuilt photos to the originals;
+    they depend on the network, and only the published Inception weights (--features FILE) give figures that compare
+    with published FIDs. Fréchet needs more photos than the network has features. Bits are codes alone, then with
+    positions where a decoder must be told them. `rank` is the rank correlation of token counts with PNG sizes. Then:
+    quality by quartile of PNG size, codebook use, and the prior's calibration.
+    """
+    from tatok.evaluation.comparison import evaluate as score
+    from tatok.evaluation.diagnostics import tokenizer_report
+    from tatok.evaluation.distances import ImageFeatures, load_features
+    from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
+    from tatok.jobs.text.evaluation import EvaluationResult, evaluation_text
+    from tatok.statistics.json_text import json_text
+    from tatok.tokenizer.tokenizer import Tokenizer
+
+    if all_policies and policy:
+        raise ConfigError("--all and --policy exclude each other; leave one out")
+    tokenizer = Tokenizer.load(checkpoint, device)
+    patterns = None if all_policies else policy or [FULL_RATE, f"{SHIPPED}*", GLOBALS_ONLY]
+    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, tokens, patterns=patterns)
+    network = load_features(features) if distances else None
+    encoded = _encode(tokenizer, photos, image_size, limit)
+    references = ImageFeatures(network, encoded.pixels, tokenizer.device) if network else None
+    result = EvaluationResult(
+        num_images=len(encoded),
+        image_size=image_size,
+        tokens=tokens,
+        weights_sha256=tokenizer.identity["weights_sha256"],
+        features=features if distances else None,
+        scores=score(encoded, policies, features=references),
+        tokenizer=tokenizer_report(encoded),
+    )
+    print(json_text(result) if as_json else evaluation_text(result), end="")
+
+
+def distance(
+    reference: Annotated[str, typer.Argument(help="Real images: a tar, a Parquet file or a folder (or a pattern).")],
+    images: Annotated[str, typer.Argument(help="Images to judge: a tar, a Parquet file or a folder (or a pattern).")],
+    features: Features = "mobilenet",
+    image_size: Annotated[
+        int | None, typer.Option(help="Bring all to centre crops of this side; default: that of the first of IMAGES.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many images of each set only.")] = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Measure how far one set of images lies from another: Fréchet and kernel distance.
+
+    The network decides what the figures mean. Only the published Inception weights compare with published FIDs: give
+    their TorchScript file with --features. Compare Fréchet distances of equally many images only; below about 1,300
+    images (or fewer than the network has features: then it is left out) read the kernel distance.
+    """
+    import torch
+
+    from tatok.evaluation.distances import image_distances, load_features
+    from tatok.jobs.text.evaluation import DistanceResult, distance_text
+    from tatok.model.pixels import in_batches
+    from tatok.statistics.json_text import json_text
+    from tatok.training.photos import centre_crops, expand_sources, shorter_side
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_features(features)
+    reference_files, image_files = expand_sources([reference]), expand_sources([images])
+    side = image_size or shorter_side(image_files)
+    found = image_distances(
+        in_batches(centre_crops(reference_files, side, limit), DISTANCE_BATCH),
+        in_batches(centre_crops(image_files, side, limit), DISTANCE_BATCH),
+        network,
+        device=chosen,
+    )
+    result = DistanceResult(reference=reference, images=images, features=features, image_size=side, distances=found)
+    print(json_text(result) if as_json else distance_text(result), end="")

@@ -1,0 +1,150 @@
+"""The main command: tokenize."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tatok.jobs.exit_codes import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_REJECTS
+from tatok.jobs.job_file import SetOption
+from tatok.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tatok.pipeline.monitoring.events import Event, OnEvent
+
+__all__ = ["tokenize"]
+
+
+def tokenize(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE... OUTPUT",
+            help="WebDataset tars, Parquet files, folders of images and videos, lists of URIs (paths, globs, brace "
+            "patterns, fsspec URLs), then the dataset's folder.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Job file (YAML); the other options and arguments override it.")
+    ] = None,
+    assignments: SetOption = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; default: the bundled one.")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one.")] = None,
+    image_field: Annotated[str | None, typer.Option(help="Tar member (jpg) or table column to tokenize.")] = None,
+    label_from_folder: Annotated[
+        bool | None, typer.Option("--label-from-folder/--no-label-from-folder", help="First folder of a file = label.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the square that is tokenized, in pixels.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="DTF threshold; see `tatok calibrate`.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Fewest tokens of an image, globals included.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an image, globals included.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a tokenizer call; default: 256 on a GPU, else 16.")
+    ] = None,
+    num_tokenizers: Annotated[
+        int | None, typer.Option(help="Tokenizer actors; default: one a GPU, else one a CPU.")
+    ] = None,
+    num_decoders: Annotated[
+        int | None, typer.Option(help="Decoder processes; default: the CPUs left; without GPUs 0.")
+    ] = None,
+    shards_in_flight: Annotated[int | None, typer.Option(help="Shards that one tokenizer works on at a time.")] = None,
+    decode_timeout: Annotated[float | None, typer.Option(help="Seconds after which a batch is given up.")] = None,
+    max_reject_fraction: Annotated[float | None, typer.Option(help="Share of rejects above which to stop.")] = None,
+    max_failed_shards: Annotated[int | None, typer.Option(help="Failed shards after which to stop.")] = None,
+    patch_entropy: Annotated[
+        bool | None, typer.Option("--patch-entropy/--no-patch-entropy", help="Store every position's entropy.")
+    ] = None,
+    patch_worth: Annotated[
+        bool | None, typer.Option("--patch-worth/--no-patch-worth", help="Store what each position was worth to DTF.")
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Also write the run's events as JSON lines to this file; -: to standard output.")
+    ] = None,
+    fail_on_reject: Annotated[bool, typer.Option("--fail-on-reject", help="Exit with 4 on any reject.")] = False,
+) -> None:
+    """Tokenize images into a Parquet dataset; the same command again resumes where the last run stopped."""
+    from tatok.jobs.text.run import print_summary
+    from tatok.pipeline.monitoring.progress import ProgressDisplay
+    from tatok.pipeline.run import run_job
+    from tatok.schemas.job import JobConfig
+    from tatok.schemas.settings_file import SettingsFile, read_settings
+
+    settings = read_settings(config) if config is not None else SettingsFile(origin="the command line")
+    if paths:
+        if len(paths) < 2:
+            raise ConfigError(f"name at least one SOURCE and then the OUTPUT; there is only {paths[0]!r}")
+        settings.override("source", paths[:-1], place="SOURCE")
+        settings.override("output", paths[-1], place="OUTPUT")
+    elif config is None:
+        raise ConfigError("name SOURCE and OUTPUT, or a job file with --config; see `tatok tokenize --help`")
+    settings.override_from(os.environ)
+    settings.override_with(assignments or [])
+    overrides = {
+        "checkpoint": checkpoint,
+        "device": device,
+        "image_field": image_field,
+        "label_from_folder": label_from_folder,
+        "preprocessing.image_size": image_size,
+        "dtf.threshold": threshold,
+        "dtf.min_tokens": min_tokens,
+        "dtf.max_tokens": max_tokens,
+        "resources.batch_size": batch_size,
+        "resources.num_tokenizers": num_tokenizers,
+        "resources.num_decoders": num_decoders,
+        "resources.shards_in_flight": shards_in_flight,
+        "resources.decode_timeout_s": decode_timeout,
+        "limits.max_reject_fraction": max_reject_fraction,
+        "limits.max_failed_shards": max_failed_shards,
+        "write.patch_entropy": patch_entropy,
+        "write.patch_worth": patch_worth,
+    }
+    for name, value in overrides.items():
+        if value is not None:
+            settings.override(name, value, place=f"the option for {name}")
+    job = settings.validated(JobConfig)
+    try:
+        with ProgressDisplay() as display, _logging(log) as write:
+
+            def tell(event: Event) -> None:
+                write(event)
+                display(event)
+
+            summary = run_job(job, on_event=tell)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; resume with the same command", fg="yellow", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_summary(summary)
+    if summary.status != "complete":
+        raise typer.Exit(EXIT_INCOMPLETE)
+    if fail_on_reject and summary.num_rejects:
+        raise typer.Exit(EXIT_REJECTS)
+
+
+@contextmanager
+def _logging(path: str | None) -> Iterator[OnEvent]:
+    from tatok.pipeline.monitoring.run_log import RunLog
+
+    if path is None:
+        yield lambda event: None
+    elif path == "-":
+        log = RunLog(sys.stdout)
+        yield log
+        log.close()
+    else:
+        try:
+            file = open(path, "a", encoding="utf-8")  # noqa: SIM115  the block below may raise OSErrors of its own
+        except OSError as error:
+            raise ConfigError(
+                f"--log {path} cannot be written: {error.strerror}; name a path of this machine"
+            ) from error
+        with file:
+            log = RunLog(file)
+            yield log
+            log.close()

@@ -1,0 +1,245 @@
+"""The rows of a query -> a table to look at, CSV, JSON or Parquet; on standard output or as one whole file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, time
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from tatok.schemas.errors import CommitError, ConfigError
+
+if TYPE_CHECKING:
+    from tatok.statistics.sql import QueryResult
+
+__all__ = ["OutputFormat", "format_of", "print_result", "printable", "write_result"]
+
+OutputFormat = Literal["table", "csv", "json", "parquet"]
+
+_TABLE_ROWS = 1_000
+_LIST_ITEMS = 6
+_CELL_CHARACTERS = 60
+
+
+def format_of(wanted: OutputFormat | None, output: str | None) -> OutputFormat:
+    """The format that was asked for, else what the output's name ends in, else a table.
+
+    Raises ConfigError for Parquet on standard output.
+    """
+    suffix = "" if output is None else output.rpartition(".")[2].lower()
+    by_suffix: dict[str, OutputFormat] = {"csv": "csv", "json": "json", "parquet": "parquet"}
+    chosen = wanted or by_suffix.get(suffix, "table")
+    if chosen == "parquet" and output is None:
+        raise ConfigError("Parquet is not for the terminal; name a file with --output")
+    return chosen
+
+
+def print_result(result: QueryResult, wanted: OutputFormat) -> None:
+    """Print the rows; a table says below what it does not show."""
+    if wanted == "table" and sys.stdout.isatty():
+        _print_rich(result)
+    else:
+        _WRITERS[wanted](result, sys.stdout)
+
+
+def write_result(result: QueryResult, wanted: OutputFormat, output: str) -> None:
+    """Write the rows to a path or URL; under that name the whole file appears, or nothing.
+
+    Raises CommitError where it cannot be written, ConfigError where Parquet has no such type.
+    """
+    with _whole_file(output) as path:
+        if wanted == "parquet":
+            _write_parquet(result, path)
+        else:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                _WRITERS[wanted](result, file)
+
+
+def printable(text: str) -> str:
+    """A text that a terminal shows as it is: what captions and labels hold cannot move the cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _write_table(result: QueryResult, file: TextIO) -> None:
+    names, rows, notes = _cells(result)
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    numeric = _numeric(result)
+    for row in [names, *rows]:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        file.write("  ".join(cells).rstrip() + "\n")
+    for note in notes:
+        file.write(f"({note})\n")
+
+
+def _print_rich(result: QueryResult) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    names, rows, notes = _cells(result)
+    console = Console(highlight=False)
+    table, room = Table(box=SIMPLE_HEAD, pad_edge=False), console.width
+    num_shown = 0
+    for name, column, right in zip(names, zip(*rows, strict=True) if rows else names, _numeric(result), strict=True):
+        room -= max(len(name), *map(len, column)) + 2
+        if room < 0 and num_shown:
+            break
+        table.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
+        num_shown += 1
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row[:num_shown]))
+    console.print(table)
+    if num_shown < len(names):
+        notes.append(f"no room for {', '.join(names[num_shown:])}; choose columns, or use --format json")
+    for note in notes:
+        console.print(Text(f"({note})"), soft_wrap=True)
+
+
+def _cells(result: QueryResult) -> tuple[list[str], list[list[str]], list[str]]:
+    """Names, shortened cells of the first rows, and notes of what is left out."""
+    rows = [list(row.values()) for row in islice(_rows(result), _TABLE_ROWS + 1)]
+    notes = []
+    if len(rows) > _TABLE_ROWS:
+        notes.append(f"the first {_TABLE_ROWS:,} rows; use LIMIT, or --format csv or json for all")
+    shortened = False
+    cells = []
+    for row in rows[:_TABLE_ROWS]:
+        texts = [_cell(value) for value in row]
+        shortened |= any(cut for _, cut in texts)
+        cells.append([text for text, _ in texts])
+    if shortened:
+        notes.append("long values are shortened; --format json shows them whole")
+    return [printable(name) for name in result.schema.names], cells, notes
+
+
+def _cell(value: Any) -> tuple[str, bool]:
+    """A value's text, and whether it was shortened."""
+    if isinstance(value, list):
+        items = ", ".join(_cell(item)[0] for item in value[:_LIST_ITEMS])
+        more = len(value) - _LIST_ITEMS
+        return (f"[{items}, … {more} more]", True) if more > 0 else (f"[{items}]", False)
+    if value is None:
+        return "", False
+    if isinstance(value, float):
+        return f"{value:.6g}", False
+    text = printable(json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value))
+    return (text, False) if len(text) <= _CELL_CHARACTERS else (f"{text[: _CELL_CHARACTERS - 1]}…", True)
+
+
+def _numeric(result: QueryResult) -> list[bool]:
+    from pyarrow import types
+
+    return [
+        types.is_integer(field.type) or types.is_floating(field.type) or types.is_decimal(field.type)
+        for field in result.schema
+    ]
+
+
+def _write_csv(result: QueryResult, file: TextIO) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(result.schema.names)
+    for row in _rows(result):
+        writer.writerow([json.dumps(v) if isinstance(v, list | dict) else v for v in row.values()])
+
+
+def _write_json(result: QueryResult, file: TextIO) -> None:
+    """One array; a row a line, so that line tools can work with it too."""
+    separator = "[\n"
+    for row in _rows(result):
+        file.write(separator + json.dumps(row, ensure_ascii=False, allow_nan=False))
+        separator = ",\n"
+    file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _write_parquet(result: QueryResult, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetWriter(path, result.schema, compression="zstd") as writer:
+            for batch in result.batches:
+                writer.write_batch(batch)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"the rows cannot be written as Parquet: {error}; cast that column in the query") from error
+
+
+_WRITERS: dict[str, Callable[[QueryResult, TextIO], None]] = {
+    "table": _write_table,
+    "csv": _write_csv,
+    "json": _write_json,
+}
+
+
+def _rows(result: QueryResult) -> Iterator[dict[str, Any]]:
+    names = _distinct(result.schema.names)
+    for batch in result.batches:
+        columns = [batch.column(index).to_pylist() for index in range(batch.num_columns)]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, map(_plain, values), strict=True))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """SELECT a.key, b.key gives two columns one name, and an object can have it once: the second becomes key_1."""
+    found: list[str] = []
+    for name in names:
+        new, number = name, 0
+        while new in found:
+            number += 1
+            new = f"{name}_{number}"
+        found.append(new)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: sums are integers, NaN is null, dates are ISO 8601 text, bytes are hexadecimal."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):  # an entry of a map
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+@contextmanager
+def _whole_file(output: str) -> Iterator[Path]:
+    """A scratch file that takes the output's name, or is stored there, when the block ends without an error."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        fs, place = fsspec.core.url_to_fs(output)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot write to {output!r}: {error}; install the scheme's fsspec package") from error
+    folder = Path(place).parent if isinstance(fs, LocalFileSystem) else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tatok-", dir=folder) as scratch:
+            path = Path(scratch) / "rows"
+            yield path
+            if folder is None:
+                fs.put_file(str(path), place)
+            else:
+                os.replace(path, place)
+    except OSError as error:
+        raise CommitError(f"cannot write {output}: {error}") from error

@@ -1,0 +1,16 @@
+"""The job on Ray, the only room that imports it (beside jobs/submission/ray_jobs).
+
+driver           shards -> actors; starts Ray where none runs
+actors           tokenizers and decoders
+scheduler        which shard goes where, and when again
+crew             actors started and replaced, more as the cluster grows; what is asked of Ray
+leases           a shard's attempts, and when they count as failed
+slots            places for shards on tokenizers
+sizes            how many actors of which kind
+idle_decoders    decoders that wait for a tokenizer
+gpu_wait         a cluster whose GPUs are not there yet
+probe            what nodes have; work on one of them
+hashing          samples hashed, for dedup
+metrics          figures as Ray metrics
+training         training by several workers
+"""

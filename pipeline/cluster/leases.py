@@ -1,0 +1,207 @@
+"""Which shards wait, which are at work, which are done or given up: retries with back-off and bounds, no Ray."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from tatok.pipeline.monitoring.events import Throughput
+from tatok.schemas.records import Shard, ShardReport
+
+__all__ = ["MAX_DEATHS_IN_A_ROW", "SAMPLES_FAULT", "Attempt", "DeathsInARow", "Failure", "ShardLedger"]
+
+FailureKind = Literal[
+    "decode_timeout",
+    "decoder_died",
+    "tokenizer_died",
+    "device_lost",  # the tokenizer's device works no more for its process; this attempt was the first to meet it
+    "tokenizer_replaced",  # for such a reason, under this attempt
+    "source",
+    "commit",
+    "error",
+]
+MAX_ATTEMPTS = 3
+MAX_DEVICE_LOSSES = 4  # of one shard, besides: a device fails by itself, but something in a shard may break each one
+BACKOFF_S = 2.0  # before the second attempt; doubled before each further one
+STRAGGLER_S = 30.0
+STRAGGLER_RATIO = 3.0  # to the median time of the latest committed shards
+_LATEST = 1000
+MAX_DEATHS_IN_A_ROW = 6
+DEATHS_APART_S = 10.0
+# What may be one sample's doing: the next attempt decodes in a process that finds out which.
+SAMPLES_FAULT = ("decode_timeout", "decoder_died")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why one attempt at a shard ended without a commit; a permanent failure would be the same again."""
+
+    kind: FailureKind
+    message: str
+    is_permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One lease of a shard; `number` tells the leases of a run apart.
+
+    `guarded` says that an earlier one lost its decoder, so that each sample is to be decoded in a child process.
+    """
+
+    shard: Shard
+    number: int
+    guarded: bool
+
+    def __hash__(self) -> int:
+        return self.number  # a shard's many fields would be hashed at every look-up
+
+
+class ShardLedger:
+    """Hands out each shard until it is committed or its attempts are used up.
+
+    Shards go out in order. One that failed waits `backoff_s`, twice that after the next failure, and goes behind those
+    that have not failed, so that a poisoned shard does not hold up the healthy ones. A permanent failure is not
+    repeated; one that is no fault of the shard does not count. At the end of a run a straggler may be handed out once
+    more; the first commit settles both attempts.
+    `clock` gives seconds and never goes back.
+    """
+
+    def __init__(
+        self, shards: Iterable[Shard], *, backoff_s: float = BACKOFF_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fresh = deque(shards)
+        self._delayed: list[tuple[float, int, Shard]] = []  # a heap: ready at, order, shard
+        self._num_leases = 0
+        self._backoff_s = backoff_s
+        self._clock = clock
+        self._failures: dict[str, list[Failure]] = {}
+        self._at_work: dict[str, dict[Attempt, float]] = {}  # shard id -> attempt -> leased at
+        self.reports: list[ShardReport] = []
+        self.committed = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
+        self._latest_s: deque[float] = deque(maxlen=_LATEST)  # that shards took
+        self.failed: dict[Shard, Failure] = {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Every shard is committed or given up."""
+        return not self._fresh and not self._delayed and not self._at_work
+
+    @property
+    def num_unsettled(self) -> int:
+        """Shards that are neither committed nor given up."""
+        return len(self._fresh) + len(self._delayed) + len(self._at_work)
+
+    @property
+    def has_waiting(self) -> bool:
+        """A shard can be leased now."""
+        return bool(self._fresh) or (bool(self._delayed) and self._delayed[0][0] <= self._clock())
+
+    def lease(self) -> Attempt:
+        """Take the next shard; call it only where `has_waiting`."""
+        return self._lease(self._fresh.popleft() if self._fresh else heapq.heappop(self._delayed)[2])
+
+    def lease_straggler(self) -> Attempt | None:
+        """Take the shard that has been at work longest once more, where all are out and it takes far too long.
+
+        None where shards wait, where no shard has been at work for `STRAGGLER_S` and for several times as long as
+        committed ones took, or where the one that has is at work twice already.
+        """
+        if self._fresh or self._delayed or not self._at_work:
+            return None
+        attempts = min(self._at_work.values(), key=lambda attempts: min(attempts.values()))
+        took = self._latest_s
+        patience_s = max(STRAGGLER_S, STRAGGLER_RATIO * statistics.median(took) if took else math.inf)
+        if len(attempts) > 1 or self._clock() - min(attempts.values()) < patience_s:
+            return None
+        return self._lease(next(iter(attempts)).shard)
+
+    def is_open(self, attempt: Attempt) -> bool:
+        """Whether the attempt's shard still waits for its outcome; another one may have settled it."""
+        return attempt in self._at_work.get(attempt.shard.shard_id, {})
+
+    def commit(self, attempt: Attempt, report: ShardReport) -> bool:
+        """Settle a lease: the shard's part is published; False where a twin was settled before, which is fine."""
+        if not self.is_open(attempt):
+            return False
+        del self._at_work[attempt.shard.shard_id]
+        self.reports.append(report)
+        self._latest_s.append(report.seconds)
+        before = self.committed
+        self.committed = Throughput(
+            num_rows=before.num_rows + report.num_rows,
+            num_tokens=before.num_tokens + report.num_tokens,
+            num_rejects=before.num_rejects + report.num_faults,
+        )
+        return True
+
+    def fail(self, attempt: Attempt, failure: Failure) -> Literal["again", "given_up", "elsewhere"]:
+        """Settle a lease without a commit: the shard is tried again, given up, or a twin has it (or had it)."""
+        if not self.is_open(attempt):
+            return "elsewhere"
+        shard = attempt.shard
+        attempts = self._at_work[shard.shard_id]
+        del attempts[attempt]
+        if attempts:
+            return "elsewhere"
+        del self._at_work[shard.shard_id]
+        if failure.kind == "tokenizer_replaced":
+            self._fresh.appendleft(shard)
+            return "again"
+        failures = self._failures.setdefault(shard.shard_id, [])
+        failures.append(failure)
+        # Guarded, every sample has a deadline: what hangs all the same is the source.
+        hangs_again = attempt.guarded and failure.kind == "decode_timeout"
+        num_losses = sum(each.kind == "device_lost" for each in failures)
+        is_over = len(failures) - num_losses >= MAX_ATTEMPTS or num_losses >= MAX_DEVICE_LOSSES
+        if failure.is_permanent or hangs_again or is_over:
+            self.failed[shard] = failure
+            return "given_up"
+        ready_at = self._clock() + self._backoff_s * 2 ** (len(failures) - 1)
+        heapq.heappush(self._delayed, (ready_at, self._num_leases, shard))
+        return "again"
+
+    def rejects(self) -> Counter[str]:
+        """Reason -> count, over the shards committed so far."""
+        counts = Counter[str]()
+        for report in self.reports:
+            counts.update(report.rejects)
+        return counts
+
+    def _lease(self, shard: Shard) -> Attempt:
+        failures = self._failures.get(shard.shard_id, [])
+        self._num_leases += 1
+        attempt = Attempt(
+            shard=shard,
+            number=self._num_leases,
+            guarded=any(failure.kind in SAMPLES_FAULT for failure in failures),
+        )
+        self._at_work.setdefault(shard.shard_id, {})[attempt] = self._clock()
+        return attempt
+
+
+class DeathsInARow:
+    """Counts processes that die without a commit in between: after so many the fault is not in one shard.
+
+    Deaths within `DEATHS_APART_S` count as one, since a node that is lost takes all of its processes with it.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count, self._last = 0, -math.inf
+
+    def add(self) -> bool:
+        """Count a death; whether there were too many."""
+        now = self._clock()
+        if now - self._last >= DEATHS_APART_S:
+            self._count, self._last = self._count + 1, now
+        return self._count >= MAX_DEATHS_IN_A_ROW
+
+    def clear(self) -> None:
+        """A shard was committed."""
+        self._count = 0

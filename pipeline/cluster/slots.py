@@ -1,0 +1,185 @@
+"""Slots: the places of a run's tokenizers, the leases each holds, and how far each is to be trusted; no Ray.
+
+A process that has gone bad fails fast, so it would always be the one with the fewest leases and would drain the queue.
+A slot therefore remembers what became of its last leases, and of the processes that were in its place before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from tatok.pipeline.cluster.actors import Heartbeat, Pulse
+from tatok.pipeline.cluster.idle_decoders import Decoder
+from tatok.pipeline.cluster.leases import SAMPLES_FAULT, Attempt, Failure, ShardLedger
+from tatok.pipeline.monitoring.events import Throughput
+
+__all__ = ["MAX_FAILURES_IN_A_ROW", "MAX_LOSSES_IN_A_ROW", "Lease", "Slots", "TokenizerSlot"]
+
+MAX_FAILURES_IN_A_ROW = 3  # leases of one process, while it or others have shown that shards can be done
+MAX_LOSSES_IN_A_ROW = 3  # processes of one place that were replaced for it, while others commit
+
+_NO_PULSE = Pulse(heartbeats={})
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TokenizerSlot:
+    """One tokenizer actor, or the successor of one that died or was replaced.
+
+    `is_condemned`: it was replaced for its own sake, so that its leases end by no fault of theirs.
+    """
+
+    actor: Any
+    most_leases: int
+    spare_leases: int = 0  # beyond those, with decoders of its own node
+    node: str = ""  # once it is ready
+    is_ready: bool = False
+    is_polled: bool = False
+    is_condemned: bool = False
+    leases: dict[Attempt, Lease] = field(default_factory=dict)
+    pulse: Pulse = _NO_PULSE
+    losses_in_a_row: int = 0  # predecessors that were replaced for their own sake, without a commit since
+    failures_in_a_row: int = 0
+    has_committed: bool = False
+    commits_before: int = 0  # of the whole run, when the first of those losses and failures came
+
+    @property
+    def is_doubtful(self) -> bool:
+        """The last thing that it, or its predecessor, did was to fail."""
+        return self.failures_in_a_row + self.losses_in_a_row > 0
+
+    def note_commit(self) -> None:
+        """A shard of its leases is committed."""
+        self.has_committed = True
+        self.failures_in_a_row = self.losses_in_a_row = 0
+
+    def note_failure(self, lease: Lease, failure: Failure, num_commits: int) -> bool:
+        """A lease failed when the run had so many commits; whether the process is to be replaced.
+
+        Where nobody succeeds, the fault is elsewhere, and so it is where the source has no such file, or where another
+        process, the decoder, could not read, died or hung.
+        """
+        if failure.is_permanent or (lease.decoder is not None and failure.kind in ("source", *SAMPLES_FAULT)):
+            return False
+        if not self.is_doubtful:
+            self.commits_before = num_commits
+        self.failures_in_a_row += 1
+        others_succeed = num_commits > self.commits_before
+        return self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW and (others_succeed or self.has_committed)
+
+    def inherit(self, predecessor: TokenizerSlot, num_commits: int) -> None:
+        """Take the place of a process, when the run had so many commits."""
+        self.losses_in_a_row = predecessor.losses_in_a_row + predecessor.is_condemned
+        self.commits_before = predecessor.commits_before if predecessor.is_doubtful else num_commits
+
+    def is_hopeless(self, num_commits: int) -> bool:
+        """Whether a further process would hardly fare better: so many have failed in this place while others commit."""
+        losses = self.losses_in_a_row + self.is_condemned
+        return losses >= MAX_LOSSES_IN_A_ROW and num_commits > self.commits_before
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Lease:
+    """An attempt at work; it is lost when no heartbeat differs from `heartbeat` for `resources.lease_timeout_s`."""
+
+    attempt: Attempt
+    slot: TokenizerSlot
+    decoder: Decoder | None
+    alive_at: float
+    heartbeat: Heartbeat | None = None
+    is_overdue: bool = False  # its decoding, in place, hangs
+
+
+class Slots:
+    """The slots of a run, in the order of their start."""
+
+    def __init__(self) -> None:
+        self.num_abandoned = 0  # places in which one process after the other failed
+        self.nodes = Counter[str]()  # of those that are ready
+        self._slots: dict[TokenizerSlot, None] = {}
+        self._free: dict[TokenizerSlot, None] = {}  # those that can take another shard
+        self._full: dict[str, dict[TokenizerSlot, None]] = {}  # node -> those that can take a spare one
+        self._last_pulses: list[Pulse] = []  # of tokenizers that are gone
+
+    def __iter__(self) -> Iterator[TokenizerSlot]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, slot: TokenizerSlot) -> bool:
+        return slot in self._slots
+
+    @property
+    def num_ready(self) -> int:
+        """Tokenizers that have loaded."""
+        return self.nodes.total()
+
+    def add(self, slot: TokenizerSlot) -> None:
+        """A tokenizer was started."""
+        self._slots[slot] = None
+
+    def make_ready(self, slot: TokenizerSlot, node: str) -> None:
+        """A tokenizer has loaded."""
+        slot.is_ready, slot.node = True, node
+        self.nodes[node] += 1
+        self.note_room(slot)
+
+    def remove(self, slot: TokenizerSlot) -> None:
+        """A tokenizer is gone, or will be."""
+        del self._slots[slot]
+        if slot.is_ready:
+            self.nodes[slot.node] -= 1
+            self.nodes += Counter()  # forgets the nodes that have none
+        self.note_room(slot)
+        self._last_pulses.append(slot.pulse)
+
+    def note_room(self, slot: TokenizerSlot) -> None:
+        """To be told after a change of a slot, so that no lease looks at every slot."""
+        room = slot.most_leases - len(slot.leases) if slot.is_ready and slot in self._slots else -slot.spare_leases
+        if room > 0:
+            self._free[slot] = None
+        else:
+            self._free.pop(slot, None)
+        if -slot.spare_leases < room <= 0:
+            self._full.setdefault(slot.node, {})[slot] = None
+        elif slot in (full := self._full.get(slot.node, {})):
+            del full[slot]
+            if not full:
+                del self._full[slot.node]
+
+    def best(self, near: Set[str] = frozenset()) -> TokenizerSlot | None:
+        """Whom to give the next shard: the one with the fewest, but first those that last succeeded.
+
+        Of these first those on the nodes `near`, on which decoders wait. They may be given one more than others, so
+        that decoders that were handed across nodes when nothing else was free come home.
+        """
+        slot = min(
+            self._free, key=lambda slot: (slot.is_doubtful, slot.node not in near, len(slot.leases)), default=None
+        )
+        if slot is None or slot.node not in near:
+            for node in near & self._full.keys():
+                return next(iter(self._full[node]))
+        return slot
+
+    def pulses(self) -> list[Pulse]:
+        """Of all tokenizers that there are or were."""
+        return [*self._last_pulses, *(slot.pulse for slot in self._slots)]
+
+    def throughput(self, ledger: ShardLedger) -> Throughput:
+        """What is committed and what is at work."""
+        done = ledger.committed
+        # The last poll may still count a shard that has since been committed; of twins only one counts.
+        at_work = {
+            attempt.shard.shard_id: heartbeat.counts
+            for slot in self._slots
+            for attempt, heartbeat in slot.pulse.heartbeats.items()
+            if ledger.is_open(attempt)
+        }.values()
+        return Throughput(
+            num_rows=done.num_rows + sum(counts.num_rows for counts in at_work),
+            num_tokens=done.num_tokens + sum(counts.num_tokens for counts in at_work),
+            num_rejects=done.num_rejects + sum(counts.num_rejects for counts in at_work),
+        )

@@ -1,0 +1,220 @@
+"""The dataset card of the Hugging Face Hub: YAML that `datasets` reads, then text that people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as pt
+import yaml
+
+from tatok.schemas.errors import ConfigError
+from tatok.schemas.manifest import RunDocument
+from tatok.statistics.summary import DatasetStatistics
+from tatok.statistics.units import bytes_text
+
+__all__ = ["COLUMNS", "card"]
+
+COLUMNS = {
+    "sample_id": "128 bits in hex that name the row; stable over runs of one source",
+    "key": "the sample's key in its source",
+    "source_uri": "the file that the sample was read from",
+    "source_index": "its place in that file, from 0",
+    "clip_index": "the row's place among those of its sample, from 0: further crops, flips or clips",
+    "media": '"image" or "video"',
+    "sha256": "of the encoded image, as found",
+    "width": "of the source image, in pixels, as displayed",
+    "height": "of the source image, in pixels, as displayed",
+    "crop_left": "left edge of the part that was tokenized, in source pixels",
+    "crop_top": "top edge of that part",
+    "crop_width": "width of that part",
+    "crop_height": "height of that part",
+    "flipped": "whether it was mirrored left to right",
+    "clip_start_s": "videos: where the clip starts, in seconds",
+    "fps": "videos: frames a second",
+    "num_frames": "1 for an image",
+    "frame_pts_s": "videos: the time of each frame, in seconds",
+    "tokens": "codes: the global tokens first, then the kept patch tokens in raster order",
+    "positions": "grid index of each kept patch, ascending; as long as `num_patch_tokens`",
+    "global_frames": "clips: the frame that each global token belongs to, ascending; null for an image",
+    "global_cells": "clips: the cell of the frame that each global token describes; null for an image, which has all",
+    "num_tokens": "length of `tokens`",
+    "num_global_tokens": "how many of them are global",
+    "num_patch_tokens": "how many of them are kept patches",
+    "grid_frames": "patch grid: frames",
+    "grid_height": "patch grid: rows",
+    "grid_width": "patch grid: columns",
+    "entropy_bits": "entropy of all patch codes, given the globals",
+    "kept_entropy_bits": "the part of it at the kept positions",
+    "residual_bits": "the entropy left at the filtered positions",
+    "surprisal_bits": "-log2 of the prior's probability of the codes that occurred",
+    "entropy_mean_bits": "mean entropy of a position",
+    "entropy_max_bits": "largest entropy of a position",
+    "patch_entropy_bits": "entropy of each position, in raster order",
+    "patch_worth_bits": "bits by which DTF ranked each position, in raster order",
+    "caption": "the source's .txt, if any",
+    "label": "the source's .cls, if any",
+    "metadata": "the source's .json, if any, as text",
+}
+"""What each column of the token table holds, in a phrase."""
+
+_TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's own categories
+
+
+def card(
+    run: RunDocument,
+    schema: pa.Schema,
+    statistics: DatasetStatistics,
+    *,
+    title: str,
+    license_id: str | None,
+    num_bytes: int,
+    unpacked_bytes: int,
+) -> str:
+    """The text of README.md. `num_bytes` is the size of the Parquet files, `unpacked_bytes` that of their columns.
+
+    Raises ConfigError if a column has a type that the Hub's metadata cannot name.
+    """
+    front: dict[str, Any] = {"pretty_name": title}
+    if license_id is not None:
+        front["license"] = license_id
+    front |= {
+        "task_categories": ["unconditional-image-generation"],
+        "tags": ["tatok", "image-tokens", "discrete-tokens"],
+        "size_categories": [_size_category(statistics.num_rows)],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        "dataset_info": {
+            "features": [_feature(field) for field in schema],
+            # `datasets` ignores splits that lack one of these; with them it notices a missing file.
+            "splits": [{"name": "train", "num_bytes": unpacked_bytes, "num_examples": statistics.num_rows}],
+            "download_size": num_bytes,
+            "dataset_size": unpacked_bytes,
+        },
+    }
+    yaml_text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
+    sections = [
+        f"# {_plain(title)}",
+        _introduction(statistics, license_id),
+        _figures(statistics, num_bytes),
+        _loading(run),
+        _columns(schema),
+        _recipe(run),
+    ]
+    return f"---\n{yaml_text}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _introduction(statistics: DatasetStatistics, license_id: str | None) -> str:
+    text = (
+        f"{statistics.num_rows:,} images as sequences of discrete tokens, made with TaTok: a few global tokens an "
+        "image, and patch tokens only where the image says something that the globals do not. So sequences vary in "
+        "length, and every image carries its token count and entropies."
+    )
+    if not statistics.complete:
+        text += " The job that wrote it had not finished: not all of its source is here."
+    if license_id is None:
+        text += "\n\nNo license is given yet. Tokens decode to images: the rights of the source images apply."
+    return text
+
+
+def _figures(statistics: DatasetStatistics, num_bytes: int) -> str:
+    rows = [
+        ("images", f"{statistics.num_rows:,}"),
+        ("tokens", f"{statistics.num_tokens:,}"),
+        ("size", f"{bytes_text(num_bytes)}, {num_bytes / max(statistics.num_tokens, 1):.2f} bytes a token"),
+        ("samples that could not be tokenized", f"{statistics.num_rejects:,}"),
+    ]
+    for name, phrase in (("num_tokens", "tokens an image"), ("entropy_bits", "entropy of an image, bits")):
+        for found in statistics.distributions:
+            if found.column == name:
+                numbers = (found.mean, found.min, found.p5, found.median, found.p95, found.max)
+                words = ("mean", "least", "5 %", "median", "95 %", "most")
+                rows.append(
+                    (phrase, ", ".join(f"{word} {number:,.5g}" for word, number in zip(words, numbers, strict=True)))
+                )
+    for codebook in statistics.codebooks:
+        rows.append(
+            (
+                f"{codebook.kind} codebook",
+                f"{codebook.num_codes_used:,} of {codebook.vocab_size:,} codes used, perplexity "
+                f"{codebook.perplexity:,.0f}",
+            )
+        )
+    notes = [
+        f"{what} rest on {basis.num_rows:,} of {basis.num_rows_total:,} images."
+        for what, basis in (("Distributions", statistics.row_basis), ("Codebook figures", statistics.token_basis))
+        if not basis.exact
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "\n\n".join([f"## In figures\n\n| | |\n|---|---|\n{table}", *notes])
+
+
+def _loading(run: RunDocument) -> str:
+    checkpoint = run.config.get("checkpoint")
+    weights = run.fingerprint.get("tokenizer.weights_sha256", "unknown")
+    if checkpoint is None:
+        argument, origin = "", "that comes with tatok"
+    else:
+        # The last name only: the rest is of the machine that it lay on.
+        name = str(checkpoint).rstrip("/").rpartition("/")[2]
+        argument, origin = repr(name), f"`{_plain(name)}`"
+    return f"""## Load and decode
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("USER/NAME", split="train")
+rows[0]["tokens"], rows[0]["positions"]
+```
+
+Back to pixels, with the checkpoint {origin} (SHA-256 of its weights: `{_plain(weights)}`):
+
+```python
+from tatok import Tokenizer, token_sequences
+
+tokenizer = Tokenizer.load({argument})
+pixels = tokenizer.decode(token_sequences(rows.with_format("arrow")[:9]))  # uint8 [9, 3, H, W]
+```
+
+Global and patch codes have a codebook each, both from 0: a model that shares one embedding adds
+{_plain(run.fingerprint.get("vocab_size", "the vocabulary's size"))} to one of the kinds."""
+
+
+def _columns(schema: pa.Schema) -> str:
+    lines = [f"| `{field.name}` | {_type_text(field)} | {COLUMNS.get(field.name, '')} |" for field in schema]
+    return "## Columns\n\nOne row is one image.\n\n| column | type | |\n|---|---|---|\n" + "\n".join(lines)
+
+
+def _recipe(run: RunDocument) -> str:
+    lines = [f"| {_plain(name)} | `{_plain(value)}` |" for name, value in sorted(run.fingerprint.items())]
+    return "## How it was made\n\nEverything that the tokens depend on:\n\n| | |\n|---|---|\n" + "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    # Into Markdown tables and code spans: nothing that ends them.
+    return " ".join(str(text).split()).replace("|", "/").replace("`", "'").replace("<", "(").replace(">", ")")
+
+
+def _feature(field: pa.Field) -> dict[str, str]:
+    # "sequence" rather than "list": `datasets` of every version reads it.
+    kind = "sequence" if pt.is_list(field.type) else "dtype"
+    return {"name": field.name, kind: _type_name(field)}
+
+
+def _type_name(field: pa.Field) -> str:
+    kind = field.type.value_type if pt.is_list(field.type) else field.type
+    if pt.is_nested(kind):
+        raise ConfigError(f"column {field.name} has the type {field.type}, which the Hub's metadata cannot name")
+    return _TYPE_NAMES.get(str(kind), str(kind))
+
+
+def _type_text(field: pa.Field) -> str:
+    return f"list of {_type_name(field)}" if pt.is_list(field.type) else _type_name(field)
+
+
+def _size_category(num_rows: int) -> str:
+    below = [name for place, name in enumerate(_SIZES) if num_rows >= 1000 * 10**place]
+    if len(below) == len(_SIZES):
+        return f"n>{_SIZES[-1]}"
+    upper = f"n<{_SIZES[len(below)]}"
+    return f"{below[-1]}<{upper}" if below else upper

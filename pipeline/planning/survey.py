@@ -1,0 +1,77 @@
+"""A source, looked over before it is tokenized: what there is, and what an output has of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tatok.pipeline.output.commit import committed_shards, shards_of_parts
+from tatok.pipeline.planning.pending import Progress, compare_with_committed
+from tatok.pipeline.planning.plan import plan_shards
+from tatok.pipeline.readers.file_groups import unpack_group
+from tatok.pipeline.readers.formats import extension_of
+from tatok.pipeline.storage.store import OutputStore
+from tatok.schemas.records import Shard, ShardKind
+
+__all__ = ["KindCounts", "Survey", "survey_source"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindCounts:
+    """The shards of one kind; `num_samples` is None where tars, which must be read for it, are among them.
+
+    `num_bytes` are those whose size is known. `extensions` counts the files of groups.
+    """
+
+    num_shards: int
+    num_samples: int | None
+    num_bytes: int
+    smallest_bytes: int
+    largest_bytes: int
+    extensions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found, by kind, and what is done; `progress` is None where no output was asked about."""
+
+    shards: Sequence[Shard]
+    kinds: Mapping[ShardKind, KindCounts]
+    progress: Progress | None
+
+
+def survey_source(source: Sequence[str], *, image_field: str | None = None, output: str | None = None) -> Survey:
+    """Plan a source as `run_job` would, and compare it with what `output` holds already; nothing is written.
+
+    Names, sizes, Parquet footers and headers of large tars are read, no image is. Raises what `plan_shards` raises,
+    and CommitError if the output holds something else than parts.
+    """
+    shards = plan_shards(source, image_field=image_field)
+    kinds: dict[ShardKind, list[Shard]] = {}
+    for shard in shards:
+        kinds.setdefault(shard.kind, []).append(shard)
+    progress = None
+    if output is not None:
+        store = OutputStore.open(output)
+        progress = compare_with_committed(shards, committed_shards(store), partial(shards_of_parts, store))
+    return Survey(shards=shards, kinds={kind: _counts(of_kind) for kind, of_kind in kinds.items()}, progress=progress)
+
+
+def _counts(shards: Sequence[Shard]) -> KindCounts:
+    extensions = Counter[str]()
+    for shard in shards:
+        if shard.kind == "files":
+            extensions.update(extension_of(file.uri) or "(none)" for file in unpack_group(shard))
+    counts = [shard.num_samples for shard in shards]
+    known = [count for count in counts if count is not None]
+    sizes = [shard.num_bytes for shard in shards]
+    return KindCounts(
+        num_shards=len(shards),
+        num_samples=sum(known) if len(known) == len(counts) else None,
+        num_bytes=sum(sizes),
+        smallest_bytes=min(sizes),
+        largest_bytes=max(sizes),
+        extensions=dict(extensions.most_common()),
+    )

@@ -1,0 +1,13 @@
+"""A shard's samples, whatever it is kept in.
+
+read             the reader for a shard
+tar              WebDataset tars
+parquet          tables with bytes or addresses in a column
+files            single files, and lists of them
+fetch            many addresses at a time
+columns          which columns hold the image, the key, the words
+formats          image or video, by the first bytes
+file_groups      folders of files as shards of about equal work
+local_video      a video as a file that decoders can seek in
+unreadable       a source that is there and is not what it should be
+"""

@@ -1,0 +1,265 @@
+"""The output location: listing, atomic replacement and create-only publishing, on a disk or an fsspec store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import fsspec
+from fsspec.spec import AbstractFileSystem
+
+from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy
+from tatok.schemas.errors import CommitError, ConfigError
+
+__all__ = ["OutputStore"]
+
+_STALE_SCRATCH_S = 24 * 3600
+_IN_PIECES_BYTES = 32 << 20
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputStore:
+    """One dataset's folder as one run uses it; names are relative to it and use "/". Pickles by its URL.
+
+    On a disk, files appear under their final names complete and synced or not at all. Elsewhere one PUT is the
+    store's own atom; `create_only` says whether the store refuses to replace an object (`probe` finds out).
+    """
+
+    url: str
+    create_only: bool = True
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @staticmethod
+    def open(url: str) -> OutputStore:
+        """Raises ConfigError if the URL has no usable fsspec backend."""
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"cannot write to {url!r}: {error}; install the scheme's fsspec package", remedy=NO_PACKAGE_REMEDY
+            ) from error
+        # Workers may run in another folder, so the address must not depend on this process.
+        return OutputStore(url=path if _is_local(fs) else url.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on a disk of this machine."""
+        return _is_local(self._fs)
+
+    def probe(self) -> OutputStore:
+        """Make sure that the location can be written, and learn whether it honours create-only.
+
+        Raises CommitError if nothing can be written.
+        """
+        name = f".tmp/probe-{self.run_id}"
+        try:
+            if self.is_local:
+                self._local(name).parent.mkdir(parents=True, exist_ok=True)
+                return self
+            self._fs.pipe_file(self._full(name), b"", mode="create")
+        except Exception as error:  # every fsspec backend has exceptions of its own
+            raise CommitError(
+                f"cannot write to {self.url}: {error}; check the path and your permissions",
+                remedy=access_remedy(error, self.url, "write"),
+            ) from error
+        with suppress(OSError):  # FileExistsError by the book; SeaweedFS answers EINVAL
+            self._fs.pipe_file(self._full(name), b"replaced", mode="create")
+        refuses = self._fs.cat_file(self._full(name)) == b""
+        self._fs.rm_file(self._full(name))
+        return replace(self, create_only=refuses)
+
+    def list_files(self, folder: str) -> dict[str, int]:
+        """Name -> size in bytes of the files directly in `folder`, by one listing; empty where there is none."""
+        self._fs.invalidate_cache()
+        try:
+            entries = self._fs.ls(self._full(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"
+        }
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there now, past every cache."""
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._full(name)))
+
+    def size(self, name: str) -> int | None:
+        """The file's size in bytes, past every cache; None where there is no such file."""
+        self._fs.invalidate_cache()
+        try:
+            return int(self._fs.size(self._full(name)))
+        except FileNotFoundError:
+            return None
+
+    def read_text(self, name: str) -> str | None:
+        """The file's text, or None where there is no such file."""
+        self._fs.invalidate_cache()
+        try:
+            return self._fs.cat_file(self._full(name)).decode("utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write_text(self, name: str, text: str, *, create: bool = False) -> bool:
+        """Write atomically; with `create`, only where there is none: False says that another came first.
+
+        Raises CommitError if the disk or the store refuses.
+        """
+        with self.scratch_file() as path:
+            try:
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise CommitError(f"cannot write {path}: {error}; free space, then run again") from error
+            return self.publish(path, name, create=create)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; none there is fine."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._full(name))
+
+    def open_input(self, name: str) -> fsspec.core.OpenFile:
+        """A file of the dataset, to be read in binary mode."""
+        return self._fs.open(self._full(name), "rb")
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """The file on a disk of this machine: itself, or a copy for the time being. Raises OSError if that fails."""
+        if self.is_local:
+            path = self._local(name)
+            path.stat()
+            yield path
+            return
+        with self.scratch_file() as path:
+            self._fs.get_file(self._full(name), str(path))
+            yield path
+
+    def etag(self, name: str) -> str | None:
+        """The store's own checksum of a file, where it keeps one."""
+        info = self._fs.info(self._full(name))
+        etag = info.get("ETag") or info.get("etag")
+        return None if etag is None else str(etag).strip('"')
+
+    def publish(self, path: Path, name: str, *, create: bool) -> bool:
+        """Give the finished scratch file `path` its final name.
+
+        With `create` an existing file stays as it is and the answer is False: the race is lost, which is fine.
+        Raises CommitError if the store refuses.
+        """
+        try:
+            if self.is_local:
+                return self._publish_local(path, self._local(name), create=create)
+            return self._publish_remote(path, self._full(name), create=create)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise CommitError(
+                f"cannot publish {self.url}/{name}: {error}; free space or fix permissions, then run again"
+            ) from error
+
+    @contextmanager
+    def scratch_file(self) -> Iterator[Path]:
+        """A path for a file in the making, outside every published folder; deleted at the end."""
+        folder = self._scratch_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.run_id}.{uuid.uuid4().hex}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def sweep_scratch(self) -> None:
+        """Delete this run's scratch files, and those that a killed run left behind more than a day ago."""
+        folder = self._scratch_folder()
+        if not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if path.name.startswith(self.run_id) or time.time() - path.stat().st_mtime > _STALE_SCRATCH_S:
+                    path.unlink()
+        with suppress(OSError):  # not empty: another run is at work
+            folder.rmdir()
+
+    def _publish_local(self, path: Path, target: Path, *, create: bool) -> bool:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        _make_folder(target.parent)
+        if create:
+            try:
+                os.link(path, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if target.exists():  # a file system without hard links: not atomic against a second run
+                    return False
+                os.replace(path, target)
+        else:
+            os.replace(path, target)
+        _sync_folder(target.parent)
+        return True
+
+    def _publish_remote(self, path: Path, target: str, *, create: bool) -> bool:
+        if not create:
+            self._fs.put_file(str(path), target)
+            return True
+        if not self.create_only:
+            if self._fs.exists(target):
+                return False
+            self._fs.put_file(str(path), target)
+            return True
+        # Large files go up in pieces. The condition holds for their assembly too, but a lost race costs the whole way.
+        if path.stat().st_size >= _IN_PIECES_BYTES:
+            self._fs.invalidate_cache()
+            if self._fs.exists(target):
+                return False
+        try:
+            self._fs.put_file(str(path), target, mode="create")
+        except OSError:
+            # The answer to a lost race differs (412, 409); that the object is there does not.
+            self._fs.invalidate_cache()
+            if self._fs.exists(target):
+                return False
+            raise
+        return True
+
+    def _scratch_folder(self) -> Path:
+        # A link needs the same file system; for a remote store any local disk will do.
+        return self._local(".tmp") if self.is_local else Path(tempfile.gettempdir()) / "tatok-scratch"
+
+    @property
+    def _fs(self) -> AbstractFileSystem:
+        return fsspec.core.url_to_fs(self.url)[0]  # fsspec caches instances
+
+    def _full(self, name: str) -> str:
+        return f"{self._fs._strip_protocol(self.url)}/{name}"
+
+    def _local(self, name: str) -> Path:
+        return Path(self._full(name))
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it so that they outlive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)

@@ -1,0 +1,8 @@
+"""`python -m tatok` is `tatok`."""
+
+from __future__ import annotations
+
+from tatok.jobs.cli import app
+
+if __name__ == "__main__":  # not in the processes that it spawns, which import it again
+    app(prog_name="tatok")

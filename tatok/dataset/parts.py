@@ -1,0 +1,302 @@
+"""A tokenized dataset where it lies, on a disk or in a bucket: its parts, their rows, its run.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from os import PathLike, fspath
+from typing import Literal
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.spec import AbstractFileSystem
+
+from tatok.schemas.errors import ConfigError, SourceError
+from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
+from tatok.schemas.tokens import FOOTER_FINGERPRINT, FOOTER_SCHEMA_VERSION
+
+__all__ = ["TokenizedData", "numbers"]
+
+NUM_READERS = 16
+_TAIL_BYTES = 64 << 10
+_MAX_GAP_BYTES = 64 << 10  # a second request costs more than reading over such a gap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedData:
+    """The published parts of one dataset, as they were when it was opened; pickles and forks by its URL.
+
+    `parts` are in the order of their names, which is the dataset's canonical order of rows. `complete` says
+    whether the last run finished. Parts never change once published, so that reading stays right while a run adds more.
+    """
+
+    url: str
+    parts: tuple[Part, ...]
+    complete: bool
+    run: RunDocument
+
+    @staticmethod
+    def open(url: str | PathLike[str]) -> TokenizedData:
+        """Read the manifest where the last run finished; else list the parts and read the footers of the new ones.
+
+        Raises SourceError where there is no dataset, or it holds a file that is not a part; ConfigError where the
+        URL's scheme has no fsspec backend.
+        """
+        text = fspath(url)
+        try:
+            fs, root = fsspec.core.url_to_fs(text)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"cannot read {text!r}: {error}; install the scheme's fsspec package") from error
+        address = root if _is_local(fs) else text.rstrip("/")
+        success, manifest_text, run = _read_texts(fs, root, (SUCCESS, MANIFEST, RUN))
+        complete = success is not None
+        manifest = Manifest.from_json(manifest_text or "")
+        if not complete or manifest is None:
+            manifest = _list_parts(fs, root, manifest, address)
+        if run is None and not manifest.parts:
+            raise SourceError(f"{address} holds no tokenized dataset (no {RUN}, no data/part-*.parquet)")
+        return TokenizedData(
+            url=address,
+            parts=manifest.parts,
+            complete=complete,
+            run=_run_of_part(fs, root, manifest.parts[0]) if run is None else _parse_run(run, address),
+        )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the dataset lies on a disk of this machine."""
+        return _is_local(self._fs)
+
+    @property
+    def num_rows(self) -> int:
+        """Images and clips in all parts."""
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all parts."""
+        return sum(part.num_tokens for part in self.parts)
+
+    @property
+    def vocab_size(self) -> int:
+        """Codes are in 0 .. vocab_size - 1; global and patch codes have a codebook each."""
+        return int(self.run.fingerprint["vocab_size"])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the token table. Raises SourceError where no part is published yet."""
+        if not self.parts:
+            raise SourceError(f"{self.url} has no parts yet; wait for the first shard, or look at its rejects")
+        return self.footer(self.parts[0].name).schema.to_arrow_schema()
+
+    def path(self, name: str, folder: Literal["data", "rejects"] = "data") -> str:
+        """Where a part lies, with the scheme; a plain path on a disk."""
+        return f"{self.url}/{folder}/{name}"
+
+    def footer(
+        self, name: str, folder: Literal["data", "rejects"] = "data", *, num_bytes: int | None = None
+    ) -> pq.FileMetaData:
+        """A part's footer; a bucket's are remembered for the life of the process. Knowing `num_bytes` saves a request.
+
+        Raises SourceError where it cannot be read.
+        """
+        path = self.path(name, folder)
+        return _read_footer(path) if self.is_local else _footer(path, num_bytes)
+
+    def read(
+        self,
+        name: str,
+        *,
+        columns: Sequence[str] | None = None,
+        row_groups: Sequence[int] | None = None,
+        folder: Literal["data", "rejects"] = "data",
+        num_bytes: int | None = None,
+    ) -> pa.Table:
+        """Some columns of some row groups of a part (default: all), fetching no other bytes; see `footer`.
+
+        Raises SourceError, which names the part, where it cannot be read; ConfigError where a column is missing.
+        """
+        path, names = self.path(name, folder), None if columns is None else list(columns)
+        try:
+            if self.is_local:
+                with pa.memory_map(path) as source, pq.ParquetFile(source) as file:
+                    return _read_row_groups(file, path, names, row_groups)
+            footer = _footer(path, num_bytes)
+            with (
+                pa.BufferReader(self._fetch(path, footer, names, row_groups)) as source,
+                pq.ParquetFile(source, metadata=footer) as file,
+            ):
+                return _read_row_groups(file, path, names, row_groups)
+        except (OSError, pa.ArrowException) as error:
+            raise SourceError(f"cannot read {path}: {error}") from error
+
+    def read_all(
+        self, columns: Sequence[str] | None = None, *, folder: Literal["data", "rejects"] = "data"
+    ) -> pa.Table:
+        """Some columns of every part, in canonical order; the whole table is held in memory."""
+        with ThreadPoolExecutor(max_workers=NUM_READERS) as pool:
+            tables = list(pool.map(lambda part: self.read(part.name, columns=columns, folder=folder), self.parts))
+        if not tables:
+            raise SourceError(f"{self.url} has no parts yet; wait for the first shard")
+        return pa.concat_tables(tables)
+
+    def runs(self) -> tuple[RunRecord, ...]:
+        """The records of finished runs, oldest first."""
+        fs, root = fsspec.core.url_to_fs(self.url)
+        names = sorted(name for name in _list(fs, f"{root}/{RUNS}") if name.endswith(".json"))
+        try:
+            return tuple(RunRecord.from_json(text or "") for text in _read_texts(fs, f"{root}/{RUNS}", names))
+        except ValueError as error:
+            raise SourceError(f"{self.url}/{RUNS} holds a file that tatok did not write: {error}") from error
+
+    @property
+    def _fs(self) -> AbstractFileSystem:
+        return fsspec.core.url_to_fs(self.url)[0]  # never kept: fsspec gives a forked process an instance of its own
+
+    def _fetch(
+        self, path: str, footer: pq.FileMetaData, columns: list[str] | None, row_groups: Sequence[int] | None
+    ) -> pa.Buffer:
+        """The file with all bytes but those of the wanted column chunks left zero (and so, without memory)."""
+        ranges: list[list[int]] = []
+        for start, stop in sorted(_chunk_ranges(footer, columns, row_groups)):
+            if ranges and start - ranges[-1][1] <= _MAX_GAP_BYTES:
+                ranges[-1][1] = max(ranges[-1][1], stop)
+            else:
+                ranges.append([start, stop])
+        fs, plain = fsspec.core.url_to_fs(path)
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        image = np.zeros(max(stops, default=0), dtype=np.uint8)
+        blocks = fs.cat_ranges([plain] * len(ranges), starts, stops, on_error="raise")
+        for start, stop, block in zip(starts, stops, blocks, strict=True):
+            if len(block) != stop - start:
+                raise SourceError(f"{path} ends early: {len(block)} bytes at {start}, expected {stop - start}")
+            image[start:stop] = np.frombuffer(block, dtype=np.uint8)
+        return pa.py_buffer(image)
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of numbers without nulls as an array that cannot be written to.
+
+    `to_numpy` would load pandas where it is installed, which takes a quarter of a second.
+    """
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(whole)
+
+
+def _read_row_groups(
+    file: pq.ParquetFile, path: str, columns: list[str] | None, row_groups: Sequence[int] | None
+) -> pa.Table:
+    if columns is not None:
+        missing = set(columns) - set(file.schema_arrow.names)
+        if missing:
+            raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}")
+    chosen = range(file.num_row_groups) if row_groups is None else row_groups
+    return file.read_row_groups(list(chosen), columns=columns, use_threads=False)
+
+
+def _chunk_ranges(
+    footer: pq.FileMetaData, columns: list[str] | None, row_groups: Sequence[int] | None
+) -> Iterator[tuple[int, int]]:
+    for number in range(footer.num_row_groups) if row_groups is None else row_groups:
+        group = footer.row_group(number)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
+                start = chunk.data_page_offset
+                if chunk.dictionary_page_offset is not None:
+                    start = min(start, chunk.dictionary_page_offset)
+                yield start, start + chunk.total_compressed_size
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _read_texts(fs: AbstractFileSystem, folder: str, names: Sequence[str]) -> list[str | None]:
+    """The texts of some files, in order; None for one that is not there."""
+    found = fs.cat([f"{folder}/{name}" for name in names], recursive=False, on_error="return") if names else {}
+    texts: list[str | None] = []
+    for name in names:
+        content = found.get(f"{folder}/{name}")
+        if content is None or isinstance(content, FileNotFoundError | NotADirectoryError):
+            texts.append(None)
+        elif isinstance(content, Exception):
+            raise SourceError(f"cannot read {fs.unstrip_protocol(folder)}/{name}: {content}") from content
+        else:
+            texts.append(content.decode("utf-8"))
+    return texts
+
+
+def _list(fs: AbstractFileSystem, folder: str) -> dict[str, int]:
+    fs.invalidate_cache()
+    try:
+        entries = fs.ls(folder, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SourceError(f"cannot list {fs.unstrip_protocol(folder)}: {error}") from error
+    return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
+
+
+def _list_parts(fs: AbstractFileSystem, root: str, manifest: Manifest | None, url: str) -> Manifest:
+    sizes = {name: size for name, size in _list(fs, f"{root}/data").items() if name.endswith(".parquet")}
+    known = {part.name: part for part in (manifest.parts if manifest else ()) if sizes.get(part.name) == part.num_bytes}
+
+    def part_of(name: str) -> Part:
+        footer = _read_footer(f"{url}/data/{name}")
+        try:
+            return Part.of_footer(name, footer, num_bytes=sizes[name], checksum="")
+        except (KeyError, TypeError, ValueError) as error:
+            raise SourceError(f"{url}/data/{name} is not a part that tatok wrote ({error!r}); move it away") from error
+
+    with ThreadPoolExecutor(max_workers=NUM_READERS) as pool:
+        known |= {part.name: part for part in pool.map(part_of, sorted(sizes.keys() - known.keys()))}
+    return Manifest(parts=tuple(known[name] for name in sorted(known)))
+
+
+def _read_footer(path: str, num_bytes: int | None = None) -> pq.FileMetaData:
+    fs, plain = fsspec.core.url_to_fs(path)
+    try:
+        if num_bytes is not None and (footer := _footer_in_tail(fs, plain, num_bytes)) is not None:
+            return footer
+        # One small read from the end holds the whole footer, as a rule.
+        with fs.open(plain, "rb", cache_type="readahead", block_size=_TAIL_BYTES) as file:
+            return pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{path} cannot be read as Parquet: {error}; delete it and run the job again") from error
+
+
+def _footer_in_tail(fs: AbstractFileSystem, path: str, num_bytes: int) -> pq.FileMetaData | None:
+    """The footer by one request for the file's end; None where it is longer than that."""
+    start = max(num_bytes - _TAIL_BYTES, 0)
+    tail = fs.cat_file(path, start=start, end=num_bytes)
+    if len(tail) != num_bytes - start or int.from_bytes(tail[-8:-4], "little") + 8 > len(tail):
+        return None
+    image = np.zeros(num_bytes, dtype=np.uint8)  # memory only for the pages written to
+    image[start:] = np.frombuffer(tail, dtype=np.uint8)
+    return pq.read_metadata(pa.BufferReader(image))
+
+
+_footer = lru_cache(maxsize=4096)(_read_footer)
+
+
+def _parse_run(text: str, url: str) -> RunDocument:
+    try:
+        return RunDocument.from_json(text)
+    except ValueError as error:
+        raise SourceError(f"{url}/{RUN} cannot be understood: {error}") from error
+
+
+def _run_of_part(fs: AbstractFileSystem, root: str, part: Part) -> RunDocument:
+    # run.json may have been deleted; the parts still know how they were made.
+    metadata = _read_footer(fs.unstrip_protocol(f"{root}/data/{part.name}")).metadata or {}
+    return RunDocument(
+        schema_version=metadata[FOOTER_SCHEMA_VERSION.encode()].decode(),
+        fingerprint=json.loads(metadata[FOOTER_FINGERPRINT.encode()]),
+        config={},
+    )

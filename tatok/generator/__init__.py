@@ -1,0 +1,10 @@
+"""A generator of token sequences: the model that one trains on a dataset, small enough to be an example.
+
+config           its shapes
+model            the transformer, its loss, and sampling from it
+layers           the layers, with a cache for sampling
+sampling         what sampling keeps from step to step
+data             rows -> training sequences
+training         a run, resumable
+checkpoint       a generator as a folder
+"""

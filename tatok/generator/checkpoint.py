@@ -1,0 +1,113 @@
+"""Checkpoints of generators: a folder with model.safetensors and config.json; nothing in them is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from tatok.generator.config import GeneratorConfig
+from tatok.generator.model import Generator
+from tatok.schemas.errors import ConfigError
+
+__all__ = ["GeneratorCheckpoint", "load_generator", "save_generator"]
+
+FORMAT = "tatok-generator-1"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorCheckpoint:
+    """A generator and what its numbers mean.
+
+    `classes` are the labels: class i of the generator is `classes[i]`; none where it was trained without labels.
+    `tokenizer_weights_sha256` names the tokenizer whose codes it speaks. `training` says how it was made, as JSON.
+    """
+
+    generator: Generator
+    classes: tuple[str, ...]
+    tokenizer_weights_sha256: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def class_numbers(self, labels: list[str]) -> list[int]:
+        """The class of each label. Raises ConfigError, which names the labels that there are, for an unknown one."""
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        unknown = sorted(set(labels) - numbers.keys())
+        if unknown:
+            known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
+            raise ConfigError(f"the generator knows no class {', '.join(unknown)}; it knows {known or 'none at all'}")
+        return [numbers[label] for label in labels]
+
+
+def save_generator(folder: str | Path, checkpoint: GeneratorCheckpoint) -> None:
+    """Write a checkpoint, weights as float32; each file is written beside its place and renamed, the weights first."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = checkpoint.generator.state_dict()
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
+    (folder / (WEIGHTS + ".tmp")).write_bytes(save(tensors))
+    os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
+    document = {
+        "format": FORMAT,
+        "model": asdict(checkpoint.generator.config),
+        "classes": checkpoint.classes,
+        "tokenizer_weights_sha256": checkpoint.tokenizer_weights_sha256,
+        "training": checkpoint.training,
+    }
+    (folder / (CONFIG + ".tmp")).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(folder / (CONFIG + ".tmp"), folder / CONFIG)
+
+
+def load_generator(folder: str | Path) -> GeneratorCheckpoint:
+    """Load a checkpoint: the generator on the CPU, in eval mode.
+
+    Raises ConfigError, which names the file, where files are missing, damaged or do not fit each other.
+    """
+    folder = Path(folder)
+    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder} is not a generator's checkpoint: {path.name} is missing (`tatok generator train` writes one)"
+            )
+    try:
+        document = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{config_path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ConfigError(f"{config_path} is not of the format {FORMAT!r}; this tatok reads no other as a generator")
+    generator = Generator(_config(document.get("model"), config_path))
+    try:
+        generator.load_state_dict(load_file(weights_path))
+    except SafetensorError as error:
+        raise ConfigError(f"{weights_path} is damaged or not a safetensors file: {error}") from error
+    except RuntimeError as error:  # torch's for names and shapes that do not fit
+        raise ConfigError(f"{weights_path} does not fit {config_path}: {error}") from error
+    try:
+        return GeneratorCheckpoint(
+            generator=generator.eval().requires_grad_(False),
+            classes=tuple(document["classes"]),
+            tokenizer_weights_sha256=document["tokenizer_weights_sha256"],
+            training=document["training"],
+        )
+    except KeyError as error:
+        raise ConfigError(f"{config_path} lacks {error}; train the generator again") from error
+
+
+def _config(values: Any, where: Path) -> GeneratorConfig:
+    expected = {each.name for each in fields(GeneratorConfig)}
+    given = set(values) if isinstance(values, dict) else set()
+    if given != expected:
+        raise ConfigError(
+            f"{where}: a generator's settings are {', '.join(sorted(expected))}; "
+            f"unknown or missing: {', '.join(sorted(given ^ expected))}"
+        )
+    assert isinstance(values, dict)
+    tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return GeneratorConfig(**tuples)

@@ -1,0 +1,62 @@
+"""Images <-> patches, and where patches and the cells of anchored globals lie in an image.
+
+Shapes: B batch, N patches in raster order, M globals, P = 3 * patch * patch pixels of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tatok.model.tables import table
+
+__all__ = ["anchor_grid", "cell_of_patches", "patch_coordinates", "to_images", "to_patches"]
+
+
+def anchor_grid(num_global: int) -> tuple[int, int]:
+    """Rows and columns of the thumbnail cells that anchor M >= 1 globals: the factors of M nearest to a square."""
+    rows = next(r for r in range(int(num_global**0.5), 0, -1) if num_global % r == 0)
+    return rows, num_global // rows
+
+
+def cell_of_patches(grid: tuple[int, int], num_global: int, device: torch.device) -> Tensor:
+    """The anchor cell that each patch's centre lies in, int64 [N]; a table (tables.py): not to be changed."""
+    (height, width), (rows, columns) = grid, anchor_grid(num_global)
+
+    def build(device: torch.device) -> Tensor:
+        row_of = (2 * torch.arange(height, device=device) + 1) * rows // (2 * height)
+        column_of = (2 * torch.arange(width, device=device) + 1) * columns // (2 * width)
+        return (row_of[:, None] * columns + column_of).flatten()
+
+    return table("cell_of_patches", (grid, num_global), device, build)
+
+
+def patch_coordinates(height: int, width: int, num_global: int, device: torch.device) -> Tensor:
+    """(row, column) of M globals (centres of their cells) and then N patches, float32 [M + N, 2], in patches."""
+
+    def raster(ys: Tensor, xs: Tensor) -> Tensor:
+        return torch.stack(torch.meshgrid(ys, xs, indexing="ij"), dim=-1).flatten(0, 1)
+
+    patches = raster(
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+    )
+    if not num_global:
+        return patches
+    rows, columns = anchor_grid(num_global)
+    cells = raster(
+        (torch.arange(rows, device=device) + 0.5) * height / rows - 0.5,
+        (torch.arange(columns, device=device) + 0.5) * width / columns - 0.5,
+    )
+    return torch.cat([cells, patches])
+
+
+def to_patches(images_B3HW: Tensor, patch: int) -> Tensor:
+    """Patches [B, N, P], in raster order, of images whose sides are multiples of the patch."""
+    return F.pixel_unshuffle(images_B3HW, patch).flatten(2).transpose(1, 2)
+
+
+def to_images(patches_BNP: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Images [B, 3, H, W] of patches that fill a grid of rows and columns."""
+    return F.pixel_shuffle(patches_BNP.transpose(1, 2).unflatten(2, grid), patch)

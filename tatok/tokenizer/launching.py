@@ -1,0 +1,193 @@
+"""A function of a batch of pixels on a device, launched now and waited for later; on CUDA through graphs.
+
+A batch of images takes some hundred kernels, each of a few microseconds, which Python launches more slowly than a GPU
+runs them. A CUDA graph launches them all at once. It holds one shape: batches are padded to one of a few sizes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tatok.model.precision import Precision, computing
+from tatok.model.tables import all_tables
+
+__all__ = ["Launcher", "graph_size", "sent"]
+
+GRAPHS_VARIABLE = "TATOK_CUDA_GRAPHS"  # 0: no CUDA graphs
+MAX_GRAPHS = 32
+PATIENCE = 4  # so many batches that fill less than half of the graph there is get one of their own
+
+
+def graph_size(num_images: int) -> int:
+    """The size that a batch is padded to if it gets a graph of its own: at most an eighth more, or 7 images."""
+    step = max(1, 1 << max(0, (num_images - 1).bit_length() - 4))
+    return -(-num_images // step) * step
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without a wait for its copy to get there; if it is pinned, it must not change."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Launcher:
+    """Launches `compute`: uint8 pixels [B, 3, H, W] on `device` -> [B, R] there; safe to call from several threads.
+
+    `compute` must be a pure function of each row, without a step that waits for the device. `graphs`: whether to run
+    it through CUDA graphs (None: yes, unless the environment says TATOK_CUDA_GRAPHS=0); on a CPU it means nothing.
+    """
+
+    def __init__(
+        self, compute: Callable[[Tensor], Tensor], device: torch.device, precision: Precision, graphs: bool | None
+    ) -> None:
+        self._compute = compute
+        self._device = device
+        self._precision: Precision = precision
+        self._lock = threading.Lock()
+        self._streams: tuple[Any, Any] | None = None  # for copies of pixels, and for all else
+        wanted = os.environ.get(GRAPHS_VARIABLE) != "0" if graphs is None else graphs
+        self._graphs = _Graphs(compute) if wanted and device.type == "cuda" else None
+
+    def launch(self, pixels: Tensor) -> Callable[[], np.ndarray]:
+        """Start on pixels of any device; the function that is returned waits for the result and gives it.
+
+        The pixels may be overwritten as soon as this returns, unless they lie in pinned memory or on the device: then
+        once the result is there.
+        """
+        if self._device.type != "cuda":
+            with torch.inference_mode(), computing(self._precision, self._device):
+                packed = self._compute(pixels.to(self._device))
+            return packed.cpu().numpy
+        if pixels.device.type != "cuda" and not pixels.is_pinned():
+            pixels = pixels.pin_memory()  # a copy, so that the one to the device need not be waited for
+        with self._lock, torch.inference_mode(), torch.cuda.device(self._device):
+            return self._launch_cuda(pixels)
+
+    def _launch_cuda(self, pixels: Tensor) -> Callable[[], np.ndarray]:
+        if self._streams is None:
+            self._streams = (torch.cuda.Stream(self._device), torch.cuda.Stream(self._device))
+        copying, running = self._streams
+        if pixels.device.type == "cuda":
+            copying.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(copying):
+            staged = pixels.to(self._device, non_blocking=True)
+        running.wait_stream(copying)
+        with torch.cuda.stream(running), computing(self._precision, self._device):
+            staged.record_stream(running)
+            packed = self._compute(staged) if self._graphs is None else self._graphs(staged, running)
+            result = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            result.copy_(packed, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)
+            done.record(running)
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return result.numpy()
+
+        return wait
+
+
+class _Batches:
+    """Batches of one padded shape: their pixels' fixed place, and the graph once there is one."""
+
+    def __init__(self, pixels_B3HW: Tensor) -> None:
+        self.pixels_B3HW = pixels_B3HW
+        self.graph: Any = None
+        self.packed_BR: Tensor | None = None
+        self.tables: tuple[Tensor, ...] = ()  # which the graph reads
+        self.was_run = False
+
+
+class _Graphs:
+    """`compute` through CUDA graphs, on one stream and by one thread at a time.
+
+    The first batch of a shape runs without a graph, which warms it up; the second is captured. Where that fails, such
+    batches continue without. All graphs share one pool of memory: they run one after another, and what one gives has
+    been copied (in the stream's order) before the next one runs.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        self._compute = compute
+        self._pool: Any = None
+        self._batches: OrderedDict[tuple[int, ...], _Batches] = OrderedDict()
+        self._small: Counter[tuple[int, ...]] = Counter()
+        self._without: dict[tuple[int, ...], str] = {}
+        self._has_warned = False
+
+    def __call__(self, pixels_B3HW: Tensor, stream: Any) -> Tensor:
+        num_images = len(pixels_B3HW)
+        shape = self._padded_shape(pixels_B3HW)
+        if not num_images or shape in self._without:
+            return self._compute(pixels_B3HW)
+        batches = self._batches.get(shape)
+        if batches is None:
+            batches = self._batches[shape] = _Batches(pixels_B3HW.new_zeros(shape))
+            if len(self._batches) > MAX_GRAPHS:
+                self._batches.popitem(last=False)
+        self._batches.move_to_end(shape)
+        batches.pixels_B3HW[:num_images].copy_(pixels_B3HW)
+        if batches.graph is None and batches.was_run and not self._capture(batches, stream):
+            return self._compute(pixels_B3HW)
+        if batches.graph is None:
+            return self._warm_up(batches)[:num_images]
+        batches.graph.replay()
+        assert batches.packed_BR is not None
+        return batches.packed_BR[:num_images]
+
+    def _warm_up(self, batches: _Batches) -> Tensor:
+        try:
+            packed_BR = self._compute(batches.pixels_B3HW)
+        except BaseException:  # of memory, maybe: smaller batches must not be padded to this size
+            del self._batches[tuple(batches.pixels_B3HW.shape)]
+            raise
+        batches.was_run = True
+        return packed_BR
+
+    def _padded_shape(self, pixels_B3HW: Tensor) -> tuple[int, ...]:
+        num_images, *image = pixels_B3HW.shape
+        own = graph_size(num_images)
+        fitting = [shape[0] for shape in self._batches if list(shape[1:]) == image and shape[0] >= num_images]
+        if not fitting:
+            return (own, *image)
+        if min(fitting) <= 2 * own:
+            return (min(fitting), *image)
+        self._small[(own, *image)] += 1
+        return (own if self._small[(own, *image)] > PATIENCE else min(fitting), *image)
+
+    def _capture(self, batches: _Batches, stream: Any) -> bool:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        shape, reason = tuple(batches.pixels_B3HW.shape), ""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                batches.packed_BR = self._compute(batches.pixels_B3HW)
+        except Exception as error:  # out of memory, or a step that cannot be captured
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if not reason:
+            batches.graph, batches.tables = graph, all_tables()
+            return True
+        del graph  # after the block: the error's frames held what was captured
+        batches.packed_BR = None
+        del self._batches[shape]
+        torch.cuda.empty_cache()
+        self._without[shape] = reason
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"batches of {list(shape)} run without a CUDA graph, which is slower, since capturing one failed "
+                f"({reason}); {GRAPHS_VARIABLE}=0 switches graphs off",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return False

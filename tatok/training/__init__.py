@@ -1,0 +1,13 @@
+"""Training a checkpoint, in stages, resumable.
+
+run              a recipe from its first stage to its checkpoint
+config           the recipe
+trainer          one stage: steps, averages, snapshots
+losses           what is minimised
+adversary        the discriminator of the texture stages
+photos           photos -> crops
+photo_memory     decoded photos kept in memory
+moving_photos    clips made of photos, by a moving camera
+run_folder       a run's state on disk or in a bucket
+device           where training runs, and in which precision
+"""

@@ -1,0 +1,187 @@
+"""Clips for training: a camera that moves over photos, and pieces of real videos."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from tatok.schemas.errors import SourceError
+from tatok.training.config import CameraMoves
+from tatok.training.photos import RandomCrops, worker_rng
+
+__all__ = ["RandomClips", "moving_photo"]
+
+_OBJECT_SIDE = (0.15, 0.5)  # over that of the picture
+
+
+def moving_photo(
+    photo: Image.Image,
+    other: Image.Image,
+    image_size: int,
+    num_frames: int,
+    moves: CameraMoves,
+    rng: random.Random,
+    *,
+    smallest_crop: float = 0.7,
+) -> Tensor:
+    """A clip, uint8 [T, 3, S, S], of a camera over an RGB photo; a piece of the `other` one may cross it.
+
+    Shift, zoom and rotation continue evenly from frame to frame; where the photo ends, its mirror image continues.
+    """
+    is_still = rng.random() < moves.still
+    most_pan, most_zoom, most_degrees = (0.0, 0.0, 0.0) if is_still else (moves.pan, moves.zoom, moves.rotation_degrees)
+    side = min(photo.size) * rng.uniform(smallest_crop, 1)
+    x, y = (rng.uniform(side / 2, max(side / 2, length - side / 2)) for length in photo.size)
+    pan_x, pan_y = (rng.uniform(-most_pan, most_pan) for _ in "xy")
+    zoom, degrees = 1 + rng.uniform(-most_zoom, most_zoom), rng.uniform(-most_degrees, most_degrees)
+    paste = _crossing(other, image_size, moves, rng) if rng.random() < moves.object else None
+    noise = np.random.default_rng(rng.getrandbits(64))
+    deviation = rng.uniform(0, moves.noise)
+    # The reducing filter's work: transform() samples, and would alias.
+    scale = max(1.0, side / image_size)
+    canvas = _mirrored(photo.resize([max(1, round(length / scale)) for length in photo.size], Image.Resampling.LANCZOS))
+    width, height = canvas.width // 3, canvas.height // 3
+    frames = []
+    for number in range(num_frames):
+        # From a pixel of the frame to one of the canvas.
+        step = side * zoom**number / scale / image_size
+        angle = math.radians(degrees * number)
+        centre = width + (x + pan_x * side * number) / scale, height + (y + pan_y * side * number) / scale
+        cos, sin = step * math.cos(angle), step * math.sin(angle)
+        half = image_size / 2
+        matrix = (cos, -sin, centre[0] - half * (cos - sin), sin, cos, centre[1] - half * (sin + cos))
+        frame = canvas.transform((image_size, image_size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+        if paste is not None:
+            piece, (left, top), (step_x, step_y) = paste
+            frame.paste(piece, (round(left + step_x * number), round(top + step_y * number)), piece)
+        pixels = np.asarray(frame.convert("RGB"), np.float32)
+        pixels = pixels + deviation * noise.standard_normal(pixels.shape, np.float32)
+        frames.append(pixels.round().clip(0, 255).astype(np.uint8))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+
+
+def _mirrored(photo: Image.Image) -> Image.Image:
+    """Three by three of the photo, those beside it mirrored, so that edges meet."""
+    array = np.asarray(photo)
+    height, width = array.shape[:2]
+    rows, columns = ((np.arange(-n, 2 * n)) for n in (height, width))
+    rows, columns = (
+        np.where((at // n) % 2 == 0, at % n, n - 1 - at % n) for at, n in ((rows, height), (columns, width))
+    )
+    return Image.fromarray(array[rows[:, None], columns])
+
+
+def _crossing(
+    other: Image.Image, image_size: int, moves: CameraMoves, rng: random.Random
+) -> tuple[Image.Image, tuple[float, float], tuple[float, float]]:
+    """An ellipse cut out of a photo, RGBA, where its corner is at first, and its step."""
+    width, height = (max(2, round(image_size * rng.uniform(*_OBJECT_SIDE))) for _ in "wh")
+    piece = other.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2).convert("RGBA")
+    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    piece.putalpha(Image.fromarray(((x**2 + y**2 <= 1) * 255).astype(np.uint8)))
+    most = moves.object_step * image_size
+    corner = rng.uniform(0, image_size - width), rng.uniform(0, image_size - height)
+    return piece, corner, (rng.uniform(-most, most), rng.uniform(-most, most))
+
+
+class RandomClips(IterableDataset[Tensor]):
+    """An endless stream of clips, uint8 [T, 3, S, S], of moving photos and, for `video_share` of them, of videos.
+
+    Half of them are mirrored. The same (seed, number of workers) gives the same stream; each `rank` has its own.
+    Raises SourceError, naming the file, where a photo or video cannot be decoded or no video has T frames.
+    """
+
+    def __init__(
+        self,
+        crops: RandomCrops,
+        num_frames: int,
+        moves: CameraMoves,
+        *,
+        videos: Sequence[str] = (),
+        video_share: float = 0.0,
+        video_fps: float = 8.0,
+    ) -> None:
+        self.crops = crops
+        self.num_frames = num_frames
+        self.moves = moves
+        self.videos = list(videos)
+        self.video_share = video_share if videos else 0.0
+        self.video_fps = video_fps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rng = worker_rng(self.crops.seed, self.crops.rank)
+        photos, videos = self.crops.payloads(rng), self._pieces(rng)
+        while True:
+            if rng.random() < self.video_share:
+                clip = next(videos)
+            else:
+                photo, other = (_rgb(next(photos)) for _ in range(2))
+                clip = moving_photo(
+                    photo,
+                    other,
+                    self.crops.image_size,
+                    self.num_frames,
+                    self.moves,
+                    rng,
+                    smallest_crop=self.crops.smallest_crop,
+                )
+            yield clip.flip(-1) if rng.random() < 0.5 else clip
+
+    def _pieces(self, rng: random.Random) -> Iterator[Tensor]:
+        """Clips of the videos, one after another from each, in a new order each pass."""
+        while True:
+            num_clips = 0
+            for path in rng.sample(self.videos, len(self.videos)):
+                frames: list[Image.Image] = []
+                for frame in _frames(path, self.video_fps):
+                    frames.append(frame)
+                    if len(frames) == self.num_frames:
+                        num_clips += 1
+                        yield self._cropped(frames, rng)
+                        frames = []
+            if not num_clips:
+                raise SourceError(
+                    f"none of {', '.join(self.videos)} has {self.num_frames} frames at {self.video_fps:g} a second"
+                )
+
+    def _cropped(self, frames: Sequence[Image.Image], rng: random.Random) -> Tensor:
+        """The same random square of every frame."""
+        size = self.crops.image_size
+        side = min(frames[0].size) * rng.uniform(self.crops.smallest_crop, 1)
+        left, top = ((length - side) * rng.random() for length in frames[0].size)
+        box = (left, top, left + side, top + side)
+        squares = [frame.resize((size, size), Image.Resampling.BICUBIC, box=box) for frame in frames]
+        return torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).contiguous()
+
+
+def _rgb(payload: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(payload)) as encoded:
+        return encoded.convert("RGB")
+
+
+def _frames(path: str, fps: float) -> Iterator[Image.Image]:
+    """The frames of a video that are shown every 1 / fps seconds, from the first one on."""
+    import av  # only where there are videos: training on photos does without FFmpeg
+    from av.error import FFmpegError
+
+    try:
+        with fsspec.open(path, "rb") as file, av.open(file) as container:
+            due: float | None = None
+            for frame in container.decode(video=0):
+                at_s = float(frame.time or 0.0)
+                if due is None:
+                    due = at_s
+                if at_s >= due - 1e-6:
+                    due += 1 / fps
+                    yield frame.to_image()
+    except (OSError, IndexError, FFmpegError) as error:
+        raise SourceError(f"cannot read frames from {path}: {error}; take it out") from error

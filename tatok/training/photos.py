@@ -1,0 +1,205 @@
+"""Photos for training and evaluation: tars, Parquet files or folders of encoded images -> square uint8 crops."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import random
+from collections.abc import Iterator, Sequence
+
+import braceexpand
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import webdataset as wds
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from tatok.schemas.errors import ConfigError, SourceError
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "RandomCrops",
+    "centre_crops",
+    "encoded_photos",
+    "expand_sources",
+    "shorter_side",
+    "worker_rng",
+]
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+def _extension(path: str) -> str:
+    return path.rpartition(".")[2].lower()
+
+
+def _files_of_folder(folder: str) -> list[str]:
+    """Tars, Parquet files and images in a folder and below it, sorted, without hidden ones."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if not name.startswith(".") and _extension(name) in ("tar", "parquet", *IMAGE_EXTENSIONS)
+        ]
+    return sorted(found)
+
+
+def expand_sources(patterns: Sequence[str]) -> list[str]:
+    """Files behind paths, folders, globs and brace patterns, sorted within a folder or glob.
+
+    A local folder stands for the tars, Parquet files and images in it and below it.
+    Raises ConfigError where a pattern matches nothing or names a local file that does not exist.
+    """
+    files: list[str] = []
+    for pattern in patterns:
+        found: list[str] = []
+        for path in braceexpand.braceexpand(pattern):
+            if os.path.isdir(path):
+                found += _files_of_folder(path)
+            elif glob.has_magic(path):
+                found += sorted(glob.glob(path))
+            elif "://" in path or os.path.exists(path):
+                found.append(path)
+            else:
+                raise ConfigError(f"{path} does not exist (from {pattern!r}); check the path")
+        if not found:
+            raise ConfigError(
+                f"no file matches {pattern!r}; photos are WebDataset tars, Parquet files with images, or a folder of "
+                f"{', '.join(IMAGE_EXTENSIONS)} files; videos are files"
+            )
+        files += found
+    return files
+
+
+def encoded_photos(path: str) -> Iterator[bytes]:
+    """The encoded images of one file, in its order.
+
+    A tar (members with an image's extension), a Parquet file (column `image`: bytes or {bytes, path}), or an image.
+    """
+    try:
+        with fsspec.open(path, "rb") as stream:
+            if _extension(path) in IMAGE_EXTENSIONS:
+                yield stream.read()
+            elif path.endswith(".parquet"):
+                for batch in pq.ParquetFile(stream).iter_batches(batch_size=256, columns=["image"]):
+                    for value in batch.column(0):
+                        cell = value.as_py()
+                        yield cell["bytes"] if isinstance(cell, dict) else cell
+            else:
+                for member in wds.tariterators.tar_file_iterator(stream):
+                    if _extension(member["fname"]) in IMAGE_EXTENSIONS:
+                        yield member["data"]
+    except (OSError, KeyError, ValueError) as error:
+        raise SourceError(f"cannot read photos from {path}: {error}") from error
+
+
+def _square(payload: bytes, image_size: int, side: float, left: float, top: float) -> Image.Image:
+    """The square at (left, top), fractions of the free room, whose side is a fraction of the shorter side."""
+    with Image.open(io.BytesIO(payload)) as encoded:
+        image = encoded.convert("RGB")
+        length = max(1.0, min(image.size) * side)
+        x, y = (image.width - length) * left, (image.height - length) * top
+        box = (x, y, x + length, y + length)
+        return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def centre_crops(paths: Sequence[str], image_size: int, limit: int | None = None) -> Iterator[Tensor]:
+    """Centre crops, uint8 [3, S, S], of all photos in file order (the first `limit`).
+
+    Raises SourceError, naming the file and the photo's number in it, where a photo cannot be decoded.
+    """
+    remaining = limit
+    for path in paths:
+        for number, payload in enumerate(encoded_photos(path)):
+            if remaining == 0:
+                return
+            try:
+                crop = _square(payload, image_size, 1.0, 0.5, 0.5)
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                raise SourceError(f"photo {number} of {path} cannot be decoded: {error}; take it out") from error
+            yield _pixels(crop)
+            remaining = None if remaining is None else remaining - 1
+
+
+def shorter_side(paths: Sequence[str]) -> int:
+    """Pixels of the shorter side of the first photo; raises SourceError where there is none, or it is no image."""
+    for path in paths:
+        for payload in encoded_photos(path):
+            try:
+                with Image.open(io.BytesIO(payload)) as image:
+                    return min(image.size)
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                raise SourceError(f"the first photo of {path} cannot be decoded: {error}") from error
+    raise SourceError(f"no image in {', '.join(paths)}")
+
+
+def worker_rng(seed: int, rank: int) -> random.Random:
+    """The random numbers of this worker of a data loader, on this rank."""
+    worker = get_worker_info()
+    number = rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+    return random.Random(seed * 1_000_003 + number)
+
+
+class RandomCrops(IterableDataset[Tensor]):
+    """An endless stream of random crops and mirror images, uint8 [3, S, S].
+
+    Files are visited in a new order each pass and photos are mixed by a buffer of `shuffle_buffer` encoded images.
+    A crop's side is drawn from `smallest_crop` .. 1 of the photo's shorter side.
+    The same (seed, number of workers) gives the same stream; each `rank` of a run on several processes has its own.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        image_size: int,
+        seed: int,
+        *,
+        smallest_crop: float = 0.7,
+        shuffle_buffer: int = 1000,
+        rank: int = 0,
+    ) -> None:
+        self.paths = list(paths)
+        self.image_size = image_size
+        self.smallest_crop = smallest_crop
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.rank = rank
+
+    def _payloads(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            num_seen = 0
+            for path in rng.sample(self.paths, len(self.paths)):
+                for payload in encoded_photos(path):
+                    num_seen += 1
+                    yield payload
+            if not num_seen:
+                raise SourceError(f"no image in {', '.join(self.paths)}")
+
+    def payloads(self, rng: random.Random) -> Iterator[bytes]:
+        """Encoded photos without end, mixed."""
+        buffer: list[bytes] = []
+        for payload in self._payloads(rng):
+            if len(buffer) < self.shuffle_buffer:
+                buffer.append(payload)
+                continue
+            place = rng.randrange(len(buffer))
+            payload, buffer[place] = buffer[place], payload
+            yield payload
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rng = worker_rng(self.seed, self.rank)
+        for payload in self.payloads(rng):
+            image = _square(payload, self.image_size, rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
+            if rng.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            yield _pixels(image)

@@ -1,0 +1,141 @@
+"""A training run's folder, on a disk or under any fsspec URL: its state, checkpoint, figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+from fsspec.spec import AbstractFileSystem
+
+from tatok.schemas.errors import CommitError, ConfigError
+
+__all__ = ["RunFolder", "is_url", "load_from"]
+
+METRICS = "metrics.jsonl"
+Loaded = TypeVar("Loaded")
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is for fsspec rather than for this machine's file system."""
+    return "://" in path
+
+
+class RunFolder:
+    """The folder as the one process that writes it sees it; names are relative to it and use "/".
+
+    A file appears under its name complete or not at all: by a rename on a disk, by one PUT in a store. Figures are a
+    list of records. On a disk each is appended as it comes, for those who watch; in a store, which cannot append, the
+    list is written whole by `sync_records`. Keep `num_records` in the state and give it to `keep_records` on resuming:
+    steps that are done again then leave no second record.
+    """
+
+    def __init__(self, location: str) -> None:
+        """Raises ConfigError where the URL has no usable fsspec backend."""
+        self.location = location.rstrip("/") if is_url(location) else location
+        try:
+            self._fs: AbstractFileSystem = fsspec.core.url_to_fs(location)[0]
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"output is {location!r}: {error}; install the scheme's fsspec package") from error
+        self._lines: list[str] = []
+
+    @property
+    def num_records(self) -> int:
+        """Records so far."""
+        return len(self._lines)
+
+    def path(self, name: str) -> str:
+        """The full path or URL of a file or folder."""
+        return f"{self.location}/{name}" if is_url(self.location) else str(Path(self.location) / name)
+
+    def read(self, name: str) -> bytes | None:
+        """A file's bytes, or None where there is no such file; raises ConfigError where it cannot be read."""
+        self._fs.invalidate_cache()
+        try:
+            return self._fs.cat_file(self.path(name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"cannot read {self.path(name)}: {error}; check the path and your permissions") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace a file atomically; raises CommitError where it cannot be written."""
+        path = self.path(name)
+        try:
+            if is_url(path):
+                self._fs.pipe_file(path, data)
+                return
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path + ".tmp", "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path + ".tmp", path)
+        except OSError as error:
+            raise CommitError(f"cannot write {path}: {error}; free space or fix permissions, then run again") from error
+
+    def write_checkpoint(self, name: str, save: Callable[[str], None]) -> None:
+        """Write or replace a checkpoint folder with what `save` writes into the folder it is given, weights first."""
+        if not is_url(self.location):
+            save(self.path(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="tatok-checkpoint-") as folder:
+            save(folder)
+            files = sorted(Path(folder).iterdir(), key=lambda path: path.suffix != ".safetensors")
+            for path in files:
+                self.write(f"{name}/{path.name}", path.read_bytes())
+
+    def keep_records(self, count: int | None) -> None:
+        """Take up the records of an earlier run: its first `count`, or all; the others are dropped, from the file too.
+
+        Raises ConfigError where fewer are there than `count`.
+        """
+        lines = (self.read(METRICS) or b"").decode("utf-8").splitlines(keepends=True)
+        if count is not None and len(lines) < count:
+            raise ConfigError(
+                f"{self.path(METRICS)} has {len(lines)} lines, but the state beside it was saved after {count}; "
+                "put the file back, or choose another output"
+            )
+        self._lines = lines[:count]
+        if len(self._lines) < len(lines):
+            self.write(METRICS, "".join(self._lines).encode())
+
+    def add_record(self, record: Mapping[str, object]) -> None:
+        """Add one record to the figures."""
+        line = json.dumps(record) + "\n"
+        self._lines.append(line)
+        if not is_url(self.location):
+            path = Path(self.path(METRICS))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+
+    def sync_records(self) -> None:
+        """Make sure that all records are in the folder; to be called before the state that counts them is written."""
+        if is_url(self.location):
+            self.write(METRICS, "".join(self._lines).encode())
+
+
+def load_from(location: str, load: Callable[[str], Loaded]) -> Loaded:
+    """What `load` makes of a checkpoint folder, here or under a URL; raises ConfigError as `load` does."""
+    if not is_url(location):
+        return load(location)
+    try:
+        fs, path = fsspec.core.url_to_fs(location)
+        fs.invalidate_cache()
+        names = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+        with tempfile.TemporaryDirectory(prefix="tatok-checkpoint-") as folder:
+            for name in names:
+                fs.get_file(name, str(Path(folder) / name.rpartition("/")[2]))
+            try:
+                return load(folder)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace(folder, location)) from error
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot read {location!r}: {error}; install the scheme's fsspec package") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the checkpoint {location}: {error}; check the URL and permissions") from error

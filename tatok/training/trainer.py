@@ -1,0 +1,391 @@
+"""Trainer: one optimizer step at a time; moving averages, saved state, held-out figures.
+
+Several ranks (ranks.py) train one model: each has a trainer of its own and steps on its own share of the batch. Weights
+start alike, gradients and codebooks are averaged, so weights stay alike; kept sets are drawn by each rank for itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tatok.distributed import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree
+from tatok.evaluation.features import EfficientNetLiteFeatures, LearnedDistance
+from tatok.model.autoencoder import TaTok
+from tatok.model.checkpoint import load_checkpoint, save_checkpoint
+from tatok.model.pixels import to_float
+from tatok.model.prior import Prior, code_statistics
+from tatok.schemas.errors import ConfigError, TatokError
+from tatok.training.adversary import Adversary, Views
+from tatok.training.config import Stage, TrainingConfig
+from tatok.training.device import compile_layers, computes_in_bfloat16
+from tatok.training.losses import Losses
+from tatok.training.photo_memory import PhotoMemory
+from tatok.training.run_folder import RunFolder, load_from
+
+__all__ = ["CHECKPOINT", "Trainer"]
+
+STATE = "state.pt"
+CHECKPOINT = "checkpoint"
+VALIDATION_SHARE = 0.16  # of the patches kept when held-out images are looked at: about 40 of 256
+
+
+class Trainer:
+    """Models, their moving averages, and the optimizer of the current stage."""
+
+    def __init__(self, config: TrainingConfig, device: torch.device, start_from: str | None = None) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = device
+        self.folder = RunFolder(config.output)
+        if start_from is None:
+            self.model, self.prior = TaTok(config.model), Prior(config.model)
+        else:
+            checkpoint = load_from(start_from, load_checkpoint)
+            self.model, self.prior = checkpoint.model, checkpoint.prior
+            if checkpoint.model.config != config.model:
+                has_tokenizer = checkpoint.model.config.has_tokenizer_of(config.model)
+                if not has_tokenizer or "prior" not in config.stages[0].train:
+                    raise ConfigError(
+                        f"{start_from} has {checkpoint.model.config}, but the training file {config.model}; only the "
+                        "prior may be another, and then the first stage must train it"
+                    )
+                self.model.config, self.prior = config.model, Prior(config.model)
+        self.modules = nn.ModuleDict({"tatok": self.model, "prior": self.prior}).to(device)
+        self.average = copy.deepcopy(self.modules)
+        self.is_initialised = start_from is not None
+        self.stage_index = 0
+        self.step = 0
+        self.optimizer: torch.optim.AdamW | None = None
+        self.perceptual: EfficientNetLiteFeatures | None = None
+        self.lpips: LearnedDistance | None = None
+        self.adversary: Adversary | None = None
+        self.adversary_optimizer: torch.optim.AdamW | None = None
+        self.seconds = 0.0
+        self.stage_seconds = 0.0
+        self._stepped_at: float | None = None
+        self._seen: list[tuple[Views, Views]] = []
+        self._photo_memory: PhotoMemory | None = None
+        self._saved_adversary: tuple[dict[str, Tensor] | None, dict[str, Any] | None] = (None, None)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
+        if config.compiled:
+            compile_layers(self.modules)
+        if rank():
+            torch.manual_seed(config.seed + 1_000_003 * rank())  # from here on the ranks draw different numbers
+
+    # --- state -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the state to resume from, and the averaged weights as a checkpoint; each file atomically.
+
+        Only rank 0 writes; the state is the same on all ranks and does not depend on how many there are.
+        """
+        if rank():
+            return
+        quantizers = {"global": self.model.global_quantizer, "patch": self.model.patch_quantizer}
+        state = {
+            "modules": self.modules.state_dict(),
+            "average": self.average.state_dict(),
+            "codebooks": {k: {"count": q.ema_count_K, "sum": q.ema_sum_KC} for k, q in quantizers.items()},
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "stage_index": self.stage_index,
+            "step": self.step,
+            "seconds": self.seconds,
+            "stage_seconds": self.stage_seconds,
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "adversary_optimizer": None if self.adversary_optimizer is None else self.adversary_optimizer.state_dict(),
+            "num_records": self.folder.num_records,
+        }
+        self.folder.sync_records()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.folder.write(STATE, buffer.getvalue())
+        self.folder.write_checkpoint(CHECKPOINT, lambda path: save_checkpoint(path, *self.averaged(), self.config.dtf))
+
+    def averaged(self) -> tuple[TaTok, Prior]:
+        """The models under their moving averages: what checkpoints and validation use."""
+        model, prior = self.average["tatok"], self.average["prior"]
+        assert isinstance(model, TaTok)
+        assert isinstance(prior, Prior)
+        return model, prior
+
+    def restore(self) -> bool:
+        """Go on from the state in the output folder, if there is one; all ranks must call this together.
+
+        Raises ConfigError where it was written for another model, or where the ranks do not all see the same.
+        """
+        path = self.folder.path(STATE)
+        data = self.folder.read(STATE)
+        if data is not None:
+            self._restore(data, path)
+        if not ranks_agree([data is not None, self.stage_index, self.step], self.device):
+            raise ConfigError(f"the workers do not all see the same {path}; output must be a URL or a shared folder")
+        return data is not None
+
+    def _restore(self, data: bytes, path: str) -> None:
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location=self.device)
+        try:
+            self.modules.load_state_dict(state["modules"])
+        except RuntimeError as error:
+            raise ConfigError(f"{path} was written for another model; choose another output: {error}") from error
+        self.average.load_state_dict(state["average"])
+        for name, quantizer in (("global", self.model.global_quantizer), ("patch", self.model.patch_quantizer)):
+            quantizer.ema_count_K.copy_(state["codebooks"][name]["count"])
+            quantizer.ema_sum_KC.copy_(state["codebooks"][name]["sum"])
+        self.stage_index, self.step, self.seconds = state["stage_index"], state["step"], state["seconds"]
+        self.stage_seconds = state.get("stage_seconds", 0.0)
+        self._saved_adversary = state.get("adversary"), state.get("adversary_optimizer")
+        self.is_initialised = True
+        if self.stage_index < len(self.config.stages) and state["optimizer"] is not None:
+            self._start_stage()
+            assert self.optimizer is not None
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} was saved in the middle of a stage by another version of tatok ({error}); resume with it, "
+                    "or take its checkpoint with --start-from, to another output"
+                ) from error
+            if self.adversary_optimizer is not None and self._saved_adversary[1] is not None:
+                self.adversary_optimizer.load_state_dict(self._saved_adversary[1])
+        if not rank():
+            self.folder.keep_records(state.get("num_records"))  # None: an older state, which does not say
+
+    @torch.no_grad()
+    def initialise(self, crops: Iterator[Tensor]) -> None:
+        """PCA bases and k-means codebooks from rank 0's random crops, a batch as `train_step` takes it."""
+        if not rank():
+            self._start_from_data(crops)
+        broadcast_from_first([*self.modules.parameters(), *self.modules.buffers()])
+        self.average.load_state_dict(self.modules.state_dict())
+        self.is_initialised = True
+
+    def _start_from_data(self, crops: Iterator[Tensor]) -> None:
+        model = self.model
+        batches: list[Tensor] = []
+        while sum(len(batch) for batch in batches) < self.config.num_start_crops:
+            crop = next(crops)
+            batches.append(crop if crop.ndim == 4 else crop[:, 0])
+        model.eval()
+
+        def gathered(values: list[Tensor], most: int = 200_000) -> Tensor:
+            flat = torch.cat([v.flatten(0, 1) for v in values])
+            return flat[torch.randperm(len(flat), device=flat.device)[:most]]
+
+        def images() -> Iterator[Tensor]:
+            return (to_float(batch.to(self.device)) for batch in batches)
+
+        if model.has_cells:
+            cells = gathered([model.cells(x) for x in images()])
+            model.cell_basis.initialise(cells)
+            model.global_quantizer.initialise(model.cell_basis.encode(cells))
+        elif model.config.num_global:  # what the queries answer before they have learnt anything
+            answers = [
+                model.encoder.look(x, model.patches(x), None, model.coordinates(model.grid(x)))[1] for x in images()
+            ]
+            model.global_quantizer.initialise(gathered(answers))
+        residuals = []
+        most_each = max(1, 200_000 // len(batches))
+        for x in images():
+            residual = model.patches(x)
+            if model.has_cells:
+                codes = model.global_quantizer.encode(model.cell_basis.encode(model.cells(x)))
+                residual = residual - model.base(model.global_quantizer.decode(codes), model.grid(x))
+            residual = residual.flatten(0, 1)
+            residuals.append(residual[torch.randperm(len(residual), device=residual.device)[:most_each]][None])
+        residual = gathered(residuals)
+        model.residual_basis.initialise(residual)
+        model.patch_quantizer.initialise(model.residual_basis.encode(residual))
+
+    def photo_memory(self, photos: list[str]) -> PhotoMemory:
+        """All photos of the files in the device's memory, decoded once as long as the files stay the same."""
+        if self._photo_memory is None or self._photo_memory.paths != photos:
+            self._photo_memory = None  # freed before the next is filled
+            self._photo_memory = PhotoMemory(photos, self.device)
+        return self._photo_memory
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    def losses(self, pixels: Tensor, stage: Stage) -> dict[str, Tensor]:
+        """The weighted terms whose sum is minimised, of float images [B, 3, H, W] or clips, in [-1, 1]."""
+        losses = Losses(
+            model=self.model,
+            prior=self.prior,
+            dtf=self.config.dtf,
+            perceptual=self.perceptual,
+            lpips=self.lpips,
+            adversary=self.adversary,
+            adversarial_scale=min(1.0, max(0.0, (self.step - stage.adversarial_start) / stage.adversarial_ramp)),
+        )
+        terms = losses.of_clips(pixels, stage) if pixels.ndim == 5 else losses.of_images(pixels, stage)
+        self._seen = losses.seen
+        return terms
+
+    def _start_stage(self) -> None:
+        stage = self.config.stages[self.stage_index]
+        self.modules.requires_grad_(False)
+        parts: dict[str, nn.Module] = {"tokenizer": self.model, "decoder": self.model.decoder, "prior": self.prior}
+        groups = []
+        for name in stage.train:
+            parts[name].requires_grad_(True)
+            parameters = list(parts[name].parameters())
+            own_rate = stage.prior_learning_rate if name == "prior" else None
+            of_rate = {"share": 1.0 if own_rate is None else own_rate / stage.learning_rate}
+            groups += [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay, **of_rate},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **of_rate},
+            ]
+        self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
+        self._start_networks(stage)
+
+    def _start_networks(self, stage: Stage) -> None:
+        """The networks that the stage's losses ask; the adversary, once there, continues from stage to stage."""
+        if (stage.perceptual_weight or stage.adversarial_weight) and self.perceptual is None:
+            self.perceptual = EfficientNetLiteFeatures().to(self.device)
+        if stage.lpips_weight and self.lpips is None:
+            self.lpips = LearnedDistance("alex").to(self.device)
+        if stage.adversarial_weight and self.adversary is None:
+            assert self.perceptual is not None
+            with torch.no_grad():
+                maps = self.perceptual(torch.zeros(1, 3, 64, 64, device=self.device))
+            self.adversary = Adversary([each.shape[1] for each in maps]).to(self.device)
+            if self._saved_adversary[0] is not None:
+                self.adversary.load_state_dict(self._saved_adversary[0])
+            broadcast_from_first([*self.adversary.parameters(), *self.adversary.buffers()])
+        if self.adversary is not None and stage.adversarial_weight:
+            self.adversary_optimizer = torch.optim.AdamW(
+                self.adversary.parameters(), lr=stage.adversary_learning_rate, betas=(0.5, 0.99), weight_decay=0.0
+            )
+
+    def train_step(self, pixels: Tensor) -> dict[str, float]:
+        """One optimizer step on this rank's share of the batch; its own loss terms.
+
+        Pixels are uint8 images [B, 3, H, W] or, in a stage of `num_frames` > 1, clips [B, T, 3, H, W].
+
+        Raises TatokError, on all ranks, where the loss of any is not finite.
+        """
+        stage = self.config.stages[self.stage_index]
+        if self.optimizer is None:
+            self._start_stage()
+        assert self.optimizer is not None
+        self.modules.eval()
+        self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
+        for group in self.optimizer.param_groups:
+            share = group.get("share", 1.0)  # older states have none
+            group["lr"] = stage.learning_rate_at(self.step, self.stage_seconds) * share
+        if self.adversary is not None:
+            self.adversary.eval().requires_grad_(False)
+        with self._autocast():
+            terms = self.losses(to_float(pixels.to(self.device, non_blocking=True)), stage)
+        values = torch.stack([value.float() for value in terms.values()])
+        self.optimizer.zero_grad(set_to_none=True)
+        values.sum().backward()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        total = values.detach().sum()
+        average_over_ranks([*(p.grad for p in trained if p.grad is not None), total])
+        if not torch.isfinite(total):
+            raise TatokError(
+                f"the loss is {float(total)} at step {self.step} of stage {stage.name}; lower its learning_rate or set "
+                f"precision: float32, and run again: it resumes from the last state in {self.folder.location}"
+            )
+        for part in (self.model, self.prior):  # of each, so that neither's gradient shortens the other's steps
+            if own := [p for p in part.parameters() if p.grad is not None]:
+                nn.utils.clip_grad_norm_(own, 1.0)
+        self.optimizer.step()
+        self._update_average()
+        if self._seen:
+            terms["adversary"] = self._adversary_step()
+            values = torch.cat([values, terms["adversary"][None]])
+        self.step += 1
+        figures = dict(zip(terms, values.tolist(), strict=True))
+        now = time.monotonic()
+        self.stage_seconds += 0.0 if self._stepped_at is None else now - self._stepped_at
+        self._stepped_at = now
+        if stage.max_minutes is not None and num_ranks() > 1:  # all must end it at the same step
+            seconds = torch.tensor(self.stage_seconds, dtype=torch.float64, device=self.device)
+            broadcast_from_first([seconds])
+            self.stage_seconds = float(seconds)
+        return figures
+
+    def _adversary_step(self) -> Tensor:
+        """One step of the adversary on what it saw in this step; its loss."""
+        assert self.adversary is not None
+        assert self.adversary_optimizer is not None
+        self.adversary.train().requires_grad_(True)
+        with self._autocast():
+            loss = torch.stack([self.adversary.own_loss(real, fake) for real, fake in self._seen]).mean()
+        self._seen = []
+        self.adversary_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        own = [p.grad for p in self.adversary.parameters() if p.grad is not None]
+        average_over_ranks([*own, self.adversary.real_mean, self.adversary.fake_mean])
+        self.adversary_optimizer.step()
+        return loss.detach().float()
+
+    def next_stage(self) -> None:
+        """Go on to the next stage, with an optimizer and a clock of its own."""
+        self.stage_index += 1
+        self.step = 0
+        self.stage_seconds = 0.0
+        self._stepped_at = None
+        self.optimizer = None
+
+    @property
+    def stage_is_done(self) -> bool:
+        """Whether the current stage has had its steps or its minutes."""
+        return self.config.stages[self.stage_index].progress(self.step, self.stage_seconds) >= 1
+
+    def _autocast(self) -> torch.autocast:
+        is_low = computes_in_bfloat16(self.config.precision, self.device)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_low)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # Warmed up anew in every stage: the average of a part that starts to learn must not hold on to what it was.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        pairs = zip(self.average.parameters(), self.modules.parameters(), strict=True)
+        means, values = zip(*((mean, value) for mean, value in pairs if value.requires_grad), strict=True)
+        torch._foreach_lerp_(means, values, 1 - decay)
+        # Codebooks are moving averages already.
+        torch._foreach_copy_(list(self.average.buffers()), list(self.modules.buffers()))
+
+    @torch.no_grad()
+    def validate(self, pixels: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Held-out figures of the averaged weights, and pictures [rows, 3, H, W] (original, full rate, filtered)."""
+        model, prior = self.averaged()
+        self.average.eval()
+        figures: dict[str, list[float]] = defaultdict(list)
+        pictures: list[Tensor] = []
+        for batch in pixels.split(16):
+            images = to_float(batch.to(self.device))
+            grid = model.grid(images)
+            with self._autocast():
+                encoded = model.encode(images)
+                globals_BMC, vectors = encoded.globals_BMC.vectors, encoded.patches_BNC.vectors
+                energy = vectors.square().sum(-1)
+                few = energy > energy.flatten().quantile(1 - VALIDATION_SHARE)
+                everything, nothing = torch.ones_like(few), torch.zeros_like(few)
+                rebuilt = {
+                    name: model.decode(globals_BMC, vectors, kept, encoded.base_BNP, grid).clamp(-1, 1)
+                    for name, kept in (("full", everything), ("few", few), ("globals", nothing))
+                }
+                coordinates = model.coordinates(grid)
+                logits = prior(globals_BMC, encoded.base_BNP, vectors, nothing, coordinates)
+            for name, image in rebuilt.items():
+                error = (image - images).square().mean((1, 2, 3)) / 4  # in [0, 1] units
+                figures[f"psnr_{name}_db"] += (-10 * error.log10()).tolist()
+            codebook = model.patch_quantizer.codebook_KC
+            statistics = code_statistics(logits, encoded.patches_BNC.codes, codebook)
+            figures["entropy_bits"] += statistics.entropy.mean(1).tolist()
+            figures["surprisal_bits"] += statistics.surprisal.mean(1).tolist()
+            if not pictures:
+                pictures = [images[:8], *(image[:8].float() for image in rebuilt.values())]
+        return {name: sum(values) / len(values) for name, values in figures.items()}, torch.cat(pictures)

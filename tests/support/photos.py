@@ -1,0 +1,96 @@
+"""Encoded photos and tars of them, small and different for each seed."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Members = Sequence[tuple[str, bytes]]
+
+
+def jpeg(seed: int, width: int = 80, height: int = 64, **options: object) -> bytes:
+    """A small smooth JPEG that differs for each seed."""
+    return encoded(seed, width, height, "JPEG", quality=90, **options)
+
+
+def encoded(seed: int, width: int, height: int, image_format: str, **options: object) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def tar_bytes(members: Members) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def photo_members(first: int, count: int) -> list[tuple[str, bytes]]:
+    """`count` photos with captions, labels and metadata; photo i has width 64 + i % 40."""
+    members = []
+    for i in range(first, first + count):
+        members += [
+            (f"photo-{i:04}.jpg", jpeg(i, width=64 + i % 40)),
+            (f"photo-{i:04}.txt", f" caption {i} \n".encode()),
+            (f"photo-{i:04}.cls", str(i % 10).encode()),
+            (f"photo-{i:04}.json", f'{{"number": {i}}}'.encode()),
+        ]
+    return members
+
+
+def write_photo_shards(folder: Path, num_shards: int, photos_per_shard: int) -> str:
+    """Write tars of good photos; returns the brace pattern that names them."""
+    (folder / "source").mkdir(exist_ok=True)
+    for shard in range(num_shards):
+        data = tar_bytes(photo_members(shard * photos_per_shard, photos_per_shard))
+        (folder / "source" / f"photos-{shard:04}.tar").write_bytes(data)
+    return f"{folder}/source/photos-{{0000..{num_shards - 1:04}}}.tar"
+
+
+def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bomb(side: int) -> bytes:
+    """A valid grey PNG of side x side black pixels, built without holding them."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    compressor = zlib.compressobj(9)
+    start = compressor.compress(bytes(side + 1)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    row = compressor.compress(bytes(side + 1)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    # After a full flush equal rows compress to equal bytes; the end is an empty last block and Adler-32 of the zeros.
+    adler = (side * (side + 1) % 65521) << 16 | 1
+    data = start + row * (side - 1) + b"\x03\x00" + struct.pack(">I", adler)
+    assert side > 1000 or zlib.decompress(data) == bytes(side * (side + 1))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+
+
+def write_flawed_shards(folder: Path, *, num_shards: int = 8, photos_a_shard: int = 12) -> str:
+    """Shards of small photos; every third one has a broken sample or two. Returns the pattern that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_shards):
+        members = list(photo_members(photos_a_shard * number, photos_a_shard))
+        if number % 3 == 0:
+            members.insert(8, (f"cut-{number}.jpg", jpeg(number)[:200]))
+            members.append((f"text-{number}.png", b"no image"))
+        if number % 3 == 1:
+            members.append((f"tiny-{number}.png", encoded(number, 2, 2, "PNG")))
+        (folder / f"photos-{number:04}.tar").write_bytes(tar_bytes(members))
+    return f"{folder}/photos-{{0000..{num_shards - 1:04}}}.tar"

@@ -1,0 +1,41 @@
+"""Whole runs by the fake tokenizer, and what they left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from tatok.pipeline.monitoring.events import Event
+from tatok.pipeline.run import RunSummary, run_job
+from tatok.schemas.job import JobConfig
+from tests.support.fake_tokenizer import load_fake
+
+IN_PLACE_TOO = pytest.mark.parametrize("num_decoders", [1, 0], ids=["decoders", "in-place"])
+
+
+def job(source: str, output: Path, **sections: object) -> JobConfig:
+    resources = {"batch_size": 4, "num_decoders": 1, **sections.pop("resources", {})}  # type: ignore[dict-item]
+    document = {
+        "source": source,
+        "output": str(output),
+        "preprocessing": {"image_size": 64},
+        "resources": resources,
+        **sections,
+    }
+    return JobConfig.model_validate(document)
+
+
+def run(config: JobConfig, events: list[Event] | None = None, **options: object) -> RunSummary:
+    on_event = events.append if events is not None else lambda event: None
+    return run_job(config, **{"load_tokenizer": load_fake, "on_event": on_event, **options})  # type: ignore[arg-type]
+
+
+def rows(output: Path) -> list[dict[str, object]]:
+    table = ds.dataset(output / "data").to_table()
+    return sorted(table.to_pylist(), key=lambda row: (row["source_uri"], row["source_index"]))
+
+
+def rejects(output: Path) -> list[dict[str, object]]:
+    return ds.dataset(output / "rejects").to_table().to_pylist()
