@@ -176,6 +176,16 @@ def test_benchmarks_import_their_room_and_what_all_share() -> None:
     assert wrong == []
 
 
+def test_no_circles_in_benchmarks_and_tests_support() -> None:
+    edges = defaultdict(set)
+    modules = {module_name(ROOT, path) for path in python_files(ROOT, ["benchmarks", "tests"])}
+    for each in imports_of(ROOT, ["benchmarks", "tests"]):
+        target = each.imported if each.imported in modules else each.imported.rpartition(".")[0]
+        if target in modules and target != each.importer:
+            edges[each.importer].add(target)
+    assert circles(edges) == []
+
+
 def test_no_test_imports_a_test() -> None:
     tests = [each for each in imports_of(ROOT, ["tests"]) if each.imported.startswith("tests.")]
     wrong = [each for each in tests if not each.imported.startswith("tests.support")]

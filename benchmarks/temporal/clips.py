@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -24,44 +24,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.temporal.report import document, split_document
+from benchmarks.temporal.report import ClipResult, Point, document, split_document
 from tatok import Tokenizer
 from tatok.evaluation.calibration import EncodedPhotos
 
 SIDE = 256
 FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 1e9)  # thresholds frame by frame; the last leaves globals only
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """What coding a clip at one threshold came to; `renewed` are the globals after the first frame's."""
-
-    threshold: float
-    tokens: int
-    psnr_db: float
-    renewed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClipResult:
-    """The points of one clip; the first of `temporal` is at the checkpoint's threshold."""
-
-    name: str
-    num_frames: int
-    fps: float
-    temporal: list[Point]
-    frame_by_frame: list[Point]
-    encode_frames_per_s: float
-
-    def ratio(self, point: Point) -> float | None:
-        """Tokens of a temporal point over those of frame by frame at its PSNR; None below the PSNR of globals alone.
-
-        Above the highest PSNR that was measured frame by frame the tokens there are taken, which are too few.
-        """
-        curve = sorted((p.psnr_db, p.tokens) for p in self.frame_by_frame)
-        if point.psnr_db < curve[0][0]:
-            return None
-        return point.tokens / float(np.interp(point.psnr_db, *zip(*curve, strict=True)))
 
 
 def psnr(rebuilt: Tensor, pixels: Tensor) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from benchmarks.temporal.clips import ClipResult
+import numpy as np
 
-__all__ = ["STATIC_CAMERAS", "TRAINING_HEADING", "document", "split_document"]
+__all__ = ["STATIC_CAMERAS", "TRAINING_HEADING", "ClipResult", "Point", "document", "split_document"]
 
 STATIC_CAMERAS = ("bottle-detection", "car-detection", "opencvdoc_box")
 
@@ -43,6 +42,38 @@ for the others. Short samples: each row tells how many frames it rests on (the d
 fewer there are the more the first frame weighs, which is coded as an image.
 
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What coding a clip at one threshold came to; `renewed` are the globals after the first frame's."""
+
+    threshold: float
+    tokens: int
+    psnr_db: float
+    renewed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipResult:
+    """The points of one clip; the first of `temporal` is at the checkpoint's threshold."""
+
+    name: str
+    num_frames: int
+    fps: float
+    temporal: list[Point]
+    frame_by_frame: list[Point]
+    encode_frames_per_s: float
+
+    def ratio(self, point: Point) -> float | None:
+        """Tokens of a temporal point over those of frame by frame at its PSNR; None below the PSNR of globals alone.
+
+        Above the highest PSNR that was measured frame by frame the tokens there are taken, which are too few.
+        """
+        curve = sorted((p.psnr_db, p.tokens) for p in self.frame_by_frame)
+        if point.psnr_db < curve[0][0]:
+            return None
+        return point.tokens / float(np.interp(point.psnr_db, *zip(*curve, strict=True)))
 
 
 def split_document(path: Path) -> tuple[str, str]:

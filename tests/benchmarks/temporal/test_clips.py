@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.temporal import clips as temporal
-from benchmarks.temporal.report import document
+from benchmarks.temporal.report import ClipResult, Point, document
 from tests.support.tiny_checkpoint import tiny_images, tiny_tokenizer
 
 
@@ -41,13 +41,11 @@ def test_still_clips_cost_at_most_half_and_moving_ones_never_more(tmp_path: Path
 
 
 def test_ratios_are_read_at_equal_psnr() -> None:
-    points = [temporal.Point(threshold=t, tokens=n, psnr_db=p) for t, n, p in ((1, 400, 30.0), (2, 200, 20.0))]
-    result = temporal.ClipResult(
-        name="c", num_frames=1, fps=1.0, temporal=[], frame_by_frame=points, encode_frames_per_s=1.0
-    )
+    points = [Point(threshold=t, tokens=n, psnr_db=p) for t, n, p in ((1, 400, 30.0), (2, 200, 20.0))]
+    result = ClipResult(name="c", num_frames=1, fps=1.0, temporal=[], frame_by_frame=points, encode_frames_per_s=1.0)
 
     def ratio(tokens: int, psnr_db: float) -> float | None:
-        return result.ratio(temporal.Point(threshold=1, tokens=tokens, psnr_db=psnr_db))
+        return result.ratio(Point(threshold=1, tokens=tokens, psnr_db=psnr_db))
 
     assert ratio(150, 25.0) == pytest.approx(0.5)
     assert ratio(100, 35.0) == pytest.approx(0.25)
