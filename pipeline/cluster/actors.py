@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from tatok.pipeline.cluster.leases import Attempt, Failure, FailureKind
 from tatok.pipeline.cluster.sizes import Sizes
@@ -338,9 +338,16 @@ def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+_NO_DEATHS = (RayTaskError, ActorUnschedulableError, AuthenticationError, RuntimeEnvSetupError)
+
+
 def was_killed(error: RayError) -> bool:
-    """Whether an actor's process is gone, as opposed to one that cannot start: an error of its own, or of its class."""
-    return isinstance(error, RayActorError) and not error.actor_init_failed
+    """Whether an actor's process is gone, as opposed to one that cannot start: an error of its own, or of its class.
+
+    Ray's errors are no closed list: whatever it raises that is neither the code's own nor the same every time is taken
+    for a death. The memory monitor's OutOfMemoryError and NodeDiedError, for two, are no RayActorError.
+    """
+    return not isinstance(error, _NO_DEATHS) and not getattr(error, "actor_init_failed", False)
 
 
 def start_error(what: str, error: RayError) -> TatokError:

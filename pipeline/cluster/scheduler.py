@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from tatok.pipeline.cluster.actors import first_line
 from tatok.pipeline.cluster.crew import Calls, Crew
@@ -167,7 +167,7 @@ class Scheduler:
             if isinstance(error.cause, ConfigError):
                 raise error.cause from None
             result = Failure(kind="error", message=first_line(error.cause))
-        except RayActorError as error:
+        except RayError as error:  # of whatever kind: see was_killed
             result = self._death(lease, error)
             if self._crew.replace_tokenizer(lease.slot) and result.kind == "tokenizer_died":
                 self._crew.count_death(result.message)
@@ -202,7 +202,7 @@ class Scheduler:
             self._crew.condemn(slot, failure)
         return failure
 
-    def _death(self, lease: Lease, error: RayActorError) -> Failure:
+    def _death(self, lease: Lease, error: RayError) -> Failure:
         """Why the tokenizer of a lease died; in place, decoding may have done it, unless it was guarded."""
         if lease.is_overdue:
             timeout_s = self._config.resources.decode_timeout_s
