@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from tatok.schemas.errors import CommitError, ConfigError
+from tatok.schemas.urls import filesystem_of
 
 if TYPE_CHECKING:
     from tatok.statistics.sql import QueryResult
@@ -225,11 +226,10 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _whole_file(output: str) -> Iterator[Path]:
     """A scratch file that takes the output's name, or is stored there, when the block ends without an error."""
-    import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
     try:
-        fs, place = fsspec.core.url_to_fs(output)
+        fs, place = filesystem_of(output)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"cannot write to {output!r}: {error}; install the scheme's fsspec package") from error
     folder = Path(place).parent if isinstance(fs, LocalFileSystem) else None

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import fsspec
-
 from tatok.pipeline.bench.model_rates import num_cores
 from tatok.pipeline.bench.stages import STAGES, StageName, StageRate, StageSamples, measure_stages, read_for_stages
 from tatok.pipeline.bench.trace import CommittedShard, write_trace
@@ -24,6 +22,7 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.loading import LoadTokenizer, configured_loader
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
+from tatok.schemas.urls import filesystem_of
 
 if TYPE_CHECKING:
     from tatok.pipeline.cluster.probe import ClusterSize
@@ -229,7 +228,7 @@ def _run(
 def _scratch_folder(parent: str) -> Iterator[str]:
     """A new folder below `parent`, gone afterwards."""
     folder = f"{parent.rstrip('/')}/tatok-bench-{uuid.uuid4().hex[:12]}"
-    fs, path = fsspec.core.url_to_fs(folder)
+    fs, path = filesystem_of(folder)
     try:
         yield folder
     finally:

@@ -10,13 +10,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
 from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError, SourceError
+from tatok.schemas.urls import filesystem_of
 
 __all__ = [
     "Export",
@@ -138,7 +138,7 @@ def list_entries(url: str) -> list[str]:
 
     Raises CommitError if it cannot be listed or is a file.
     """
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = filesystem_of(url)
     fs.invalidate_cache()
     try:
         if fs.isfile(root):

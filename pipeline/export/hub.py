@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +14,7 @@ from tatok.pipeline.export.hub_card import card
 from tatok.pipeline.export.merge import OnRows, group_parts, merged_footer, write_merged
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.manifest import Part
+from tatok.schemas.urls import open_to_read
 from tatok.statistics.summary import summarize
 
 __all__ = ["INDEX", "OPTIONAL_COLUMNS", "export_hub"]
@@ -97,7 +97,7 @@ def export_hub(
 def _copy(export: Export, part: Part, path: Path) -> None:
     source = export.data.path(part.name)
     try:
-        with fsspec.open(source, "rb") as file, path.open("wb") as copy:
+        with open_to_read(source) as file, path.open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 22)
     except OSError as error:
         raise SourceError(f"cannot copy {source}: {error}; check the path, and the room on the disk") from error

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import fsspec
 from braceexpand import braceexpand
 from fsspec.spec import AbstractFileSystem
 
@@ -24,6 +23,7 @@ from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy, sp
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.errors import ConfigError, SourceError, TatokError
 from tatok.schemas.records import Shard, SourceFile
+from tatok.schemas.urls import filesystem_of
 
 __all__ = ["ShardSizes", "plan_shards"]
 
@@ -198,9 +198,9 @@ def _expand(pattern: str) -> list[_Found]:
         )
     fs, path = _open_filesystem(pattern, pattern)
     try:
-        # A file whose name really holds braces or brackets is that file; only local stores are cheap to ask.
-        if is_local(fs) and os.path.isfile(path):
-            return [_Found(fs, path, fs.info(path))]
+        # What is there under this very name is meant, whatever its name holds; only local stores are cheap to ask.
+        if is_local(fs) and os.path.exists(path):
+            return _info_of(fs, [path], pattern)
         found: list[_Found] = []
         literal: list[str] = []
         for name in _expand_braces(pattern):
@@ -239,7 +239,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _open_filesystem(url: str, pattern: str) -> tuple[AbstractFileSystem, str]:
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = filesystem_of(url)
     except (ImportError, ValueError, OSError) as error:
         raise SourceError(
             f"cannot open {pattern!r}: {error}; check the URL's scheme and that its fsspec package is installed",

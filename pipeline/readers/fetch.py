@@ -17,6 +17,7 @@ from tatok.pipeline.storage.options import options_of
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.errors import SourceError
 from tatok.schemas.secrets import is_signed_by_a_store
+from tatok.schemas.urls import filesystem_of
 
 __all__ = ["Fetcher", "public_uri", "refusal", "resolve_uri"]
 
@@ -46,7 +47,7 @@ def resolve_uri(text: str, base: str) -> str:
     scheme = text.partition("://")[0] if "://" in text else ""
     base_scheme = base.partition("://")[0] if "://" in base else ""
     refused = _UNREADABLE + text
-    if not text.strip() or "\0" in text or "::" in text:
+    if not text.strip() or "\0" in text or ("::" in text and "://" in text):
         return refused
     if scheme in ("file", "local") and not base_scheme:
         return text.partition("://")[2]
@@ -201,7 +202,7 @@ class Fetcher:
                     blocks.append(block)
                     total += len(block)
                 return b"".join(blocks)
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = filesystem_of(uri)
         if num_bytes is not None:
             return bytes(fs.cat_file(path))
         with fs.open(path, "rb") as file:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import fsspec
-
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.records import Sample
+from tatok.schemas.urls import open_to_read
 
 __all__ = ["content_digest", "local_video"]
 
@@ -30,7 +29,7 @@ def local_video(sample: Sample) -> Iterator[Sample]:
         return
     with tempfile.NamedTemporaryFile(prefix="tatok-video-", suffix=f".{sample.extension}") as copy:
         try:
-            with fsspec.open(sample.payload_uri, "rb") as file:
+            with open_to_read(sample.payload_uri) as file:
                 shutil.copyfileobj(file, copy, _BLOCK_BYTES)
             copy.flush()
         except Exception as error:  # every fsspec backend has exceptions of its own
@@ -46,7 +45,7 @@ def content_digest(sample: Sample) -> bytes | None:
     digest = hashlib.sha256(sample.payload)
     if sample.payload_uri is not None:
         try:
-            with fsspec.open(sample.payload_uri, "rb") as file:
+            with open_to_read(sample.payload_uri) as file:
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
         except FileNotFoundError:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import IO
 
-import fsspec
 from fsspec.spec import AbstractFileSystem
 
 from tatok.pipeline.storage.failures import is_permanent
 from tatok.pipeline.storage.read_ahead import ReadAhead
 from tatok.pipeline.storage.remedies import access_remedy
 from tatok.schemas.errors import SourceError
+from tatok.schemas.urls import filesystem_of, open_to_read
 
 __all__ = ["SourceReader", "open_forward", "open_source", "source_error"]
 
@@ -33,7 +33,7 @@ def source_error(what: str, error: Exception, url: str) -> SourceError:
 def open_source(uri: str) -> IO[bytes]:
     """Open a source file; raises SourceError if the store refuses."""
     try:
-        return fsspec.open(uri, "rb").open()
+        return open_to_read(uri)
     except Exception as error:
         raise source_error(f"cannot open {uri}", error, uri) from error
 
@@ -41,7 +41,7 @@ def open_source(uri: str) -> IO[bytes]:
 def open_forward(uri: str) -> IO[bytes] | ReadAhead:
     """Open a source file to be read from one place on; raises SourceError if the store refuses."""
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = filesystem_of(uri)
         block_bytes = _block_bytes(fs)
         if block_bytes is None:
             return fs.open(path, "rb")

@@ -17,6 +17,7 @@ from fsspec.spec import AbstractFileSystem
 
 from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy
 from tatok.schemas.errors import CommitError, ConfigError
+from tatok.schemas.urls import filesystem_of
 
 __all__ = ["OutputStore"]
 
@@ -41,7 +42,7 @@ class OutputStore:
     def open(url: str) -> OutputStore:
         """Raises ConfigError if the URL has no usable fsspec backend."""
         try:
-            fs, path = fsspec.core.url_to_fs(url)
+            fs, path = filesystem_of(url)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"cannot write to {url!r}: {error}; install the scheme's fsspec package", remedy=NO_PACKAGE_REMEDY
@@ -235,7 +236,7 @@ class OutputStore:
 
     @property
     def _fs(self) -> AbstractFileSystem:
-        return fsspec.core.url_to_fs(self.url)[0]  # fsspec caches instances
+        return filesystem_of(self.url)[0]  # fsspec caches instances
 
     def _full(self, name: str) -> str:
         return f"{self._fs._strip_protocol(self.url)}/{name}"

@@ -10,7 +10,6 @@ from functools import lru_cache
 from os import PathLike, fspath
 from typing import Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from fsspec.spec import AbstractFileSystem
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
 from tatok.schemas.tokens import FOOTER_FINGERPRINT, FOOTER_SCHEMA_VERSION
+from tatok.schemas.urls import filesystem_of
 
 __all__ = ["TokenizedData", "numbers"]
 
@@ -49,7 +49,7 @@ class TokenizedData:
         """
         text = fspath(url)
         try:
-            fs, root = fsspec.core.url_to_fs(text)
+            fs, root = filesystem_of(text)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"cannot read {text!r}: {error}; install the scheme's fsspec package") from error
         address = root if _is_local(fs) else text.rstrip("/")
@@ -147,7 +147,7 @@ class TokenizedData:
 
     def runs(self) -> tuple[RunRecord, ...]:
         """The records of finished runs, oldest first."""
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = filesystem_of(self.url)
         names = sorted(name for name in _list(fs, f"{root}/{RUNS}") if name.endswith(".json"))
         try:
             return tuple(RunRecord.from_json(text or "") for text in _read_texts(fs, f"{root}/{RUNS}", names))
@@ -156,7 +156,7 @@ class TokenizedData:
 
     @property
     def _fs(self) -> AbstractFileSystem:
-        return fsspec.core.url_to_fs(self.url)[0]  # never kept: fsspec gives a forked process an instance of its own
+        return filesystem_of(self.url)[0]  # never kept: fsspec gives a forked process an instance of its own
 
     def _fetch(
         self, path: str, footer: pq.FileMetaData, columns: list[str] | None, row_groups: Sequence[int] | None
@@ -168,7 +168,7 @@ class TokenizedData:
                 ranges[-1][1] = max(ranges[-1][1], stop)
             else:
                 ranges.append([start, stop])
-        fs, plain = fsspec.core.url_to_fs(path)
+        fs, plain = filesystem_of(path)
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
         image = np.zeros(max(stops, default=0), dtype=np.uint8)
         blocks = fs.cat_ranges([plain] * len(ranges), starts, stops, on_error="raise")
@@ -219,11 +219,12 @@ def _is_local(fs: AbstractFileSystem) -> bool:
 
 def _read_texts(fs: AbstractFileSystem, folder: str, names: Sequence[str]) -> list[str | None]:
     """The texts of some files, in order; None for one that is not there."""
-    found = fs.cat([f"{folder}/{name}" for name in names], recursive=False, on_error="return") if names else {}
+    paths = [f"{folder}/{name}" for name in names]
+    # All together, as a bucket wants it; `cat` would take brackets in a name for a pattern.
+    found = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return") if names else []
     texts: list[str | None] = []
-    for name in names:
-        content = found.get(f"{folder}/{name}")
-        if content is None or isinstance(content, FileNotFoundError | NotADirectoryError):
+    for name, content in zip(names, found, strict=True):
+        if isinstance(content, FileNotFoundError | NotADirectoryError):
             texts.append(None)
         elif isinstance(content, Exception):
             raise SourceError(f"cannot read {fs.unstrip_protocol(folder)}/{name}: {content}") from content
@@ -260,7 +261,7 @@ def _list_parts(fs: AbstractFileSystem, root: str, manifest: Manifest | None, ur
 
 
 def _read_footer(path: str, num_bytes: int | None = None) -> pq.FileMetaData:
-    fs, plain = fsspec.core.url_to_fs(path)
+    fs, plain = filesystem_of(path)
     try:
         if num_bytes is not None and (footer := _footer_in_tail(fs, plain, num_bytes)) is not None:
             return footer

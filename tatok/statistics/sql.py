@@ -17,13 +17,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from tatok.dataset.parts import TokenizedData
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.tokens import REJECTS_SCHEMA, token_schema
+from tatok.schemas.urls import filesystem_of
 from tatok.statistics.read_only_files import PROTOCOL, ReadOnlyFiles, StoredFile
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _batches(
 
 def _files(data: TokenizedData, named: Mapping[str, StoredFile]) -> ReadOnlyFiles:
     """Every file that the query may read: "data/...", "rejects/..." and "tables/<name>.parquet"."""
-    fs, root = fsspec.core.url_to_fs(data.url)
+    fs, root = filesystem_of(data.url)
     files = {
         f"data/{part.name}": StoredFile(fs=fs, path=f"{root}/data/{part.name}", num_bytes=part.num_bytes)
         for part in data.parts
@@ -148,7 +148,7 @@ def _named_file(name: str, path: str) -> StoredFile:
     if _reader(path) is None:
         raise ConfigError(f"cannot say what {path} is; its name must end in one of .{', .'.join(_READERS)} (or .gz)")
     try:
-        fs, plain = fsspec.core.url_to_fs(path)
+        fs, plain = filesystem_of(path)
         return StoredFile(fs=fs, path=plain, num_bytes=fs.size(plain))
     except (ImportError, ValueError) as error:
         raise ConfigError(f"cannot read {path!r}: {error}; install the scheme's fsspec package") from error

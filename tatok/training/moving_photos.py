@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-import fsspec
 import numpy as np
 import torch
 from PIL import Image
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from tatok.schemas.errors import SourceError
+from tatok.schemas.urls import open_to_read
 from tatok.training.config import CameraMoves
 from tatok.training.photos import RandomCrops, worker_rng
 
@@ -174,7 +174,7 @@ def _frames(path: str, fps: float) -> Iterator[Image.Image]:
     from av.error import FFmpegError
 
     try:
-        with fsspec.open(path, "rb") as file, av.open(file) as container:
+        with open_to_read(path) as file, av.open(file, "r") as container:
             due: float | None = None
             for frame in container.decode(video=0):
                 at_s = float(frame.time or 0.0)

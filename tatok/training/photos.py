@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterator, Sequence
 
 import braceexpand
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tatok.schemas.errors import ConfigError, SourceError
+from tatok.schemas.urls import open_to_read
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -83,7 +83,7 @@ def encoded_photos(path: str) -> Iterator[bytes]:
     A tar (members with an image's extension), a Parquet file (column `image`: bytes or {bytes, path}), or an image.
     """
     try:
-        with fsspec.open(path, "rb") as stream:
+        with open_to_read(path) as stream:
             if _extension(path) in IMAGE_EXTENSIONS:
                 yield stream.read()
             elif path.endswith(".parquet"):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import fsspec
 from fsspec.spec import AbstractFileSystem
 
 from tatok.schemas.errors import CommitError, ConfigError
+from tatok.schemas.urls import filesystem_of
 
 __all__ = ["RunFolder", "is_url", "load_from"]
 
@@ -38,7 +38,7 @@ class RunFolder:
         """Raises ConfigError where the URL has no usable fsspec backend."""
         self.location = location.rstrip("/") if is_url(location) else location
         try:
-            self._fs: AbstractFileSystem = fsspec.core.url_to_fs(location)[0]
+            self._fs: AbstractFileSystem = filesystem_of(location)[0]
         except (ImportError, ValueError) as error:
             raise ConfigError(f"output is {location!r}: {error}; install the scheme's fsspec package") from error
         self._lines: list[str] = []
@@ -125,7 +125,7 @@ def load_from(location: str, load: Callable[[str], Loaded]) -> Loaded:
     if not is_url(location):
         return load(location)
     try:
-        fs, path = fsspec.core.url_to_fs(location)
+        fs, path = filesystem_of(location)
         fs.invalidate_cache()
         names = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
         with tempfile.TemporaryDirectory(prefix="tatok-checkpoint-") as folder:

@@ -1,0 +1,69 @@
+"""Characters of patterns, URLs and chains in the names of real folders and files: they mean themselves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from tatok import Rows, TokenDataset, statistics
+from tatok.jobs.cli import app
+from tatok.pipeline.planning.plan import plan_shards
+from tatok.pipeline.readers.read import ReadOptions, read_samples
+from tatok.schemas.job import JobConfig
+from tatok.schemas.records import Sample
+from tests.support.photos import jpeg, photo_members, tar_bytes
+from tests.support.places import TESTS
+
+NAMES = ("[v1]", "a{0,1}b", "x#y", "50%20off", "what?", "a::b", "st*r", "ünï cödé", "a&b;c", "~home", "-o")
+
+
+@pytest.fixture(params=NAMES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of that name, with others beside it that it would match if it were a pattern."""
+    folder = tmp_path / request.param
+    folder.mkdir()
+    for other in ("v", "a0b", "starr", "whatx"):
+        (tmp_path / other).mkdir()
+    return folder
+
+
+def tatok(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_an_output_is_read_by_every_command(place: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(TESTS / "data" / "dataset-0.1.0", place / "out")
+    assert "3 rows" in tatok("stats", output)
+    assert tatok("query", output, "SELECT count(*) AS n FROM tokens", "--format", "csv").split() == ["n", "3"]
+    tatok("verify", output)
+    tatok("report", output, "-o", place / "report.html", "--no-pictures")
+    tatok("export", "webdataset", output, place / "tars")
+    tatok("compact", output, place / "compact")
+    assert pq.read_table(place / "compact" / "data").num_rows == 3
+    assert statistics.query(output, "SELECT sum(num_tokens) AS n FROM tokens").to_pylist() == [{"n": 118}]
+    [batch] = list(TokenDataset(output).stream(Rows(rows=3), epochs=1))
+    assert len(batch.documents) == 3
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder", "photo", "list"])
+def test_a_source_is_what_is_there_under_its_name(place: Path, kind: str) -> None:
+    if kind == "tar":
+        source, count = place / "photos.tar", 3
+        source.write_bytes(tar_bytes(photo_members(0, 3)))
+    elif kind == "list":
+        source, count = place / "list.txt", 1
+        (place / f"{place.name}.jpg").write_bytes(jpeg(0))
+        source.write_text(f"{place / place.name}.jpg\n")
+    else:
+        for number in range(2):
+            (place / f"{place.name}-{number}.jpg").write_bytes(jpeg(number))
+        source, count = (place, 2) if kind == "folder" else (place / f"{place.name}-1.jpg", 1)
+    options = ReadOptions.of(JobConfig(source=(str(source),), output="o"))
+    samples = [sample for shard in plan_shards([str(source)]) for sample in read_samples(shard, options)]
+    assert [isinstance(sample, Sample) for sample in samples] == [True] * count
