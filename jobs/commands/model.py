@@ -98,13 +98,18 @@ def calibrate(
     image_size: ImageSize = 256,
     limit: Limit = None,
     device: Device = None,
-    write: Annotated[bool, typer.Option("--write", help="Write them into the checkpoint's config.json.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write it into the config.json of --checkpoint.")] = False,
 ) -> None:
     """Find the DTF threshold at which held-out photos keep a wanted mean number of tokens."""
     from tatok.evaluation.calibration import calibrate as find
     from tatok.model.checkpoint import default_checkpoint, write_dtf
     from tatok.tokenizer.tokenizer import Tokenizer
 
+    if write and checkpoint is None:  # said before the work
+        raise ConfigError(
+            "--write changes a checkpoint; without --checkpoint that is the bundled one, a part of the installation",
+            remedy=f"copy {default_checkpoint()} to a folder of your own, and name it by --checkpoint",
+        )
     tokenizer = Tokenizer.load(checkpoint, device)
     found = find(_encode(tokenizer, photos, image_size, limit), tokens, tokenizer.dtf.with_criterion(criterion))
     print(
@@ -113,9 +118,8 @@ def calibrate(
         f"({found.min_tokens} to {found.max_tokens})"
     )
     if write:
-        folder = Path(checkpoint) if checkpoint else default_checkpoint()
-        write_dtf(folder, found.dtf)
-        print(f"written to {folder}")
+        write_dtf(Path(str(checkpoint)), found.dtf)
+        print(f"written to {checkpoint}")
     else:
         print(f"use it with: tatok tokenize --threshold {found.dtf.threshold:g} ..., or keep it with --write")
 

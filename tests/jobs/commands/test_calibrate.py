@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tatok.jobs.cli import app
+from tatok.model.checkpoint import default_checkpoint
 from tatok.tokenizer.tokenizer import Tokenizer
 from tatok.training.config import TrainingConfig
 from tatok.training.photos import centre_crops, expand_sources
@@ -49,3 +50,12 @@ def test_calibrate_and_eval_from_the_command_line(config: TrainingConfig) -> Non
     impossible = runner.invoke(app, ["calibrate", *photos, "--tokens", "3", *options])
     assert impossible.exit_code == 1
     assert "every image has 4 global tokens" in impossible.output
+
+
+def test_the_bundled_checkpoint_is_not_written_to() -> None:
+    before = (default_checkpoint() / "config.json").read_bytes()
+    refused = CliRunner().invoke(app, ["calibrate", "no-photos.tar", "--tokens", "56", "--write"])
+    assert refused.exit_code == 1
+    assert "a part of the installation" in " ".join(refused.output.split())
+    assert f"remedy: copy {default_checkpoint()} to a folder of your own" in " ".join(refused.output.split())
+    assert (default_checkpoint() / "config.json").read_bytes() == before
