@@ -27,6 +27,7 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 _LONGEST = (
+    "tests/test_installed.py",
     "tests/pipeline/cluster/test_faults.py",
     "tests/pipeline/cluster/test_driver.py",
     "tests/pipeline/cluster/test_training.py",

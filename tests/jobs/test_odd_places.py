@@ -37,7 +37,16 @@ def tatok(*arguments: object) -> str:
     return done.output
 
 
-def test_an_output_is_read_by_every_command(place: Path, tmp_path: Path) -> None:
+def test_an_output_is_opened(place: Path) -> None:
+    output = shutil.copytree(TESTS / "data" / "dataset-0.1.0", place / "out")
+    assert statistics.summarize(output).num_rows == 3
+    [batch] = list(TokenDataset(output).stream(Rows(rows=3), epochs=1))
+    assert len(batch.documents) == 3
+
+
+def test_an_output_is_read_by_every_command(tmp_path: Path) -> None:
+    place = tmp_path.joinpath(*NAMES)
+    place.mkdir(parents=True)
     output = shutil.copytree(TESTS / "data" / "dataset-0.1.0", place / "out")
     assert "3 rows" in tatok("stats", output)
     assert tatok("query", output, "SELECT count(*) AS n FROM tokens", "--format", "csv").split() == ["n", "3"]
@@ -47,8 +56,6 @@ def test_an_output_is_read_by_every_command(place: Path, tmp_path: Path) -> None
     tatok("compact", output, place / "compact")
     assert pq.read_table(place / "compact" / "data").num_rows == 3
     assert statistics.query(output, "SELECT sum(num_tokens) AS n FROM tokens").to_pylist() == [{"n": 118}]
-    [batch] = list(TokenDataset(output).stream(Rows(rows=3), epochs=1))
-    assert len(batch.documents) == 3
 
 
 @pytest.mark.parametrize("kind", ["tar", "folder", "photo", "list"])
