@@ -48,7 +48,9 @@ def test_files_that_are_named_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     if page.name == "CHANGELOG.md":  # which names what was, too
         text = text.replace("pipeline/read_tar.py", "pipeline/readers/tar.py")
-    for name in re.findall(rf"`((?:{tops})/[\w./-]*)(?:::\w+)?`", text):
+    in_ticks = re.findall(rf"`((?:{tops})/[\w./-]*)(?:::\w+)?`", text)
+    in_commands = re.findall(rf"(?<![\w/])((?:{tops})/[\w/-]+\.(?:py|yaml|sh|md|tar))\b", text)
+    for name in (*in_ticks, *in_commands):
         assert (ROOT / name).exists(), name
 
 
