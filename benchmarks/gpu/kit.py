@@ -1,6 +1,6 @@
 """Measure tatok on one GPU in a few minutes: python3 -m benchmarks.gpu.kit --out DIR --seconds 270
 
-Sections run one after another (sections.py), each in a process of its own with a deadline, so that one that hangs or
+Sections run one after another (index.py), each in a process of its own with a deadline, so that one that hangs or
 crashes loses only itself, and of that only the measurement it was at. DIR/gpu.json has everything, a key a section,
 and is complete after each; DIR/logs.txt is what they printed. DIR/running.json and DIR/running.log are those of the
 section that runs. Card settings are never changed.

@@ -1,4 +1,4 @@
-"""docs/results/temporal.md out of the results of temporal.py."""
+"""docs/results/temporal.md out of the results of clips.py."""
 
 from __future__ import annotations
 

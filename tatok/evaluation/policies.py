@@ -1,4 +1,4 @@
-"""Policies: ways to choose the kept patches, at one mean count, to be compared on the same weights (evaluation.py)."""
+"""Policies: ways to choose the kept patches, at one mean count, to be compared on the same weights (comparison.py)."""
 
 from __future__ import annotations
 

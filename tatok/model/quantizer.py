@@ -1,10 +1,10 @@
 """Vector quantizer: vectors <-> integer codes, with a codebook that follows the data by moving averages.
 
-The vectors are *not* normalised. TaTok's code space is tied to pixels (model.py), so a vector's length says how
+The vectors are *not* normalised. TaTok's code space is tied to pixels (autoencoder.py), so a vector's length says how
 much of the picture it carries, and Dynamic Token Filtering needs that: two codes that both mean "nothing to add"
 must lie close together, which they do not on a unit sphere.
 
-Where several ranks train together (ranks.py), the codebook follows the vectors of all, and is the same on each.
+Where several ranks train together (distributed.py), the codebook follows the vectors of all, and is the same on each.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`tatok train`: stages of steps over random crops, with progress, figures, sample pictures and resumption.
 
-One process or, where a process group is formed (ranks.py), each of several: all take the same steps on their own crops;
-rank 0 alone looks at held-out photos, writes and speaks, while the others wait for it at the next step.
+One process or, where a process group is formed (distributed.py), each of several: all take the same steps on their own
+crops; rank 0 alone looks at held-out photos, writes and speaks, while the others wait for it at the next step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Trainer: one optimizer step at a time; moving averages, saved state, held-out figures.
 
-Several ranks (ranks.py) train one model: each has a trainer of its own and steps on its own share of the batch. Weights
-start alike, gradients and codebooks are averaged, so weights stay alike; kept sets are drawn by each rank for itself.
+Several ranks (distributed.py) train one model: each has a trainer of its own and steps on its own share of the batch.
+Weights start alike, gradients and codebooks are averaged, so weights stay alike; kept sets are drawn by each rank for
+itself.
 """
 
 from __future__ import annotations
