@@ -5,6 +5,8 @@ Everything heavy is imported inside the command that needs it, so that `tatok --
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +34,12 @@ __all__ = ["app"]
 
 class _Group(TyperGroup):
     """Turns the errors that tatok raises on purpose into one message and an exit code."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
+        return super().main(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import Manifest, RunRecord
 from tatok.schemas.records import Shard, ShardReport
 
-__all__ = ["RunSummary", "check_image_size", "run_job"]
+__all__ = ["RunSummary", "check_image_size", "refuse_output_in_source", "run_job"]
 
 Status = Literal["complete", "shards_failed", "too_many_rejects", "too_many_failed_shards"]
 
@@ -75,6 +76,7 @@ def run_job(
 
 def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: OnEvent) -> RunSummary:
     started, started_at = time.monotonic(), datetime.now(UTC)
+    refuse_output_in_source(config)
     load_tokenizer = load_tokenizer or configured_loader(config)
     if config.filter is not None:
         load_filter(config.filter)  # what is wrong with it is said before anything starts
@@ -228,6 +230,21 @@ def _find_duplicates(
     count = list_duplicates(store, readable, committed_shards(store))
     on_event(Notice(message=f"dedup: {count:,} duplicates in {len(readable):,} shards"))
     return unread
+
+
+def refuse_output_in_source(config: JobConfig) -> None:
+    """Raise ConfigError if a source holds the output: a later run would take for input what this one has written."""
+    output = _address(config.output)
+    for source in config.source:
+        if f"{output}/".startswith(f"{_address(source)}/"):
+            raise ConfigError(
+                f"the output {config.output} lies inside of the source {source}, and would become a part of it",
+                remedy="name an output outside of every source",
+            )
+
+
+def _address(url: str) -> str:
+    return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:

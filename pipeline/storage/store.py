@@ -40,13 +40,17 @@ class OutputStore:
 
     @staticmethod
     def open(url: str) -> OutputStore:
-        """Raises ConfigError if the URL has no usable fsspec backend."""
+        """Raises ConfigError if the URL has no usable fsspec backend, or is or lies below a file of this machine."""
         try:
             fs, path = filesystem_of(url)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"cannot write to {url!r}: {error}; install the scheme's fsspec package", remedy=NO_PACKAGE_REMEDY
             ) from error
+        if _is_local(fs) and (
+            file := next((each for each in (Path(path), *Path(path).parents) if each.is_file()), None)
+        ):
+            raise ConfigError(f"cannot write to {url!r}: {file} is a file", remedy="name a folder, or one to be made")
         # Workers may run in another folder, so the address must not depend on this process.
         return OutputStore(url=path if _is_local(fs) else url.rstrip("/"))
 

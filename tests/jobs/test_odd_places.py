@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +16,7 @@ from tatok import Rows, TokenDataset, statistics
 from tatok.jobs.cli import app
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.readers.read import ReadOptions, read_samples
+from tatok.pipeline.run import refuse_output_in_source
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Sample
 from tests.support.photos import jpeg, photo_members, tar_bytes
@@ -74,3 +78,51 @@ def test_a_source_is_what_is_there_under_its_name(place: Path, kind: str) -> Non
     options = ReadOptions.of(JobConfig(source=(str(source),), output="o"))
     samples = [sample for shard in plan_shards([str(source)]) for sample in read_samples(shard, options)]
     assert [isinstance(sample, Sample) for sample in samples] == [True] * count
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "file/far/below"])
+def test_an_output_that_is_a_file_is_named(output: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    (tmp_path / "photos.tar").write_bytes(tar_bytes(photo_members(0, 1)))
+    done = CliRunner().invoke(app, ["tokenize", str(tmp_path / "photos.tar"), str(tmp_path / output)])
+    assert done.exit_code == 1
+    assert f"{tmp_path / 'file'} is a file" in " ".join(done.output.split())
+    assert (tmp_path / "file").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("photos", "photos/tokens"),
+        ("photos/", "photos"),
+        ("photos", "photos/../photos/tokens"),
+        ("s3://bucket/photos", "s3://bucket/photos/tokens"),
+    ],
+)
+def test_an_output_inside_a_source_is_refused(
+    source: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(0))
+    done = CliRunner().invoke(app, ["tokenize", source, output])
+    assert done.exit_code == 1
+    assert "lies inside of the source" in " ".join(done.output.split())
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+
+
+def test_an_output_beside_a_source_of_a_like_name_is_fine() -> None:
+    refuse_output_in_source(JobConfig(source=("/data/photos", "s3://b/photos"), output="/data/photos-tokens"))
+    refuse_output_in_source(JobConfig(source=("s3://b/photos",), output="s3://b/photos-tokens"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["stats", str(TESTS / "data" / "dataset-0.1.0")]])
+def test_a_terminal_that_lacks_characters_is_no_error(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tatok", *arguments],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    done.stdout.decode("ascii")
