@@ -31,6 +31,7 @@ import tatok.pipeline.cluster.driver  # noqa: F401  sets Ray's environment befor
 from benchmarks import ROOT
 from tatok.pipeline.verify.dataset import verify_output
 from tests.support.photos import write_flawed_shards
+from tests.support.processes import descendants
 
 Victim = Literal["decoder", "tokenizer", "stopped tokenizer", "driver", "raylet"]
 _NUM_SHARDS = 8
@@ -193,28 +194,6 @@ def _kill(victim: Victim, driver: subprocess.Popen[bytes], nodes: Nodes, rng: ra
         return False
     os.kill(rng.choice(found), signal.SIGSTOP if victim == "stopped tokenizer" else signal.SIGKILL)
     return True
-
-
-def descendants(title: str) -> list[int]:
-    """Processes below this one whose command line holds `title`, in the order of their ids."""
-    parents, matching = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        if title in command:
-            matching.append(int(folder.name))
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return sorted(pid for pid in matching if is_ours(pid))
 
 
 def chaos(

@@ -21,31 +21,10 @@ from tatok.pipeline.monitoring.events import (
 )
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.photos import encoded, photo_members, tar_bytes
+from tests.support.processes import descendants
 from tests.support.runs import IN_PLACE_TOO, job, rejects, rows, run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def processes(title: str) -> list[int]:
-    """Descendants of this process whose command line holds `title`."""
-    parents, matching = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes().decode()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        if title in command:
-            matching.append(int(folder.name))
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return [pid for pid in matching if is_ours(pid)]
 
 
 def test_killed_decoders_cost_nothing(photo_shards: Callable[..., str], tmp_path: Path) -> None:
@@ -56,7 +35,7 @@ def test_killed_decoders_cost_nothing(photo_shards: Callable[..., str], tmp_path
     def kill_once(event: Event) -> None:
         events.append(event)
         if isinstance(event, Throughput) and event.num_rows and not killed:
-            for pid in processes("DecodeWorker"):
+            for pid in descendants("DecodeWorker"):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
