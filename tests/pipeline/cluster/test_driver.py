@@ -74,7 +74,7 @@ def test_photos_in_tokens_out(finished: Finished) -> None:
     [record] = TokenizedData.open(output).runs()
     assert (record.status, record.num_shards, record.num_rows, record.num_failed_shards) == ("complete", 4, 40, 0)
     assert record.num_tokens == summary.num_tokens
-    assert record.seconds > 0
+    assert 0 < record.seconds < 600
     assert sum(isinstance(event, ShardCommitted) for event in finished.events) == 4
     assert [event.num_rows for event in finished.events if isinstance(event, Throughput)][-1] == 40
 
