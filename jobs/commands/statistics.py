@@ -28,7 +28,8 @@ def stats(
     Of large datasets a sample of evenly spread row groups is read, and the result says how many rows it rests on.
     """
     from tatok.jobs.text.statistics import groups_text, statistics_text
-    from tatok.statistics.summary import group_by, summarize
+    from tatok.statistics.groups import group_by
+    from tatok.statistics.summary import summarize
 
     if by is not None:
         grouped = group_by(output, by, limit=limit, exact=exact)

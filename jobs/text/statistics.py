@@ -12,16 +12,10 @@ from tatok.statistics.units import bytes_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from tatok.statistics.summary import (
-        CodebookUse,
-        DatasetStatistics,
-        Distribution,
-        GroupedStatistics,
-        KeptShare,
-        RowBasis,
-        SizeOnDisk,
-        Throughput,
-    )
+    from tatok.statistics.distribution import Distribution
+    from tatok.statistics.groups import GroupedStatistics
+    from tatok.statistics.row_sample import RowBasis
+    from tatok.statistics.summary import CodebookUse, DatasetStatistics, KeptShare, SizeOnDisk, Throughput
 
 __all__ = ["groups_text", "statistics_text"]
 

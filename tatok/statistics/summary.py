@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from tatok.dataset.parts import TokenizedData, numbers
 from tatok.schemas.records import Grid
-from tatok.statistics.distribution import Distribution, Histogram, describe
-from tatok.statistics.groups import Group, GroupedStatistics, group_by
+from tatok.statistics.distribution import Distribution, describe
 from tatok.statistics.json_text import LEAVE_OUT, json_text
 from tatok.statistics.row_sample import (
     MAX_ROW_GROUPS,
@@ -31,28 +30,17 @@ from tatok.statistics.row_sample import (
     row_basis,
     spread,
 )
-from tatok.statistics.sql import QueryResult, open_query, query
 from tatok.statistics.token_counts import TokenCounts, count_tokens
 
 __all__ = [
-    "MAX_ROWS",
     "MAX_TOKENS",
     "CodebookUse",
     "DatasetStatistics",
-    "Distribution",
     "GridCount",
-    "Group",
-    "GroupedStatistics",
-    "Histogram",
     "KeptShare",
-    "QueryResult",
-    "RowBasis",
     "SizeOnDisk",
     "Throughput",
     "codebook_use",
-    "group_by",
-    "open_query",
-    "query",
     "summarize",
 ]
 

@@ -27,8 +27,9 @@ from tatok.schemas.errors import CommitError, ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import RUNS, RunRecord
 from tatok.schemas.records import Grid
+from tatok.statistics.groups import group_by
 from tatok.statistics.sql import QueryResult, query
-from tatok.statistics.summary import KeptShare, group_by, summarize
+from tatok.statistics.summary import KeptShare, summarize
 from tests.support.places import ROOT
 from tests.support.synthetic_tokens import write_synthetic
 

@@ -23,7 +23,8 @@ from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import RUNS, RunRecord
 from tatok.schemas.records import Grid
 from tatok.statistics.distribution import describe
-from tatok.statistics.summary import group_by, summarize
+from tatok.statistics.groups import group_by
+from tatok.statistics.summary import summarize
 from tests.support.parts import commit
 from tests.support.synthetic_tokens import synthetic_rows, write_synthetic
 
