@@ -40,7 +40,7 @@ class OutputStore:
 
     @staticmethod
     def open(url: str) -> OutputStore:
-        """Raises ConfigError if the URL has no usable fsspec backend, or is or lies below a file of this machine."""
+        """Raises ConfigError if the URL has no usable fsspec backend, CommitError if it is or lies below a local file."""
         try:
             fs, path = filesystem_of(url)
         except (ImportError, ValueError) as error:
@@ -50,7 +50,7 @@ class OutputStore:
         if _is_local(fs) and (
             file := next((each for each in (Path(path), *Path(path).parents) if each.is_file()), None)
         ):
-            raise ConfigError(f"cannot write to {url!r}: {file} is a file", remedy="name a folder, or one to be made")
+            raise CommitError(f"cannot write to {url!r}: {file} is a file", remedy="name a folder, or one to be made")
         # Workers may run in another folder, so the address must not depend on this process.
         return OutputStore(url=path if _is_local(fs) else url.rstrip("/"))
 
