@@ -40,7 +40,7 @@ class OutputStore:
 
     @staticmethod
     def open(url: str) -> OutputStore:
-        """Raises ConfigError if the URL has no usable fsspec backend, CommitError if it is or lies below a local file."""
+        """Raises ConfigError if the URL has no usable backend, CommitError if it is, or lies below, a local file."""
         try:
             fs, path = filesystem_of(url)
         except (ImportError, ValueError) as error:
