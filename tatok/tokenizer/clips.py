@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tatok.model.dtf import Filtered
+from tatok.model.autoencoder import Codes
 from tatok.model.patches import cell_of_patches
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
 from tatok.schemas.tokens import MAX_POSITIONS
 from tatok.tokenizer.codec import Codec
-from tatok.tokenizer.encoding import FullRate, pack
+from tatok.tokenizer.encoding import pack
 from tatok.tokenizer.frames import join_frames, split_frames
 from tatok.tokenizer.launching import sent
 
@@ -49,13 +49,13 @@ def encode_clips(codec: Codec, pixels_BT3HW: Tensor) -> list[TokenSequence]:
 
 def _frames_that_follow(codec: Codec, pixels_of_frames: Sequence[Tensor]) -> list[list[TokenSequence]]:
     """The frames of all clips, frame by frame."""
-    coded = _code_anew(codec, pixels_of_frames[0])
+    first = pixels_of_frames[0]
+    coded = _as_images(codec, first).decoded(codec, first)
     parts = [coded.part()]
     for pixels in pixels_of_frames[1:]:
         coded = _code_cheapest(codec, pixels, coded)
         parts.append(coded.part())
-    patch, num_global = codec.patch_size, codec.num_global
-    grid = (pixels_of_frames[0].shape[2] // patch, pixels_of_frames[0].shape[3] // patch)
+    num_global, grid = codec.num_global, _grid(codec, first)
     packed_TBR, is_renewed_TBM = np.split(torch.stack(parts).cpu().numpy(), [-num_global], axis=2)
     return [
         [
@@ -199,24 +199,55 @@ def _errors(shown_B3HW: Tensor, pixels_B3HW: Tensor, patch: int) -> Tensor:
 
 
 def _coded(
-    codec: Codec, pixels_B3HW: Tensor, shown_B3HW: Tensor, full: FullRate, filtered: Filtered, renewed: Tensor
+    codec: Codec,
+    pixels_B3HW: Tensor,
+    shown_B3HW: Tensor,
+    packed_BR: Tensor,
+    global_BM: Tensor,
+    kept_BN: Tensor,
+    renewed_BM: Tensor,
 ) -> _Coded:
     errors_BN = _errors(shown_B3HW, pixels_B3HW, codec.patch_size)
     return _Coded(
-        packed_BR=pack(full, filtered),
+        packed_BR=packed_BR,
         shown_B3HW=shown_B3HW,
-        global_BM=full.codes.global_BM,
-        renewed_BM=renewed,
-        cost_BN=errors_BN.double() + _token_cost(codec) * filtered.kept_BN,
+        global_BM=global_BM,
+        renewed_BM=renewed_BM,
+        cost_BN=errors_BN.double() + _token_cost(codec) * kept_BN,
     )
 
 
-def _code_anew(codec: Codec, pixels_B3HW: Tensor) -> _Coded:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AsImages:
+    """Frames coded as images and not decoded yet: what `_Coded` has of them, and which patches have tokens."""
+
+    packed_BR: Tensor
+    codes: Codes
+    kept_BN: Tensor
+
+    def rows(self, rows_R: Tensor) -> _AsImages:
+        """Some of the clips."""
+        return _AsImages(
+            packed_BR=self.packed_BR.index_select(0, rows_R),
+            codes=Codes(*(codes.index_select(0, rows_R) for codes in self.codes)),
+            kept_BN=self.kept_BN.index_select(0, rows_R),
+        )
+
+    def decoded(self, codec: Codec, pixels_B3HW: Tensor) -> _Coded:
+        """What they show and cost."""
+        renewed_BM = torch.ones_like(self.codes.global_BM, dtype=torch.bool)
+        shown = codec.rebuild_codes(self.codes, self.kept_BN, _grid(codec, pixels_B3HW))
+        return _coded(codec, pixels_B3HW, shown, self.packed_BR, self.codes.global_BM, self.kept_BN, renewed_BM)
+
+
+def _as_images(codec: Codec, pixels_B3HW: Tensor) -> _AsImages:
     full = codec.full_rate(pixels_B3HW)
     filtered = codec.filter(full)
-    shown = codec.rebuild(full, filtered.kept_BN)
-    renewed = torch.ones_like(full.codes.global_BM, dtype=torch.bool)
-    return _coded(codec, pixels_B3HW, shown, full, filtered, renewed)
+    return _AsImages(packed_BR=pack(full, filtered), codes=full.codes, kept_BN=filtered.kept_BN)
+
+
+def _grid(codec: Codec, pixels_B3HW: Tensor) -> tuple[int, int]:
+    return pixels_B3HW.shape[2] // codec.patch_size, pixels_B3HW.shape[3] // codec.patch_size
 
 
 def _code_after(codec: Codec, pixels_B3HW: Tensor, before: _Coded, global_BM: Tensor, renewed_BM: Tensor) -> _Coded:
@@ -232,26 +263,46 @@ def _code_after(codec: Codec, pixels_B3HW: Tensor, before: _Coded, global_BM: Te
         pays_BN = in_renewed_BN | (gains_BN > _token_cost(codec))
         filtered = replace(filtered, kept_BN=filtered.kept_BN & pays_BN, worth_BN=filtered.worth_BN * pays_BN)
         shown = codec.rebuild_after(full.codes, filtered.kept_BN, renewed_BM, before.shown_B3HW)
-    return _coded(codec, pixels_B3HW, shown, full, filtered, renewed_BM)
+    return _coded(codec, pixels_B3HW, shown, pack(full, filtered), global_BM, filtered.kept_BN, renewed_BM)
 
 
 def _code_cheapest(codec: Codec, pixels_B3HW: Tensor, before: _Coded) -> _Coded:
-    """The cheapest of three ways for each clip's frame: no cell renewed, those where it seems to pay, or all."""
-    token_cost = _token_cost(codec)
-    grid = (pixels_B3HW.shape[2] // codec.patch_size, pixels_B3HW.shape[3] // codec.patch_size)
-    cells_N = cell_of_patches(grid, codec.num_global, codec.device)
+    """The cheapest of three ways for each clip's frame: no cell renewed, those where it seems to pay, or all.
 
-    def by_cell(coded: _Coded) -> Tensor:
-        return torch.zeros_like(coded.global_BM, dtype=torch.float64).index_add_(1, cells_N, coded.cost_BN)
+    Decoding is most of the work, so that a way is not tried where what is known of it already says that it is dearer.
+    A GPU is asked once which frames those are: each answer must be waited for, and costs it more than some frames do.
+    """
+    on_cpu = codec.device.type == "cpu"
+    token_cost = _token_cost(codec)
+    cells_N = cell_of_patches(_grid(codec, pixels_B3HW), codec.num_global, codec.device)
+
+    def by_cell(cost_BN: Tensor) -> Tensor:
+        zeros = cost_BN.new_zeros(len(cost_BN), codec.num_global, dtype=torch.float64)
+        return zeros.index_add_(1, cells_N, cost_BN.double())
 
     best = _code_after(codec, pixels_B3HW, before, before.global_BM, torch.zeros_like(before.renewed_BM))
-    # A cell that costs less than a global cannot be cheaper anew: a frame that hardly changed need not be tried.
-    rows = (by_cell(best) > token_cost).any(1).nonzero()[:, 0]
+    rows = torch.arange(len(pixels_B3HW), device=codec.device)
+    if on_cpu:
+        # A cell that costs less than a global cannot be cheaper anew: a frame that hardly changed need not be tried.
+        rows = (by_cell(best.cost_BN) > token_cost).any(1).nonzero()[:, 0]
     if not len(rows):
         return best
-    pixels, before, after = pixels_B3HW.index_select(0, rows), before.rows(rows), best.rows(rows)
-    anew = _code_anew(codec, pixels)
-    renewed_RM = by_cell(anew) + token_cost < by_cell(after)
+    pixels, after = pixels_B3HW.index_select(0, rows), best.rows(rows)
+    images = _as_images(codec, pixels)
+    # What its tokens cost is known before a frame is decoded, and its errors only add to that.
+    may_pay = (token_cost * (1 + by_cell(images.kept_BN)) < by_cell(after.cost_BN)).any(1).nonzero()[:, 0]
+    if not len(may_pay):
+        return best
+    rows, pixels, after = rows.index_select(0, may_pay), pixels.index_select(0, may_pay), after.rows(may_pay)
+    anew = images.rows(may_pay).decoded(codec, pixels)
+    renewed_RM = by_cell(anew.cost_BN) + token_cost < by_cell(after.cost_BN)
+    if on_cpu:
+        pays = renewed_RM.any(1).nonzero()[:, 0]  # where no cell pays, all of them do not
+        if not len(pays):
+            return best
+        rows, pixels, renewed_RM = (each.index_select(0, pays) for each in (rows, pixels, renewed_RM))
+        after, anew = after.rows(pays), anew.rows(pays)
+    before = before.rows(rows)
     global_RM = torch.where(renewed_RM, anew.global_BM, before.global_BM)
     in_part = _code_after(codec, pixels, before, global_RM, renewed_RM)
     cheapest = after

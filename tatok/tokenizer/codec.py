@@ -188,7 +188,16 @@ class Codec:
         `renewed_BM` (bool) are the globals that are new; those of `codes` are the latest of each cell.
         """
         with self._computing():
-            return to_pixels(self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
+            if self.device.type != "cpu":  # which rows change is a question that a GPU would have to be waited for
+                return to_pixels(self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
+            # Frames without any token are those before them, and decoding is most of what a clip costs.
+            rows = (kept_BN.any(1) | renewed_BM.any(1)).nonzero()[:, 0]
+            if not len(rows):
+                return before
+            codes = Codes(*(each.index_select(0, rows) for each in codes))
+            kept_BN, renewed_BM, of_rows = (each.index_select(0, rows) for each in (kept_BN, renewed_BM, before))
+            decoded = self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(of_rows))
+            return before.index_copy(0, rows, to_pixels(decoded))
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
