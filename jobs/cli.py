@@ -26,8 +26,9 @@ from tatok.jobs.commands.submit import jobs as jobs_commands
 from tatok.jobs.commands.submit import submit
 from tatok.jobs.commands.tokenize import tokenize
 from tatok.jobs.commands.verify import verify
-from tatok.jobs.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED, TOKENIZE_EPILOG
+from tatok.jobs.exit_codes import EXIT_ERROR, TOKENIZE_EPILOG, TRAIN_EPILOG, exit_code_of
 from tatok.schemas.errors import TatokError
+from tatok.stopping import terminable
 
 __all__ = ["app"]
 
@@ -43,7 +44,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with terminable():
+                return super().invoke(ctx)
         except TatokError as error:
             if ctx.params.get("debug"):
                 raise
@@ -51,8 +53,8 @@ class _Group(TyperGroup):
             if error.remedy is not None:
                 typer.echo(f"  remedy: {error.remedy}", err=True)
             raise typer.Exit(EXIT_ERROR) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(exit_code_of(interrupt)) from None
 
 
 app = typer.Typer(
@@ -92,7 +94,7 @@ def main(
 app.command(epilog=TOKENIZE_EPILOG)(tokenize)
 app.command()(demo)
 app.command()(plan)
-app.command()(train)
+app.command(epilog=TRAIN_EPILOG)(train)
 app.command()(calibrate)
 app.command("eval")(evaluate)
 app.command()(distance)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
+
+from braceexpand import braceexpand
+from fsspec.utils import glob_translate
 
 from tatok.pipeline.cluster.leases import Failure
 from tatok.pipeline.decode.filters import load_filter
@@ -20,14 +25,17 @@ from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.storage.options import storage_options
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.fingerprint import run_fingerprint
-from tatok.pipeline.tokenization.loading import LoadTokenizer, configured_loader, load_spec
+from tatok.pipeline.tokenization.loading import LoadTokenizer, check_job_checkpoint, configured_loader, load_spec
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import Manifest, RunRecord
-from tatok.schemas.records import Shard, ShardReport
+from tatok.schemas.records import LeftOut, Shard, ShardReport
 
 __all__ = ["RunSummary", "check_image_size", "refuse_output_in_source", "run_job"]
+
+_WRITTEN = ("run.json", "manifest.json", "data/part-0.parquet", "rejects/part-0.parquet", "runs/0.json")
+"""Names like those that a run writes below its output."""
 
 Status = Literal["complete", "shards_failed", "too_many_rejects", "too_many_failed_shards"]
 
@@ -45,6 +53,7 @@ class RunSummary:
     num_rows: int
     num_tokens: int
     rejects: Mapping[str, int]
+    left_out: Mapping[LeftOut, int]
     seconds: float
 
     @property
@@ -77,10 +86,13 @@ def run_job(
 def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: OnEvent) -> RunSummary:
     started, started_at = time.monotonic(), datetime.now(UTC)
     refuse_output_in_source(config)
-    load_tokenizer = load_tokenizer or configured_loader(config)
+    if load_tokenizer is None:
+        check_job_checkpoint(config)
+        load_tokenizer = configured_loader(config)
     if config.filter is not None:
         load_filter(config.filter)  # what is wrong with it is said before anything starts
-    shards = plan_shards(config.source, image_field=config.image_field)
+    left_out = Counter[LeftOut]()
+    shards = plan_shards(config.source, image_field=config.image_field, left_out=left_out)
     store = OutputStore.open(config.output)
     progress = compare_with_committed(shards, committed_shards(store), partial(shards_of_parts, store))
     planned = _announced(progress, store, on_event)
@@ -92,7 +104,7 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
         outcome = _Outcome()
 
     restore_rejects(store)
-    manifest = update_manifest(store, outcome.reports)
+    manifest = update_manifest(store, outcome.reports, left_out)
     status = _status(config, outcome, manifest)
     if status == "complete":
         mark_success(store)
@@ -111,6 +123,7 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
         num_rows=manifest.num_rows,
         num_tokens=manifest.num_tokens,
         rejects=manifest.rejects,
+        left_out=manifest.left_out,
         seconds=time.monotonic() - started,
     )
 
@@ -235,12 +248,23 @@ def _find_duplicates(
 def refuse_output_in_source(config: JobConfig) -> None:
     """Raise ConfigError if a source holds the output: a later run would take for input what this one has written."""
     output = _address(config.output)
+    written = [f"{output}/{name}" for name in _WRITTEN]
     for source in config.source:
-        if f"{output}/".startswith(f"{_address(source)}/"):
+        address = _address(source)
+        is_pattern = any(char in source for char in "*?[{") and not os.path.exists(source)
+        matches = [re.compile(glob_translate(each)).match for each in _braces_expanded(address)] if is_pattern else []
+        if f"{output}/".startswith(f"{address}/") or any(match(name) for match in matches for name in written):
             raise ConfigError(
                 f"the output {config.output} lies inside of the source {source}, and would become a part of it",
                 remedy="name an output outside of every source",
             )
+
+
+def _braces_expanded(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand(pattern))
+    except ValueError:
+        return []  # planning says what is wrong with it
 
 
 def _address(url: str) -> str:

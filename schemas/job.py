@@ -11,6 +11,7 @@ from tatok.schemas.preprocessing import Preprocessing
 from tatok.schemas.secrets import REMEDY, credential_in_url, literal_credentials
 from tatok.schemas.settings import Section
 from tatok.schemas.settings_file import read_settings
+from tatok.schemas.urls import text_of_path
 from tatok.schemas.video import Video
 
 __all__ = [
@@ -170,6 +171,18 @@ class JobConfig(Section):
     @classmethod
     def _one_source_may_stand_alone(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _names_on_disks_as_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(text_of_path, value))
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_text(cls, value: str) -> str:
+        if text_of_path(value) != value:
+            raise ValueError(f"the name {text_of_path(value)!r} is not UTF-8; name the output otherwise")
+        return value
 
     @field_validator("device")
     @classmethod

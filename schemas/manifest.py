@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from tatok.schemas.records import is_intended
-from tatok.schemas.tokens import FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
+from tatok.schemas.records import LeftOut, is_intended
+from tatok.schemas.tokens import FOOTER_LEFT_OUT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-__all__ = ["MANIFEST", "RUN", "RUNS", "SUCCESS", "CompactedFrom", "Manifest", "Part", "RunDocument", "RunRecord"]
+__all__ = [
+    "MANIFEST",
+    "RUN",
+    "RUNS",
+    "SUCCESS",
+    "CompactedFrom",
+    "Manifest",
+    "Part",
+    "RunDocument",
+    "RunRecord",
+    "left_out_from_json",
+    "left_out_to_json",
+]
 
 # Names in a dataset's folder.
 RUN, RUNS, MANIFEST, SUCCESS = "run.json", "runs", "manifest.json", "_SUCCESS"
@@ -24,7 +36,8 @@ RUN, RUNS, MANIFEST, SUCCESS = "run.json", "runs", "manifest.json", "_SUCCESS"
 class Part:
     """One published token part; `checksum` is "sha256:..." or the store's own "etag:...".
 
-    `row_group_rows` counts the rows of each row group, in order; they sum to `num_rows`.
+    `row_group_rows` counts the rows of each row group, in order; they sum to `num_rows`. `left_out` counts members of
+    its archive that belong to no sample.
     """
 
     name: str
@@ -34,6 +47,7 @@ class Part:
     row_group_rows: tuple[int, ...]
     rejects: Mapping[str, int]
     checksum: str
+    left_out: Mapping[LeftOut, int] = field(default_factory=dict)
 
     @staticmethod
     def of_footer(name: str, footer: pq.FileMetaData, *, num_bytes: int, checksum: str) -> Part:
@@ -47,14 +61,28 @@ class Part:
             row_group_rows=tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
             rejects=json.loads(metadata[FOOTER_NUM_REJECTS.encode()]),
             checksum=checksum,
+            left_out=left_out_from_json(json.loads(metadata.get(FOOTER_LEFT_OUT.encode(), b"[]"))),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """The part's entry in manifest.json."""
+        document = {each.name: getattr(self, each.name) for each in fields(self)}
+        del document["left_out"]
+        return document | ({"left_out": left_out_to_json(self.left_out)} if self.left_out else {})
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Part:
+        """Raises KeyError, TypeError or ValueError if it is no such entry."""
+        left_out = left_out_from_json(document.get("left_out", ()))
+        return Part(**{**document, "row_group_rows": tuple(document["row_group_rows"]), "left_out": left_out})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Every part of the dataset, by name."""
+    """Every part of the dataset, by name, and what the last run's plan left out of its source."""
 
     parts: tuple[Part, ...]
+    left_out_of_source: Mapping[LeftOut, int] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -75,6 +103,14 @@ class Manifest:
         return dict(sorted(counts.items()))
 
     @property
+    def left_out(self) -> dict[LeftOut, int]:
+        """What was not taken as a sample -> count: of the source, as last planned, and of the archives in all parts."""
+        counts = Counter(self.left_out_of_source)
+        for part in self.parts:
+            counts.update(part.left_out)
+        return dict(counts)
+
+    @property
     def reject_fraction(self) -> float:
         """Rejects that the job did not ask for, as a share of all samples; 0 where there are none."""
         num_faults = sum(count for reason, count in self.rejects.items() if not is_intended(reason))
@@ -89,7 +125,9 @@ class Manifest:
             "num_tokens": self.num_tokens,
             "num_rejects": sum(self.rejects.values()),
             "rejects": self.rejects,
-            "parts": [asdict(part) for part in self.parts],
+            "left_out": left_out_to_json(self.left_out),
+            "left_out_of_source": left_out_to_json(self.left_out_of_source),
+            "parts": [part.to_json() for part in self.parts],
         }
         return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
@@ -97,12 +135,25 @@ class Manifest:
     def from_json(text: str) -> Manifest | None:
         """The manifest in a text, or None where it cannot be understood (it can be rebuilt from the parts)."""
         try:
-            parts = json.loads(text)["parts"]
+            document = json.loads(text)
             return Manifest(
-                parts=tuple(Part(**(part | {"row_group_rows": tuple(part["row_group_rows"])})) for part in parts)
+                parts=tuple(Part.from_json(part) for part in document["parts"]),
+                left_out_of_source=left_out_from_json(document.get("left_out_of_source", ())),
             )
         except (ValueError, KeyError, TypeError):
             return None
+
+
+def left_out_to_json(counts: Mapping[LeftOut, int]) -> list[dict[str, Any]]:
+    """Counts as JSON has them: a list of {reason, extension, count}, in order."""
+    return [
+        {"reason": each.reason, "extension": each.extension, "count": count} for each, count in sorted(counts.items())
+    ]
+
+
+def left_out_from_json(records: Sequence[Mapping[str, Any]]) -> dict[LeftOut, int]:
+    """The counts of `left_out_to_json`; raises KeyError, TypeError or ValueError where these are none."""
+    return {LeftOut(str(each["reason"]), str(each["extension"])): int(each["count"]) for each in records}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

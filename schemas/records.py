@@ -19,6 +19,8 @@ __all__ = [
     "Crop",
     "EntropyStatistics",
     "Grid",
+    "LeftOut",
+    "LeftOutMembers",
     "Reject",
     "Sample",
     "SampleFacts",
@@ -27,6 +29,7 @@ __all__ = [
     "SourceFile",
     "TokenSequence",
     "is_intended",
+    "left_out_text",
 ]
 
 ShardKind = Literal["webdataset", "parquet", "files"]
@@ -39,6 +42,25 @@ DUPLICATE, FILTERED = "duplicate", "filtered"
 def is_intended(reason: str) -> bool:
     """Whether the job asked for such rejects, so that they say nothing about the health of its source."""
     return reason == DUPLICATE or reason.partition(":")[0] == FILTERED
+
+
+class LeftOut(NamedTuple):
+    """What is not taken as a sample, and is counted: why, and the lower-case extension without its dot.
+
+    `extension` is "" where it says nothing ("hidden", "broken link") or where there is none.
+    """
+
+    reason: str
+    extension: str = ""
+
+    def __str__(self) -> str:
+        return f".{self.extension} ({self.reason})" if self.extension else self.reason
+
+
+def left_out_text(counts: Mapping[LeftOut, int]) -> str:
+    """Such as "12 .heic (needs tatok[heif]), 3 hidden", the most first; "nothing" where there is nothing."""
+    most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {each}" for each, count in most_first) or "nothing"
 
 
 class Grid(NamedTuple):
@@ -119,6 +141,13 @@ class Sample:
     payload: bytes
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     payload_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutMembers:
+    """The members of an archive that belong to no sample, counted; comes once, after a shard's samples, if any."""
+
+    counts: Mapping[LeftOut, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +277,9 @@ class Reject:
 class ShardReport:
     """What one committed shard came to; `rejects` maps a reason to its count.
 
-    `part_bytes`, `row_group_rows` (the rows of each row group) and `part_sha256` are those of the token part as
-    published; the checksum is None where another attempt had published the shard first.
+    `left_out` counts members of an archive that belong to no sample. `part_bytes`, `row_group_rows` (the rows of each
+    row group) and `part_sha256` are those of the token part as published; the checksum is None where another attempt
+    had published the shard first.
     """
 
     shard: Shard
@@ -260,6 +290,7 @@ class ShardReport:
     part_bytes: int
     row_group_rows: tuple[int, ...]
     part_sha256: str | None
+    left_out: Mapping[LeftOut, int] = field(default_factory=dict)
 
     @property
     def num_rejects(self) -> int:

@@ -11,6 +11,7 @@ from tatok.schemas.errors import ConfigError
 
 __all__ = [
     "FOOTER_FINGERPRINT",
+    "FOOTER_LEFT_OUT",
     "FOOTER_NUM_REJECTS",
     "FOOTER_NUM_TOKENS",
     "FOOTER_REJECTS",
@@ -39,6 +40,7 @@ FOOTER_SHARD = "tatok.shard"  # JSON object: the Shard's fields
 FOOTER_SHARDS = "tatok.shards"  # in its place in a merged part: JSON list of them, in the order of their rows
 FOOTER_NUM_TOKENS = "tatok.num_tokens"  # decimal
 FOOTER_NUM_REJECTS = "tatok.num_rejects"  # JSON object: reason -> count
+FOOTER_LEFT_OUT = "tatok.left_out"  # JSON list of {reason, extension, count}; not there where nothing was left out
 FOOTER_REJECTS = "tatok.rejects"  # the rejects themselves: an Arrow stream of the table, zstd, in base64
 
 MAX_POSITIONS = 1 << 16

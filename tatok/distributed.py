@@ -17,7 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["average_over_ranks", "broadcast_from_first", "num_ranks", "rank", "ranks_agree", "sum_over_ranks"]
+__all__ = [
+    "average_over_ranks",
+    "broadcast_from_first",
+    "most_of_ranks",
+    "num_ranks",
+    "rank",
+    "ranks_agree",
+    "sum_over_ranks",
+]
 
 
 def _is_alone() -> bool:
@@ -55,6 +63,15 @@ def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
     if not _is_alone():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def most_of_ranks(value: int, device: torch.device) -> int:
+    """The largest of all ranks' values; none continues before all have called."""
+    if _is_alone():
+        return value
+    most = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
 
 
 def ranks_agree(values: Sequence[int], device: torch.device) -> bool:

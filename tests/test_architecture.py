@@ -23,32 +23,37 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),  # the package's own face, by name
     "tatok.__main__": ("tatok.jobs.cli",),
     "tatok.distributed": (),
-    "tatok.model": ("tatok.distributed",),
+    "tatok.stopping": (),
+    "tatok.checkpoint_files": (),
+    "tatok.model": ("tatok.distributed", "tatok.checkpoint_files"),
     "tatok.tokenizer": ("tatok.model",),
     "tatok.dataset": (),
     "tatok.statistics": ("tatok.dataset",),
     "tatok.evaluation": ("tatok.model", "tatok.tokenizer", "tatok.statistics"),
-    "tatok.training": ("tatok.distributed", "tatok.model", "tatok.evaluation"),
-    "tatok.generator": ("tatok.dataset", "tatok.training"),
+    "tatok.training": ("tatok.distributed", "tatok.stopping", "tatok.model", "tatok.evaluation"),
+    "tatok.generator": ("tatok.stopping", "tatok.checkpoint_files", "tatok.dataset", "tatok.training"),
     "tatok.report": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),
     # the pipeline
     f"{P}.storage": (),
     f"{P}.monitoring": (),
     f"{P}.images": (),
-    f"{P}.readers": (f"{P}.storage",),
+    f"{P}.readers": (f"{P}.storage", f"{P}.images"),  # which formats an extra reads
     f"{P}.output": (f"{P}.storage", "tatok.dataset"),
     f"{P}.video": (f"{P}.images", f"{P}.readers"),
     f"{P}.planning": (f"{P}.storage", f"{P}.readers", f"{P}.output"),
     f"{P}.decode": (f"{P}.images", f"{P}.readers", f"{P}.video"),
     f"{P}.export": (f"{P}.storage", f"{P}.output", "tatok.dataset", "tatok.statistics", "tatok"),
-    f"{P}.verify": (f"{P}.storage", f"{P}.readers", f"{P}.output", f"{P}.planning"),
+    f"{P}.census": (),  # a second count of a source, which must not share the readers' mistakes
+    f"{P}.verify": tuple(f"{P}.{room}" for room in ("storage", "readers", "output", "planning", "census")),
     f"{P}.tokenization": (
         *(f"{P}.{room}" for room in ("storage", "readers", "images", "decode", "output")),
+        "tatok.checkpoint_files",
         "tatok.model",
         "tatok.tokenizer",
     ),
     f"{P}.cluster": (
         *(f"{P}.{room}" for room in ("storage", "monitoring", "output", "readers", "tokenization")),
+        "tatok.stopping",
         "tatok.training",
         "tatok",  # where it is installed
     ),
@@ -66,10 +71,11 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
         "tatok.tokenizer",
     ),
     # how people run it
-    "tatok.jobs.exit_codes": (),
+    "tatok.jobs.exit_codes": ("tatok.stopping",),
+    "tatok.jobs.interruption": ("tatok.jobs.exit_codes", "tatok.stopping"),
     "tatok.jobs.job_file": (),
     "tatok.jobs.pictures": (f"{P}.decode", "tatok.dataset", "tatok.report", "tatok.tokenizer"),
-    "tatok.jobs.submission": ("tatok", "tatok.jobs.exit_codes", "tatok.jobs.job_file"),
+    "tatok.jobs.submission": ("tatok", "tatok.jobs.exit_codes", "tatok.jobs.job_file", f"{P}.images"),
     "tatok.jobs.text": ("tatok.statistics", "tatok.evaluation", f"{P}.run"),
     "tatok.jobs": (),
 }
@@ -132,6 +138,11 @@ PLANTED = {
     ),
     "an arrow up": ("tatok/model/dtf.py", "import tatok.tokenizer.codec", "may not import tatok.tokenizer"),
     "a circle": ("tatok/dataset/order.py", "from tatok.dataset.stream import TokenStream", "import each other"),
+    "the readers' eyes": (
+        "pipeline/census/tars.py",
+        "from tatok.pipeline.readers.tar import read_tar",
+        "may not import tatok.pipeline.readers",
+    ),
     "Ray": ("pipeline/tokenization/chunks.py", "import ray", "imports Ray"),
     "Ray in a function": ("pipeline/run.py", "def planted():\n    from ray import get", "imports Ray"),
     "torch in schemas": ("schemas/records.py", "import torch", "schemas are light"),

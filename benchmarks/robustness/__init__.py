@@ -1,1 +1,1 @@
-"""Kills, mutated inputs and damage: nothing is lost, nothing hangs."""
+"""Kills, interruptions, mutated inputs and damage: nothing is lost, nothing hangs."""

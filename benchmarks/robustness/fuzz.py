@@ -1,4 +1,4 @@
-"""20,000 mutated images, archives, tables and job files against the real job: nothing crashes, hangs or goes missing.
+"""20,000 mutated images, archives, tables, lists and job files against the real job: nothing crashes, hangs or is lost.
 
     make fuzz
 
@@ -6,9 +6,10 @@ Mutated images are in archives among good photos; a mutated archive or Parquet f
 on a local Ray (reader, decoders, the tests' fake model, commits) takes them all. Then every image that was put in must
 be one row or one reject, every good photo among them one row, every sample of an archive that lies before its first
 changed byte a row, every row of a Parquet file's untouched row groups with an untouched footer a row, and `tatok verify
---source` must find nothing. Job files are loaded, and Parquet files planned, in a process of their own: each must give
-a configuration or shards, or a ConfigError, which for a Parquet file says that no column is the image's. The seed fixes
-every input.
+--source` must find nothing. That counts every archive and table by other means than the readers (pipeline/census), so
+that the reader is not asked what it has read. Job files are loaded, and Parquet files and lists planned, in a process
+of their own: each must give a configuration or shards, or a ConfigError, which for a Parquet file says that no column
+is the image's; a list that is planned must give as many files as its independent count. The seed fixes every input.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -33,15 +35,16 @@ from typing import TypeVar
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from benchmarks.robustness.fuzz_inputs import IMAGE_KINDS, FuzzInput, fuzz_input
+from benchmarks.robustness.fuzz_inputs import IMAGE_KINDS, LIST_KINDS, FuzzInput, Kind, fuzz_input
+from tatok.pipeline.census.lists import count_listed
 from tatok.pipeline.monitoring.events import Event, ShardRetried
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.run import run_job
 from tatok.pipeline.verify.dataset import verify_output
-from tatok.schemas.errors import ConfigError
+from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.job import JobConfig, load_job
 from tatok.schemas.records import Shard
-from tests.support.fake_tokenizer import load_fake
+from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.photos import photo_members, tar_bytes
 
 IMAGES_A_SHARD = 40
@@ -65,14 +68,27 @@ class FuzzReport:
     jobs_refused: int
     tables_accepted: int
     tables_refused: int
+    lists_accepted: int
+    lists_refused: int
+    num_counted: int
     num_retries: int
     longest_shard_s: float
     run_s: float
     findings: tuple[str, ...]
 
 
-def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
-    """Make the inputs in `work`, run the job over them, load the job files, and check."""
+def fuzz(
+    num_inputs: int,
+    seed: int,
+    work: Path,
+    *,
+    load_tokenizer: Callable[..., FakeTokenizer] = load_fake,
+    num_decoders: int = 2,
+) -> FuzzReport:
+    """Make the inputs in `work`, run the job over them, load the job files, and check.
+
+    `num_decoders`: 0 lets tokenizers read and decode, in the process in which `load_tokenizer` is called.
+    """
     inputs = [fuzz_input(seed, number) for number in range(num_inputs)]
     images = [each for each in inputs if each.kind in IMAGE_KINDS]
     archives = [each for each in inputs if each.kind == "tar"]
@@ -84,6 +100,9 @@ def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
         (source / f"{archive.name}.tar").write_bytes(archive.data)
     of_jobs = _verdicts([each for each in inputs if each.kind == "job"], _load, work)
     of_tables = _verdicts(tables, _plan, work)
+    of_lists: dict[str, str] = {}
+    for kind in LIST_KINDS:
+        of_lists |= _verdicts([each for each in inputs if each.kind == kind], partial(_plan_list, kind), work)
     tables = [table for table in tables if of_tables[table.name] == "accepted"]
     for table in tables:
         (source / table.name).write_bytes(table.data)
@@ -93,7 +112,7 @@ def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
             "source": str(source),
             "output": str(work / "tokens"),
             "preprocessing": {"image_size": 32},
-            "resources": {"num_decoders": 2, "decode_timeout_s": DEADLINE_S},
+            "resources": {"num_decoders": num_decoders, "decode_timeout_s": DEADLINE_S},
             "limits": {"max_reject_fraction": 1, "max_failed_shards": num_inputs, "max_pixels": 1 << 24},
         }
     )
@@ -104,14 +123,15 @@ def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
             retries.append(f"{event.shard.uri}: {event.reason}")
 
     started = time.monotonic()
-    summary = run_job(config, load_tokenizer=load_fake, on_event=note)
+    summary = run_job(config, load_tokenizer=load_tokenizer, on_event=note)
     run_s = time.monotonic() - started
     findings = [f"given up: {shard.uri}: {failure.message}" for shard, failure in summary.failed.items()]
     verification = verify_output(str(work / "tokens"), [str(source)])
     findings += [f"verify: {finding.check} {finding.file}: {finding.message}" for finding in verification.findings]
+    findings += [f"not counted: {each}" for each in verification.uncounted]
     findings += _missing(work / "tokens", images, archives, good)
     findings += _lost_rows(work / "tokens", tables)
-    verdicts = (of_jobs | of_tables).items()
+    verdicts = (of_jobs | of_tables | of_lists).items()
     findings += [f"{name}: {verdict}" for name, verdict in verdicts if verdict not in ("accepted", "refused")]
     return FuzzReport(
         seed=seed,
@@ -124,6 +144,9 @@ def fuzz(num_inputs: int, seed: int, work: Path) -> FuzzReport:
         jobs_refused=list(of_jobs.values()).count("refused"),
         tables_accepted=list(of_tables.values()).count("accepted"),
         tables_refused=list(of_tables.values()).count("refused"),
+        lists_accepted=list(of_lists.values()).count("accepted"),
+        lists_refused=list(of_lists.values()).count("refused"),
+        num_counted=verification.num_counted,
         num_retries=len(retries),
         longest_shard_s=round(max((report.seconds for report in summary.reports), default=0.0), 2),
         run_s=round(run_s, 1),
@@ -192,6 +215,8 @@ def _intact_keys(archive: FuzzInput) -> list[str]:
         ends: dict[str, int] = {}
         for member in tar:
             folder, slash, name = member.name.rpartition("/")
+            if member.isdir() or name.startswith("."):
+                continue  # no sample's
             ends[folder + slash + name.partition(".")[0]] = member.offset_data + member.size
     # The next header belongs to the sample too: its reader looks there whether the sample continues.
     return [key for key, end in ends.items() if end + 2 * 512 <= archive.num_intact_bytes]
@@ -281,6 +306,19 @@ def _plan(data: bytes, work: Path) -> list[Shard]:
     path = work / "table.parquet"
     path.write_bytes(data)
     return plan_shards([str(path)])
+
+
+def _plan_list(kind: Kind, data: bytes, work: Path) -> None:
+    """Plan a list, and count it otherwise; raises AssertionError where the two differ."""
+    path = work / f"list.{kind}"
+    path.write_bytes(data)
+    num_rows = count_listed(str(path), kind)
+    try:
+        num_planned = sum(shard.num_samples or 0 for shard in plan_shards([str(path)]))
+    except SourceError:  # names nothing
+        num_planned = 0
+    if num_planned != num_rows:
+        raise AssertionError(f"{num_rows} rows by its lines, {num_planned} planned")
 
 
 def _too_late(*_: object) -> None:

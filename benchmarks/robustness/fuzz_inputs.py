@@ -1,4 +1,4 @@
-"""Mutated images, archives, tables and job files: a number and a seed always give the same input.
+"""Mutated images, archives, tables, lists and job files: a number and a seed always give the same input.
 
 Half of the mutated PNGs and archives get their checksums put right again, so that what is wrong lies deeper.
 """
@@ -24,13 +24,17 @@ from PIL import Image
 from benchmarks import ROOT
 from tests.support.photos import encoded, jpeg, photo_members, tar_bytes
 
-__all__ = ["IMAGE_KINDS", "KINDS", "FuzzInput", "Kind", "bases", "fuzz_input", "mutated"]
+__all__ = ["IMAGE_KINDS", "KINDS", "LIST_KINDS", "FuzzInput", "Kind", "bases", "fuzz_input", "mutated"]
 
-Kind = Literal["jpeg", "png", "webp", "tar", "parquet", "job"]
-KINDS: dict[Kind, float] = {"jpeg": 0.28, "png": 0.18, "webp": 0.18, "tar": 0.13, "parquet": 0.1, "job": 0.13}
+Kind = Literal["jpeg", "png", "webp", "tar", "parquet", "job", "txt", "csv", "tsv", "jsonl"]
+KINDS: dict[Kind, float] = {
+    "jpeg": 0.26, "png": 0.17, "webp": 0.17, "tar": 0.13, "parquet": 0.09, "job": 0.1,
+    "txt": 0.01, "csv": 0.03, "tsv": 0.02, "jsonl": 0.02,
+}  # fmt: skip
 """The share of the inputs that each kind has."""
 
 IMAGE_KINDS: tuple[Kind, ...] = ("jpeg", "png", "webp")
+LIST_KINDS: tuple[Kind, ...] = ("txt", "csv", "tsv", "jsonl")
 
 _BLOCK = 512
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -64,6 +68,28 @@ _JOB_FRAGMENTS = (
     b"|+\n",
     b"s3://",
     b"{0..9999999999}",
+)
+_LIST_FRAGMENTS = (
+    *(
+        b'"',
+        b'""',
+        b'"""',
+        b'"\n"',
+        b'x"y',
+        b"\n",
+        b"\n\n",
+        b"\r",
+        b"\r\n",
+        b"\t",
+        b"\t\t",
+        b",",
+        b",,",
+        b" ",
+        b"#",
+        b"\\",
+    ),
+    *(b"\x00", b"\x0b", b"\x0c", b"\x1c", b"\xc2\x85", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\xff", b"{", b"}", b"null"),
+    *(b'\n"b.jpg,\nc.jpg,"\n', b"data:image/png;base64,AAAA", b"https://a.example/b.jpg", b"x" * 200_000),
 )
 
 
@@ -100,7 +126,8 @@ def mutated(kind: Kind, base: bytes, rng: random.Random) -> bytes:
     """Change `base` in one to four places, as its kind invites to."""
     data = bytearray(base)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        rng.choice(_CHANGES + (_put_job_fragment,) * 6 if kind == "job" else _CHANGES)(data, rng, kind)
+        more = (_put_job_fragment,) if kind == "job" else (_put_list_fragment,) if kind in LIST_KINDS else ()
+        rng.choice(_CHANGES + more * 6)(data, rng, kind)
     if rng.random() < 0.5:
         if kind == "png":
             _repair_png(data)
@@ -150,7 +177,8 @@ def bases(kind: Kind) -> Sequence[bytes]:
         case "tar":
             plain = tar_bytes(photo_members(0, 4))
             long_names = (_long_names(tarfile.GNU_FORMAT), _long_names(tarfile.PAX_FORMAT))
-            return (plain, tar_bytes(photo_members(4, 3)), *long_names, gzip.compress(plain, mtime=0))
+            linked = (_links(tarfile.GNU_FORMAT), _links(tarfile.PAX_FORMAT))
+            return (plain, tar_bytes(photo_members(4, 3)), *long_names, *linked, gzip.compress(plain, mtime=0))
         case "parquet":
             return (
                 _table(row_group_size=2, compression="none"),
@@ -163,6 +191,24 @@ def bases(kind: Kind) -> Sequence[bytes]:
         case "job":
             folder = ROOT / "jobs"
             return tuple(path.read_bytes() for path in sorted(folder.glob("*.yaml")))
+        case "txt":
+            return (b"# photos\na.jpg\n\nb.jpg\nhttps://a.example/c.jpg\n", b"a b.jpg\r\nc.png")
+        case "csv":
+            return (
+                b"url,caption,label\r\na.jpg,one,1\r\nb.jpg,two,2\r\nc.jpg,,3\r\n",
+                b'key,url,caption\na,a.jpg,"one, with ""quotes"" and\ntwo\n\nlines"\nb,b.jpg,plain\nc,c.jpg,"x"\n',
+                b"url\na.jpg\nb.jpg\nc.jpg",
+            )
+        case "tsv":
+            return (
+                b'url\tcaption\na.jpg\t6" tall\nb.jpg\t"quoted"\nc.jpg\t"so\nd.jpg\tit\'s"\n',
+                b"url\tcaption\r\na.jpg\tone\r\nb.jpg\t\r\n",
+            )
+        case "jsonl":
+            return (
+                b'{"url": "a.jpg", "caption": "one"}\n\n{"url": "b.jpg"}\n{"url": "c.jpg", "caption": "\\u2028\\n"}\n',
+                '{"url": "ä.jpg", "label": 3}\r\n{"url": "b.jpg", "label": null}'.encode(),
+            )
 
 
 def _pixels(seed: int = 0) -> np.ndarray:
@@ -197,6 +243,22 @@ def _long_names(tar_format: int) -> bytes:
             info = tarfile.TarInfo("folder-with-a-long-name/" * 8 + name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _links(tar_format: int) -> bytes:
+    """Photos beside links to them, a folder, and names that are hidden."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as tar:
+        for name, data in photo_members(20, 2):
+            for prefix in ("", "._"):
+                info = tarfile.TarInfo(prefix + name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        for name, kind in (("folder/", tarfile.DIRTYPE), ("a.jpg", tarfile.LNKTYPE), ("b/c.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, ("../" if kind == tarfile.SYMTYPE else "") + "photo-0020.jpg"
+            tar.addfile(info)
     return buffer.getvalue()
 
 
@@ -265,6 +327,11 @@ def _put_job_fragment(data: bytearray, rng: random.Random, kind: Kind) -> None:
     fragment = rng.choice(_JOB_FRAGMENTS)
     lines[at] = bytearray(key + colon + b" " + fragment if colon and rng.random() < 0.8 else fragment)
     data[:] = b"\n".join(lines)
+
+
+def _put_list_fragment(data: bytearray, rng: random.Random, kind: Kind) -> None:
+    at = rng.randrange(len(data) + 1)
+    data[at : at + rng.choice((0, 0, 1))] = rng.choice(_LIST_FRAGMENTS)
 
 
 Change = Callable[[bytearray, random.Random, Kind], None]

@@ -45,6 +45,8 @@ def bench(
     second. Nothing that is written stays.
     """
     from tatok.pipeline.bench.speed import measure_speed
+    from tatok.pipeline.storage.options import storage_options
+    from tatok.pipeline.tokenization.loading import check_job_checkpoint
     from tatok.schemas.errors import ConfigError
     from tatok.schemas.job import JobConfig
     from tatok.schemas.settings_file import SettingsFile, read_settings
@@ -59,6 +61,8 @@ def bench(
         settings.override_from(os.environ)
         settings.override_with(assignments or [])
         job = settings.validated(JobConfig)
+        with storage_options(job.storage):
+            check_job_checkpoint(job)  # the stages before it take a while
         speed = measure_speed(job, seconds=seconds, most_run_s=run_seconds, trace=profile, on_event=_tell)
     print(json.dumps(speed_document(speed), indent=1) if as_json else _text(speed))
     if profile is not None:

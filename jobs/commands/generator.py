@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tatok.jobs.exit_codes import TRAIN_EPILOG
+from tatok.jobs.interruption import resumable
+
 if TYPE_CHECKING:
     from tatok.generator.checkpoint import GeneratorCheckpoint
     from tatok.tokenizer.tokenizer import Tokenizer
@@ -17,7 +20,8 @@ generator = typer.Typer(no_args_is_help=True, help="Train the reference generato
 Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
 
 
-@generator.command()
+@generator.command(epilog=TRAIN_EPILOG)
+@resumable()
 def train(
     data: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or URL of a tokenized dataset.")],
     output: Annotated[
@@ -39,6 +43,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the weights, the order of rows and the class dropout.")] = 0,
     device: Device = None,
     save_every_steps: Annotated[int, typer.Option(help="Steps between two saved states.")] = 500,
+    log_every_steps: Annotated[int, typer.Option(help="Steps between two records of figures.")] = 50,
 ) -> None:
     """Train a class-conditional generator on a tokenized dataset; the same command again resumes where it stopped.
 
@@ -46,7 +51,8 @@ def train(
     """
     import torch
 
-    from tatok.generator.training import GeneratorRecipe, train_generator
+    from tatok.generator.recipe import GeneratorRecipe
+    from tatok.generator.training import train_generator
 
     recipe = GeneratorRecipe(
         steps=steps,
@@ -62,7 +68,15 @@ def train(
         seed=seed,
     )
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    spent, look = train_generator(data, output, recipe, chosen, heldout=heldout, save_every_steps=save_every_steps)
+    spent, look = train_generator(
+        data,
+        output,
+        recipe,
+        chosen,
+        heldout=heldout,
+        log_every_steps=log_every_steps,
+        save_every_steps=save_every_steps,
+    )
     print(f"{spent.steps:,} steps, {spent.tokens:,} tokens of {spent.images:,} images in {spent.seconds:.1f} s")
     if look is not None:
         print(
@@ -81,7 +95,7 @@ def sample(
     ],
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Checkpoint folder of the tokens' tokenizer; default: the bundled one."),
+        typer.Option(help="Checkpoint folder, or its URL, of the tokens' tokenizer; default: the bundled one."),
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Labels, with commas between; default: all.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
@@ -102,9 +116,8 @@ def sample(
     from tatok.jobs.pictures import write_whole
     from tatok.schemas.errors import ConfigError
     from tatok.tokenizer.tokenizer import Tokenizer
-    from tatok.training.run_folder import load_from
 
-    loaded = load_from(checkpoint, load_generator)
+    loaded = load_generator(checkpoint)
     wanted = [label.strip() for label in classes.split(",")] if classes else list(loaded.classes)
     if not loaded.classes and (classes or guidance != 1.0):
         raise ConfigError(f"{checkpoint} was trained without labels; leave out --classes and --guidance")

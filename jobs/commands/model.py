@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tatok.jobs.interruption import resumable
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Photos = Annotated[
         help="Held-out photos: WebDataset tars, Parquet files or folders of images (globs, brace patterns)."
     ),
 ]
-CheckpointOption = Annotated[str | None, typer.Option(help="Checkpoint folder; default: the bundled one.")]
+CheckpointOption = Annotated[str | None, typer.Option(help="Checkpoint folder, or its URL; default: the bundled one.")]
 Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
 ImageSize = Annotated[int, typer.Option(help="Side of the centre crop, a multiple of the patch.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first so many photos only.")]
@@ -37,6 +38,7 @@ CriterionOption = Annotated[
 ]
 
 
+@resumable()
 def train(
     recipe: Annotated[
         str,
@@ -68,7 +70,9 @@ def train(
     config = load_training_config(recipe_path(recipe))
     if num_workers > 1:
         from tatok.pipeline.cluster.training import run_training
+        from tatok.training.requirements import check_requirements
 
+        check_requirements(config)  # each worker does, once Ray has started it
         run_training(config, num_workers=num_workers, device=device, address=address, start_from=start_from)
         return
     import torch
@@ -101,6 +105,16 @@ def calibrate(
     write: Annotated[bool, typer.Option("--write", help="Write it into the config.json of --checkpoint.")] = False,
 ) -> None:
     """Find the DTF threshold at which held-out photos keep a wanted mean number of tokens."""
+    from tatok.checkpoint_files import check_checkpoint
+
+    if write and "://" in str(checkpoint):
+        raise ConfigError(
+            f"--write changes a folder of this machine, and {checkpoint} is a URL",
+            remedy="copy it to a folder, and put it back when it is written",
+        )
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)  # before torch is imported
+
     from tatok.evaluation.calibration import calibrate as find
     from tatok.model.checkpoint import default_checkpoint, write_dtf
     from tatok.tokenizer.tokenizer import Tokenizer
@@ -155,6 +169,15 @@ def evaluate(
     positions where a decoder must be told them. `rank` is the rank correlation of token counts with PNG sizes. Then:
     quality by quartile of PNG size, codebook use, and the prior's calibration.
     """
+    from tatok.checkpoint_files import check_checkpoint
+    from tatok.evaluation.requirements import check_evaluation, require_installed
+
+    if all_policies and policy:
+        raise ConfigError("--all and --policy exclude each other; leave one out")
+    require_installed()
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)  # before torch is imported, and what else takes its time
+
     from tatok.evaluation.comparison import evaluate as score
     from tatok.evaluation.diagnostics import tokenizer_report
     from tatok.evaluation.distances import ImageFeatures, load_features
@@ -163,8 +186,7 @@ def evaluate(
     from tatok.statistics.json_text import json_text
     from tatok.tokenizer.tokenizer import Tokenizer
 
-    if all_policies and policy:
-        raise ConfigError("--all and --policy exclude each other; leave one out")
+    check_evaluation()
     tokenizer = Tokenizer.load(checkpoint, device)
     patterns = None if all_policies else policy or [FULL_RATE, f"{SHIPPED}*", GLOBALS_ONLY]
     policies = standard_policies(tokenizer.dtf, tokenizer.num_global, tokens, patterns=patterns)
@@ -200,6 +222,9 @@ def distance(
     their TorchScript file with --features. Compare Fréchet distances of equally many images only; below about 1,300
     images (or fewer than the network has features: then it is left out) read the kernel distance.
     """
+    from tatok.evaluation.requirements import require_installed
+
+    require_installed("torchmetrics")
     import torch
 
     from tatok.evaluation.distances import image_distances, load_features

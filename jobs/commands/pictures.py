@@ -12,7 +12,8 @@ __all__ = ["decode", "report", "show"]
 Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a tokenized dataset.")]
 KEY_HELP = "key of an image, or its sample_id (its first 8 digits do)."
 CheckpointOption = Annotated[
-    str | None, typer.Option(help="Checkpoint folder that made the tokens; default: the one that run.json names.")
+    str | None,
+    typer.Option(help="Checkpoint folder, or its URL, that made the tokens; default: the one that run.json names."),
 ]
 Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the sources of the originals.")]

@@ -76,6 +76,7 @@ def _job(config: Path, overrides: dict[str, Any]) -> JobConfig:
 
 
 def _text(found: Survey) -> str:
+    from tatok.schemas.records import left_out_text
     from tatok.statistics.units import bytes_text
 
     lines = []
@@ -86,6 +87,8 @@ def _text(found: Survey) -> str:
         if counts.extensions:
             shown = [f"{count:,} {extension}" for extension, count in list(counts.extensions.items())[:_SHOWN]]
             lines.append(f"  files: {', '.join(shown)}")
+    if found.left_out:
+        lines.append(f"left out: {left_out_text(found.left_out)}")
     progress = found.progress
     if progress is not None:
         pending = bytes_text(sum(shard.num_bytes for shard in progress.pending))
@@ -96,14 +99,19 @@ def _text(found: Survey) -> str:
 
 
 def _json(found: Survey) -> str:
-    document: dict[str, Any] = {"kinds": {kind: asdict(counts) for kind, counts in found.kinds.items()}}
+    from tatok.schemas.manifest import left_out_to_json
+
+    document: dict[str, Any] = {
+        "kinds": {kind: asdict(counts) for kind, counts in found.kinds.items()},
+        "left_out": left_out_to_json(found.left_out),
+    }
     progress = found.progress
     if progress is not None:
         document |= {
             "num_shards_done": len(progress.committed),
             "num_shards_left": len(progress.pending),
             "num_bytes_left": sum(shard.num_bytes for shard in progress.pending),
-            "num_strangers": len(progress.unplanned),
+            "num_unplanned": len(progress.unplanned),
         }
     # What is left may be less than what was planned: a group that has grown is left with its new files alone.
     left = None if progress is None else [_shard(shard) for shard in progress.pending]

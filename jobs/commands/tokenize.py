@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tatok.jobs.exit_codes import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_REJECTS
+from tatok.jobs.exit_codes import EXIT_INCOMPLETE, EXIT_REJECTS
+from tatok.jobs.interruption import resumable
 from tatok.jobs.job_file import SetOption
 from tatok.schemas.errors import ConfigError
 
@@ -109,17 +110,13 @@ def tokenize(
         if value is not None:
             settings.override(name, value, place=f"the option for {name}")
     job = settings.validated(JobConfig)
-    try:
-        with ProgressDisplay() as display, _logging(log) as write:
+    with resumable(), ProgressDisplay() as display, _logging(log) as write:
 
-            def tell(event: Event) -> None:
-                write(event)
-                display(event)
+        def tell(event: Event) -> None:
+            write(event)
+            display(event)
 
-            summary = run_job(job, on_event=tell)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; resume with the same command", fg="yellow", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        summary = run_job(job, on_event=tell)
     print_summary(summary)
     if summary.status != "complete":
         raise typer.Exit(EXIT_INCOMPLETE)

@@ -28,12 +28,14 @@ def verify(
     ],
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Also read this source again: every sample must be a row or a reject. May be repeated."),
+        typer.Option(
+            help="Also read and count this source again: every sample must be a row or a reject. May be repeated."
+        ),
     ] = None,
     job: Annotated[Path | None, typer.Option(help="Job file whose `storage` says how the buckets are reached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Check a dataset: files against manifest, checksums, codes, positions, ids, duplicates, and the source's keys.
+    """Check a dataset: files against manifest, checksums, codes, positions, ids, duplicates, the source's keys, counts.
 
     Exit codes: 0 everything is right; 1 the check cannot be done; 3 something is wrong. Nothing is written.
     """
@@ -55,6 +57,8 @@ def _text(found: Verification) -> str:
     lines = [f"{found.url}: {found.num_parts:,} parts, {found.num_rows:,} rows, {found.num_rejects:,} rejects"]
     if found.num_samples is not None:
         lines[0] += f"; the source: {found.num_samples:,} samples in committed shards"
+        lines.append(f"counted without the readers: {found.num_counted:,} source files; not: {len(found.uncounted):,}")
+        lines += [f"    {printable(each)}" for each in found.uncounted[:_SHOWN]]
     for check, count in found.checks.items():
         verdict = "ok" if not count else f"{count:,} wrong"
         lines.append(f"  {check:<11} {verdict:<9} {CHECKS[check]}")

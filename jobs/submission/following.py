@@ -10,7 +10,7 @@ from typing import Protocol
 
 import typer
 
-from tatok.jobs.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
+from tatok.jobs.exit_codes import EXIT_ERROR, exit_code_of
 
 __all__ = ["Followed", "SubmittedJob", "exit_as", "follow"]
 
@@ -51,7 +51,10 @@ class Followed(Protocol):
 
 
 def follow(cluster: Followed, job_id: str, address: str) -> SubmittedJob:
-    """Print what the driver prints until the job is over; Ctrl-C leaves the job running, says so and exits with 130."""
+    """Print what the driver prints until the job is over.
+
+    Ctrl-C and SIGTERM leave the job running, say so and exit with 130 or 143.
+    """
 
     def say(text: str) -> None:
         sys.stdout.write(text)
@@ -59,14 +62,14 @@ def follow(cluster: Followed, job_id: str, address: str) -> SubmittedJob:
 
     try:
         return cluster.follow(job_id, say)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         typer.secho(
             f"the job continues; `tatok jobs logs -f {job_id} --address {address}` follows it, "
             "`tatok jobs stop` ends it",
             fg="yellow",
             err=True,
         )
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(exit_code_of(interrupt)) from None
 
 
 def exit_as(job: SubmittedJob, remedy: str = "submit the same job again to resume from its committed parts") -> None:

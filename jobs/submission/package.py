@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 import tatok
 from tatok.jobs.job_file import job_text
+from tatok.pipeline.images.extras import EXTRAS
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.secrets import REMEDY, names_a_credential
@@ -108,6 +109,8 @@ def pinned_requirements(job: JobConfig) -> list[str]:
     extras = {_EXTRAS[scheme] for scheme in schemes if scheme in _EXTRAS}
     if job.preprocessing.decoder == "simplejpeg":
         extras.add("fast")
+    # Which images are read must be the same on every machine, and this one has planned by what it has.
+    extras |= {name for name, extra in EXTRAS.items() if extra.is_installed}
     pins = {name: version for name, version in _closure("tatok", extras) if name not in ("tatok", "ray")}
     return [f"{name}{version}" for name, version in sorted(pins.items())]
 

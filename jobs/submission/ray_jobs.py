@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import re
 import shlex
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,6 +42,7 @@ Dependencies = Literal["pinned", "installed"]
 _OUTPUT, _SOURCE = "tatok.output", "tatok.source"  # in Ray's metadata of a job
 _PYTHON = "python -m tatok.jobs.cli"
 _POLL_S = 1.0
+_ANSWER_S = 10.0
 _REFUSED = re.compile(r"Request failed with status code (\d+)\b")  # how Ray's client begins its RuntimeError
 
 
@@ -53,6 +57,7 @@ class Cluster:
         # Without a scheme Ray takes it for the address of its GCS, and waits for that in vain.
         self._address = address if "://" in address or address == "auto" else f"http://{address}"
         with self._answering(), _asked_for(self._address):
+            _require_answer(self._address)
             self._client = JobSubmissionClient(self._address)
 
     def submit(
@@ -154,6 +159,18 @@ def image_entrypoint(job: JobConfig, command: str = tokenize_command()) -> str:
     """The driver's command where tatok comes with a container image; the job is on the command line."""
     document = job_text(for_the_cluster(job, packs_checkpoint=False), one_line=True)
     return f"printf %s {shlex.quote(document)} | {_PYTHON} {command} /dev/stdin"
+
+
+def _require_answer(address: str) -> None:
+    """Raise an OSError if no web server answers there in time: Ray's client would wait without end."""
+    if address == "auto":
+        return
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=_ANSWER_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # whatever it says, it answers: what comes of it is the client's business
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"what listens there is no web server ({error!r})") from error
 
 
 @contextmanager

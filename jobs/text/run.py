@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from tatok.schemas.records import left_out_text
+
 if TYPE_CHECKING:
     from tatok.pipeline.run import RunSummary
 
@@ -25,6 +27,8 @@ def print_summary(summary: RunSummary) -> None:
     if summary.num_rejects:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejects.items())
         print(f"{summary.num_rejects:,} rejects: {reasons}; see {summary.output}/rejects")
+    if summary.left_out:
+        print(f"left out: {left_out_text(summary.left_out)}")
     for shard, failure in summary.failed.items():
         print(f"failed: {shard.uri}: {failure.message}", file=sys.stderr)
     if summary.failed:

@@ -66,6 +66,8 @@ def _sections(statistics: DatasetStatistics) -> Iterator[list[str]]:
     if statistics.kept_share is not None:
         yield _kept(statistics, statistics.kept_share)
     yield _rejects(statistics)
+    if statistics.left_out:
+        yield [f"left out: {', '.join(f'{count:,} {printable(what)}' for what, count in statistics.left_out.items())}"]
     yield _size(statistics.size)
     yield _throughput(statistics.runs, statistics.throughput)
 

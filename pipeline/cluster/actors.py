@@ -18,7 +18,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    AuthenticationError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 
 from tatok.pipeline.cluster.leases import Attempt, Failure, FailureKind
 from tatok.pipeline.cluster.sizes import Sizes
@@ -31,7 +40,7 @@ from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import CommitError, ConfigError, SourceError, TatokError
 from tatok.schemas.fingerprints import require_equal
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Clip, Reject, Shard, ShardReport, is_intended
+from tatok.schemas.records import Clip, LeftOutMembers, Reject, Shard, ShardReport, is_intended
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +48,18 @@ if TYPE_CHECKING:
     from tatok.pipeline.tokenization.tokenize import TooLarge
     from tatok.schemas.records import TokenSequence
 
-__all__ = ["DecodeWorker", "Heartbeat", "Pulse", "Ready", "TokenizerWorker", "first_line", "start_error", "was_killed"]
+__all__ = [
+    "DecodeWorker",
+    "Heartbeat",
+    "Pulse",
+    "Ready",
+    "TokenizerWorker",
+    "death_text",
+    "first_line",
+    "is_blameless",
+    "start_error",
+    "was_killed",
+]
 
 _MAX_CHUNKS_AHEAD = 16
 _CHUNK_SIZE = 16  # results with which a chunk may go
@@ -85,9 +105,10 @@ class Ready:
 class _Lost(Exception):
     """Within a TokenizerWorker: this attempt's decoder hangs or is dead, or the device works no more."""
 
-    def __init__(self, kind: FailureKind, message: str) -> None:
+    def __init__(self, kind: FailureKind, message: str, *, is_blameless: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
+        self.is_blameless = is_blameless
 
 
 @ray.remote
@@ -116,7 +137,7 @@ class DecodeWorker:
 
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
-    ) -> Iterator[list[Clip | Reject]]:
+    ) -> Iterator[list[Clip | Reject | LeftOutMembers]]:
         """Stream the shard as `ShardDecoder.decode` gives it; Ray's backpressure paces it."""
         yield from self._decoder.decode(shard, chunk_size, chunk_bytes, guarded=guarded)
 
@@ -249,7 +270,7 @@ class TokenizerWorker:
                 on_batch=count,
             )
         except _Lost as error:
-            return Failure(kind=error.kind, message=str(error))
+            return Failure(kind=error.kind, message=str(error), is_blameless=error.is_blameless)
         except SourceError as error:
             return Failure(kind="source", message=str(error), is_permanent=error.is_permanent)
         except CommitError as error:
@@ -272,7 +293,7 @@ class TokenizerWorker:
             self._encode_s += time.monotonic() - started
             return sequences
 
-    def _decoded(self, attempt: Attempt, decoder: Any) -> Iterator[Clip | Reject]:
+    def _decoded(self, attempt: Attempt, decoder: Any) -> Iterator[Clip | Reject | LeftOutMembers]:
         resources = self._config.resources
         deadline_s = resources.decode_timeout_s
         clip_bytes = 3 * self._config.preprocessing.image_size**2
@@ -313,7 +334,7 @@ class TokenizerWorker:
                 yield from chunk
 
 
-def _fetched(stream: Any, deadline_s: float) -> Generator[list[Clip | Reject], None, None]:
+def _fetched(stream: Any, deadline_s: float) -> Generator[list[Clip | Reject | LeftOutMembers], None, None]:
     """The chunks of another process; raises _Lost, and the SourceError that it met."""
     while True:
         arrived, _ = ray.wait([stream], timeout=deadline_s)
@@ -331,13 +352,15 @@ def _fetched(stream: Any, deadline_s: float) -> Generator[list[Clip | Reject], N
                 raise error.cause from None
             raise
         except RayError as error:
-            raise _Lost("decoder_died", f"the decoder process died: {first_line(error)}") from error
+            message = f"the decoder process died: {death_text(error)}"
+            raise _Lost("decoder_died", message, is_blameless=is_blameless(error)) from error
 
 
 def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+_NODE_IS_GONE = "its node has died"  # in what Ray says of an actor
 _NO_DEATHS = (RayTaskError, ActorUnschedulableError, AuthenticationError, RuntimeEnvSetupError)
 
 
@@ -348,6 +371,18 @@ def was_killed(error: RayError) -> bool:
     for a death. The memory monitor's OutOfMemoryError and NodeDiedError, for two, are no RayActorError.
     """
     return not isinstance(error, _NO_DEATHS) and not getattr(error, "actor_init_failed", False)
+
+
+def death_text(error: RayError) -> str:
+    """Why Ray holds a process for dead, in one line."""
+    lines = str(error).strip().splitlines()
+    return next((line.strip() for line in lines if " because " in line), first_line(error))
+
+
+def is_blameless(error: RayError) -> bool:
+    """Whether Ray says that a process that died did so with its node, or because the node's memory was short."""
+    node_is_gone = getattr(error, "preempted", False) or _NODE_IS_GONE in str(error)
+    return node_is_gone or isinstance(error, OutOfMemoryError | NodeDiedError | LocalRayletDiedError)
 
 
 def start_error(what: str, error: RayError) -> TatokError:

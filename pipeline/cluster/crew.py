@@ -5,12 +5,14 @@ Ray is reached through `Calls` alone, so that a simulation can drive the very sa
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
 
-from tatok.pipeline.cluster.actors import Ready, first_line, start_error, was_killed
+from tatok.pipeline.cluster.actors import Ready, death_text, start_error, was_killed
 from tatok.pipeline.cluster.idle_decoders import Decoder, IdleDecoders
 from tatok.pipeline.cluster.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
 from tatok.pipeline.cluster.sizes import Sizes, resize
@@ -94,8 +96,11 @@ class Crew:
         self._claim = claim
         self._on_event = on_event
         self._decoding = decoding_identity(config)  # once: it looks up versions
-        self._num_decoders = 0  # those that start, idle and work
-        self._deaths = DeathsInARow()
+        self._num_decoders = 0  # those that start, idle and work, and those that are still to be started
+        # A heap of what is to be started after a back-off: when, in which order, and whose successor (None: a decoder).
+        self._later: list[tuple[float, int, TokenizerSlot | None]] = []
+        self._num_later = count()
+        self._deaths = DeathsInARow(clock=calls.now)
         self._resized_at = self._room_wanted_at = 0.0
 
     @property
@@ -119,9 +124,10 @@ class Crew:
         self._num_decoders += 1
         if self._sizes.decodes_in_place:
             self.idle_decoders.add(None)
-            return
-        actor = self._calls.start_decoder(self._sizes)
-        self.starting[self._calls.ready(actor)] = actor
+        elif self._deaths.backoff_s:
+            self._postpone(None)
+        else:
+            self._start_decoder()
 
     def discard_decoder(self, decoder: Decoder | None) -> None:
         """One less, whatever it is doing."""
@@ -139,7 +145,9 @@ class Crew:
             # What an actor raises as it starts is the same on every attempt; a killed process may be chance.
             if not was_killed(error):
                 raise start_error("tokenizer" if is_tokenizer else "decoder", error) from error
-            self.count_death(f"a process died while it started: {first_line(error)}")
+            message = f"a process died while it started: {death_text(error)}"
+            self.count_death(message)
+            self._announce_backoff(message)
             if is_tokenizer:
                 self.replace_tokenizer(started)
             else:
@@ -158,24 +166,33 @@ class Crew:
     def condemn(self, slot: TokenizerSlot, failure: Failure) -> None:
         """Replace a tokenizer that answers, because it can do nothing any more."""
         slot.is_condemned = True
-        if not self.replace_tokenizer(slot):
+        if slot not in self.slots:
             return
+        self.replace_tokenizer(slot)
         self._on_event(Notice(message=f"a tokenizer can do nothing any more and is replaced: {failure.message}"))
         if failure.kind in ("device_lost", "tokenizer_replaced"):
             self.count_death(failure.message, "look after the GPUs (nvidia-smi, dmesg), or take those nodes out")
 
-    def replace_tokenizer(self, slot: TokenizerSlot) -> bool:
-        """Whether it was still in its place; of several leases that report one death the first does it."""
+    def bury(self, slot: TokenizerSlot, failure: Failure) -> None:
+        """Replace a tokenizer that died under a lease; of several leases that report one death the first does it."""
         if slot not in self.slots:
-            return False
+            return
+        if failure.kind in ("tokenizer_died", "no_progress") or failure.is_blameless:
+            self.count_death(failure.message)
+            self._announce_backoff(failure.message)
+        self.replace_tokenizer(slot)
+
+    def replace_tokenizer(self, slot: TokenizerSlot) -> None:
+        """End its process and start another in its place, after a while where processes die in a row."""
         self.slots.remove(slot)
         self._calls.kill(slot.actor)
         if self.slots and slot.is_hopeless(self._num_commits):
             self.slots.num_abandoned += 1
             self._on_event(Notice(message="a tokenizer was replaced again and again and is given up; others continue"))
+        elif self._deaths.backoff_s:
+            self._postpone(slot)
         else:
             self._start_tokenizer(slot)
-        return True
 
     def note_commit(self) -> None:
         """A shard is committed: the deaths before it no longer count."""
@@ -189,6 +206,15 @@ class Crew:
                 f"{remedy}"
             )
 
+    def start_postponed(self, now: float) -> None:
+        """Start what has waited for long enough since processes died in a row."""
+        while self._later and self._later[0][0] <= now:
+            _, _, predecessor = heapq.heappop(self._later)
+            if predecessor is None:
+                self._start_decoder()
+            else:
+                self._start_tokenizer(predecessor)
+
     def resize(self, now: float) -> None:
         """Start actors on what has joined the cluster; make room for a tokenizer where none is left."""
         if now - self._resized_at < _RESIZE_S:
@@ -199,14 +225,15 @@ class Crew:
         if self.spec is not None:
             num_shards = self._ledger.num_unsettled
             sizes = resize(self._sizes, self._config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=num_gpus)
-            for _ in range(sizes.num_tokenizers - len(self.slots) - self.slots.num_abandoned):
+            num_there = len(self.slots) + sum(slot is not None for _, _, slot in self._later)
+            for _ in range(sizes.num_tokenizers - num_there - self.slots.num_abandoned):
                 self._start_tokenizer()
             for _ in range(sizes.num_decoders - self._num_decoders):
                 self.start_decoder()
         # A first tokenizer may take long to load; it lacks a place only where a node was lost meanwhile.
         num_decoders = 0 if self._sizes.decodes_in_place else self._num_decoders
         wanted_cpus = (len(self.slots) + num_decoders) * self._sizes.cpus_per_actor
-        if self.slots.num_ready or (self.spec is None and wanted_cpus <= num_cpus):
+        if self.slots.num_ready or not self.slots or (self.spec is None and wanted_cpus <= num_cpus):
             self._room_wanted_at = now
         elif now - self._room_wanted_at > _ROOM_S and num_decoders and self.idle_decoders:
             # Decoders have the CPUs that a tokenizer waits for.
@@ -219,6 +246,21 @@ class Crew:
         if self._sizes.gpus_per_tokenizer:
             room += " and a GPU"
         return f"still waiting, after {seconds:.0f} s, for Ray to find room for a tokenizer ({room}) or for it to load"
+
+    def _postpone(self, predecessor: TokenizerSlot | None) -> None:
+        heapq.heappush(self._later, (self._calls.now() + self._deaths.backoff_s, next(self._num_later), predecessor))
+
+    def _announce_backoff(self, message: str) -> None:
+        if self._deaths.backoff_s:
+            self._on_event(
+                Notice(
+                    message=f"processes die in a row, so the next one starts in {self._deaths.backoff_s:g} s; {message}"
+                )
+            )
+
+    def _start_decoder(self) -> None:
+        actor = self._calls.start_decoder(self._sizes)
+        self.starting[self._calls.ready(actor)] = actor
 
     def _start_tokenizer(self, predecessor: TokenizerSlot | None = None) -> None:
         sizes = self._sizes

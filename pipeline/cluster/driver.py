@@ -24,7 +24,7 @@ from tatok.pipeline.cluster.actors import DecodeWorker, TokenizerWorker
 from tatok.pipeline.cluster.gpu_wait import size_with_gpus
 from tatok.pipeline.cluster.leases import Attempt
 from tatok.pipeline.cluster.metrics import RayMetrics
-from tatok.pipeline.cluster.probe import refuse_another_tatok
+from tatok.pipeline.cluster.probe import refuse_another_tatok, require_head
 from tatok.pipeline.cluster.scheduler import Outcome, Scheduler
 from tatok.pipeline.cluster.sizes import Sizes, plan_sizes
 from tatok.pipeline.monitoring.events import Event, Notice, OnEvent, ShardsPlanned
@@ -35,6 +35,7 @@ from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import TatokError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Shard
+from tatok.stopping import handlers_kept
 
 __all__ = ["Outcome", "cluster_address", "run_shards", "start_ray"]
 
@@ -96,16 +97,20 @@ def cluster_address() -> str | None:
 def start_ray(config: JobConfig, num_shards: int) -> None:
     """Connect to the Ray at RAY_ADDRESS, or start one on this machine; raises TatokError if that fails.
 
-    Raises ConfigError if the current folder holds another tatok than the one that runs.
+    An address where nothing answers is found within seconds. Raises ConfigError if the current folder holds another
+    tatok than the one that runs.
     """
     refuse_another_tatok(Path.cwd())
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = cluster_address()
+    if address is not None:
+        require_head(address)
     try:
-        if address is not None:
-            ray.init(address=address, **quiet)
-            return
-        ray.init(address="local", include_dashboard=False, **quiet)
+        with handlers_kept():
+            if address is not None:
+                ray.init(address=address, **quiet)
+                return
+            ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare ones, where a machine is too busy to start it in time
         where = "a local Ray" if address is None else f"the Ray at RAY_ADDRESS={address}"
         raise TatokError(f"cannot start {where}: {error}") from error
@@ -148,6 +153,9 @@ class _RayCalls:
 
     def wait(self, references: Iterable[Any], *, timeout_s: float) -> Sequence[Any]:
         waiting = list(references)
+        if not waiting:  # all that died waits for its successor
+            time.sleep(timeout_s)
+            return ()
         settled, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if settled:  # and all that have come with it: each call looks at every reference
             settled, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,13 @@ from tatok.pipeline.cluster.driver import start_ray
 import ray  # isort: skip
 from ray.exceptions import RayError, RayTaskError  # isort: skip
 
-from tatok.pipeline.cluster.actors import first_line
-from tatok.pipeline.cluster.leases import MAX_ATTEMPTS, Failure
+from tatok.pipeline.cluster.actors import death_text, first_line, is_blameless
+from tatok.pipeline.cluster.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
 from tatok.pipeline.monitoring.events import Notice, OnEvent
 from tatok.pipeline.storage.options import use_storage
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.dedup import hash_shard
-from tatok.schemas.errors import ConfigError, SourceError
+from tatok.schemas.errors import ConfigError, SourceError, TatokError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Shard
 
@@ -40,53 +39,53 @@ def hash_shards(
 ) -> Mapping[Shard, Failure]:
     """Hash the shards, on the Ray that `run_shards` would use; those that could not be, and why.
 
-    A shard is tried up to three times; a permanent failure once. Nothing that this call started is left behind.
+    A shard is tried as often as one that is tokenized. Nothing that this call started is left behind.
     """
     started_ray = not ray.is_initialized()
     if started_ray:
         start_ray(config, len(shards))
-    waiting = deque((shard, 1) for shard in shards)
-    running: dict[Any, tuple[Shard, int, float]] = {}
-    failed: dict[Shard, Failure] = {}
+    ledger, deaths = ShardLedger(shards), DeathsInARow()
+    running: dict[Any, tuple[Attempt, float]] = {}
     try:
         at_a_time = max(int(ray.cluster_resources().get("CPU", 1.0)), 1)
         on_event(Notice(message=f"dedup: hashing the samples of {len(shards):,} shards"))
-        while waiting or running:
-            while waiting and len(running) < at_a_time:
-                shard, attempt = waiting.popleft()
-                running[_hash.remote(config, store, shard)] = (shard, attempt, time.monotonic())
+        while not ledger.is_finished:
+            while ledger.has_waiting and len(running) < at_a_time:
+                attempt = ledger.lease()
+                running[_hash.remote(config, store, attempt.shard)] = (attempt, time.monotonic())
+            if not running:
+                time.sleep(_POLL_S)
+                continue
             settled, _ = ray.wait([*running], num_returns=1, timeout=_POLL_S)
             for reference in settled:
-                shard, attempt, _ = running.pop(reference)
-                _settle(_failure(reference), shard, attempt, waiting, failed)
-            for reference, (shard, attempt, since) in list(running.items()):
-                patience_s = config.resources.lease_timeout_s + shard.num_bytes / _SLOWEST_BYTES_A_S
+                attempt, _ = running.pop(reference)
+                _settle(ledger, deaths, attempt, _failure(reference))
+            for reference, (attempt, since) in list(running.items()):
+                patience_s = config.resources.lease_timeout_s + attempt.shard.num_bytes / _SLOWEST_BYTES_A_S
                 if time.monotonic() - since > patience_s:
                     del running[reference]
                     ray.cancel(reference, force=True)
                     hangs = Failure(kind="source", message=f"was not read and hashed within {patience_s:.0f} s")
-                    _settle(hangs, shard, attempt, waiting, failed)
+                    _settle(ledger, deaths, attempt, hangs)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
         if started_ray:
             ray.shutdown()
-    return failed
+    return ledger.failed
 
 
-def _settle(
-    failure: Failure | None,
-    shard: Shard,
-    attempt: int,
-    waiting: deque[tuple[Shard, int]],
-    failed: dict[Shard, Failure],
-) -> None:
+def _settle(ledger: ShardLedger, deaths: DeathsInARow, attempt: Attempt, failure: Failure | None) -> None:
+    """Note what became of an attempt; raises TatokError where processes die one after the other."""
     if failure is None:
+        ledger.settle(attempt)
+        deaths.clear()
         return
-    if failure.is_permanent or attempt >= MAX_ATTEMPTS:
-        failed[shard] = failure
-    else:
-        waiting.append((shard, attempt + 1))
+    if failure.is_blameless and deaths.add():
+        raise TatokError(
+            f"processes died {MAX_DEATHS_IN_A_ROW} times without a shard in between, the last one so: {failure.message}"
+        )
+    ledger.fail(attempt, failure)
 
 
 def _failure(reference: Any) -> Failure | None:
@@ -99,5 +98,6 @@ def _failure(reference: Any) -> Failure | None:
             return Failure(kind="source", message=str(error.cause), is_permanent=error.cause.is_permanent)
         return Failure(kind="error", message=first_line(error.cause))
     except RayError as error:
-        return Failure(kind="decoder_died", message=f"the process that hashes died: {first_line(error)}")
+        message = f"the process that hashes died: {death_text(error)}"
+        return Failure(kind="decoder_died", message=message, is_blameless=is_blameless(error))
     return None

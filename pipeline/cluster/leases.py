@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ FailureKind = Literal[
     "decode_timeout",
     "decoder_died",
     "tokenizer_died",
+    "no_progress",  # of its tokenizer, for longer than a lease lasts
     "device_lost",  # the tokenizer's device works no more for its process; this attempt was the first to meet it
     "tokenizer_replaced",  # for such a reason, under this attempt
     "source",
@@ -28,23 +29,33 @@ FailureKind = Literal[
 ]
 MAX_ATTEMPTS = 3
 MAX_DEVICE_LOSSES = 4  # of one shard, besides: a device fails by itself, but something in a shard may break each one
+# Of one shard's processes: one death in all counts as an attempt. A shard that costs so many is at fault all the same.
+MAX_DEATHS = 6
 BACKOFF_S = 2.0  # before the second attempt; doubled before each further one
+MOST_BACKOFF_S = 60.0
 STRAGGLER_S = 30.0
 STRAGGLER_RATIO = 3.0  # to the median time of the latest committed shards
 _LATEST = 1000
-MAX_DEATHS_IN_A_ROW = 6
+MAX_DEATHS_IN_A_ROW = 10  # with their back-off and what a start takes, about five minutes
 DEATHS_APART_S = 10.0
+RESTART_BACKOFF_S = 2.0  # before a process is started after a second death in a row; doubled after each further one
+_DEATHS = ("decoder_died", "tokenizer_died")
 # What may be one sample's doing: the next attempt decodes in a process that finds out which.
 SAMPLES_FAULT = ("decode_timeout", "decoder_died")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why one attempt at a shard ended without a commit; a permanent failure would be the same again."""
+    """Why one attempt at a shard ended without a commit; a permanent failure would be the same again.
+
+    `is_blameless`: a process died, and Ray says that its node went, or that the memory of its node was short, which may
+    be anybody's doing.
+    """
 
     kind: FailureKind
     message: str
     is_permanent: bool = False
+    is_blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +78,10 @@ class ShardLedger:
 
     Shards go out in order. One that failed waits `backoff_s`, twice that after the next failure, and goes behind those
     that have not failed, so that a poisoned shard does not hold up the healthy ones. A permanent failure is not
-    repeated; one that is no fault of the shard does not count. At the end of a run a straggler may be handed out once
-    more; the first commit settles both attempts.
+    repeated; one that is no fault of the shard does not count. Processes die for reasons of their own: all deaths of a
+    shard's processes together count as one attempt, and blameless ones not at all; only a shard that costs one process
+    after the other is given up for it. At the end of a run a straggler may be handed out once more; the first commit
+    settles both attempts.
     `clock` gives seconds and never goes back.
     """
 
@@ -127,9 +140,8 @@ class ShardLedger:
 
     def commit(self, attempt: Attempt, report: ShardReport) -> bool:
         """Settle a lease: the shard's part is published; False where a twin was settled before, which is fine."""
-        if not self.is_open(attempt):
+        if not self.settle(attempt):
             return False
-        del self._at_work[attempt.shard.shard_id]
         self.reports.append(report)
         self._latest_s.append(report.seconds)
         before = self.committed
@@ -138,6 +150,13 @@ class ShardLedger:
             num_tokens=before.num_tokens + report.num_tokens,
             num_rejects=before.num_rejects + report.num_faults,
         )
+        return True
+
+    def settle(self, attempt: Attempt) -> bool:
+        """There is nothing left to do for the attempt's shard; False where that was so before."""
+        if not self.is_open(attempt):
+            return False
+        del self._at_work[attempt.shard.shard_id]
         return True
 
     def fail(self, attempt: Attempt, failure: Failure) -> Literal["again", "given_up", "elsewhere"]:
@@ -157,12 +176,10 @@ class ShardLedger:
         failures.append(failure)
         # Guarded, every sample has a deadline: what hangs all the same is the source.
         hangs_again = attempt.guarded and failure.kind == "decode_timeout"
-        num_losses = sum(each.kind == "device_lost" for each in failures)
-        is_over = len(failures) - num_losses >= MAX_ATTEMPTS or num_losses >= MAX_DEVICE_LOSSES
-        if failure.is_permanent or hangs_again or is_over:
+        if failure.is_permanent or hangs_again or _is_over(failures):
             self.failed[shard] = failure
             return "given_up"
-        ready_at = self._clock() + self._backoff_s * 2 ** (len(failures) - 1)
+        ready_at = self._clock() + min(self._backoff_s * 2 ** (len(failures) - 1), MOST_BACKOFF_S)
         heapq.heappush(self._delayed, (ready_at, self._num_leases, shard))
         return "again"
 
@@ -185,10 +202,20 @@ class ShardLedger:
         return attempt
 
 
+def _is_over(failures: Sequence[Failure]) -> bool:
+    """Whether a shard has used up its attempts."""
+    num_losses = sum(each.kind == "device_lost" for each in failures)
+    num_deaths = sum(each.kind in _DEATHS and not each.is_blameless for each in failures)
+    num_others = sum(each.kind not in ("device_lost", *_DEATHS) for each in failures)
+    is_used_up = num_others + min(num_deaths, 1) >= MAX_ATTEMPTS
+    return is_used_up or num_losses >= MAX_DEVICE_LOSSES or num_deaths >= MAX_DEATHS
+
+
 class DeathsInARow:
     """Counts processes that die without a commit in between: after so many the fault is not in one shard.
 
-    Deaths within `DEATHS_APART_S` count as one, since a node that is lost takes all of its processes with it.
+    Deaths within `DEATHS_APART_S` count as one, since a node that is lost takes all of its processes with it; so do
+    those that come while a successor is still held back.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -198,9 +225,14 @@ class DeathsInARow:
     def add(self) -> bool:
         """Count a death; whether there were too many."""
         now = self._clock()
-        if now - self._last >= DEATHS_APART_S:
+        if now - self._last >= DEATHS_APART_S + self.backoff_s:
             self._count, self._last = self._count + 1, now
         return self._count >= MAX_DEATHS_IN_A_ROW
+
+    @property
+    def backoff_s(self) -> float:
+        """How long to wait before the next process is started: not at all after the first death."""
+        return 0.0 if self._count < 2 else min(RESTART_BACKOFF_S * 2 ** (self._count - 2), MOST_BACKOFF_S)
 
     def clear(self) -> None:
         """A shard was committed."""

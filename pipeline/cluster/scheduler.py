@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError, RayTaskError
 
-from tatok.pipeline.cluster.actors import first_line
+from tatok.pipeline.cluster.actors import death_text, first_line, is_blameless
 from tatok.pipeline.cluster.crew import Calls, Crew
 from tatok.pipeline.cluster.leases import Attempt, Failure, FailureKind, ShardLedger
 from tatok.pipeline.cluster.sizes import Sizes
@@ -96,6 +96,7 @@ class Scheduler:
                 self._polled_at = now
                 self._poll()
                 self._expire_leases(now)
+            self._crew.start_postponed(now)
             self._crew.resize(now)
             if self._crew.spec is None and now - told_at > _PLACEMENT_NOTICE_S:
                 told_at = now
@@ -139,11 +140,11 @@ class Scheduler:
 
     def _expire_leases(self, now: float) -> None:
         """Kill the tokenizers of which an attempt comes no further; its leases then fail as those of a dead one."""
-        resources = self._config.resources
-        # A guarded sample may take two deadlines without a sign of life.
-        patience_s = max(resources.lease_timeout_s, 4 * resources.decode_timeout_s)
-        silent = {lease.slot for lease in self._running.values() if now - lease.alive_at > patience_s}
-        for slot in silent:
+        patience_s = self._patience_s
+        silent = [lease for lease in self._running.values() if now - lease.alive_at > patience_s]
+        for lease in silent:
+            lease.is_silent = True
+        for slot in {lease.slot for lease in silent}:
             self._on_event(Notice(message=f"a tokenizer made no progress for {patience_s:g} s and is replaced"))
             self._calls.interrupt(slot.actor)
             for lease in self._running.values():
@@ -169,8 +170,7 @@ class Scheduler:
             result = Failure(kind="error", message=first_line(error.cause))
         except RayError as error:  # of whatever kind: see was_killed
             result = self._death(lease, error)
-            if self._crew.replace_tokenizer(lease.slot) and result.kind == "tokenizer_died":
-                self._crew.count_death(result.message)
+            self._crew.bury(lease.slot, result)
         if isinstance(result, ShardReport):
             self._crew.note_commit()
             lease.slot.note_commit()
@@ -178,6 +178,8 @@ class Scheduler:
             if self._ledger.commit(lease.attempt, result):
                 self._on_event(ShardCommitted(report=result, attempt=lease.attempt.number))
             return
+        if result.kind == "decoder_died" and result.is_blameless and lease.decoder is not None:
+            self._crew.count_death(result.message)
         result = self._judge(lease, result)
         # Whatever went wrong, the decoder may still be busy with the lost attempt.
         self._crew.discard_decoder(lease.decoder)
@@ -200,6 +202,8 @@ class Scheduler:
             return Failure(kind="tokenizer_replaced", message=f"its tokenizer is replaced; here: {failure.message}")
         if is_lost or (slot in self._slots and slot.note_failure(lease, failure, len(self._ledger.reports))):
             self._crew.condemn(slot, failure)
+            if not is_lost:
+                return Failure(kind="tokenizer_replaced", message=f"its tokenizer is replaced; {failure.message}")
         return failure
 
     def _death(self, lease: Lease, error: RayError) -> Failure:
@@ -208,8 +212,18 @@ class Scheduler:
             timeout_s = self._config.resources.decode_timeout_s
             message = f"nothing was read and decoded within {timeout_s:g} s (resources.decode_timeout_s)"
             return Failure(kind="decode_timeout", message=message)
-        kind: FailureKind = "decoder_died" if lease.decoder is None and not lease.attempt.guarded else "tokenizer_died"
-        return Failure(kind=kind, message=f"the tokenizer process died: {first_line(error)}")
+        may_be_decoding = lease.decoder is None and not lease.attempt.guarded
+        if lease.is_silent:
+            message = f"its tokenizer made no progress with it for {self._patience_s:g} s (resources.lease_timeout_s)"
+            return Failure(kind="decoder_died" if may_be_decoding else "no_progress", message=message)
+        kind: FailureKind = "decoder_died" if may_be_decoding else "tokenizer_died"
+        message = f"the tokenizer process died: {death_text(error)}"
+        return Failure(kind=kind, message=message, is_blameless=is_blameless(error))
+
+    @property
+    def _patience_s(self) -> float:
+        # A guarded sample may take two deadlines without a sign of life.
+        return max(self._config.resources.lease_timeout_s, 4 * self._config.resources.decode_timeout_s)
 
     def _settle_poll(self, reference: Any, slot: TokenizerSlot) -> None:
         slot.is_polled = False

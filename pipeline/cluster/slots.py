@@ -18,7 +18,7 @@ from tatok.pipeline.monitoring.events import Throughput
 
 __all__ = ["MAX_FAILURES_IN_A_ROW", "MAX_LOSSES_IN_A_ROW", "Lease", "Slots", "TokenizerSlot"]
 
-MAX_FAILURES_IN_A_ROW = 3  # leases of one process, while it or others have shown that shards can be done
+MAX_FAILURES_IN_A_ROW = 3  # leases of one process
 MAX_LOSSES_IN_A_ROW = 3  # processes of one place that were replaced for it, while others commit
 
 _NO_PULSE = Pulse(heartbeats={})
@@ -58,16 +58,17 @@ class TokenizerSlot:
     def note_failure(self, lease: Lease, failure: Failure, num_commits: int) -> bool:
         """A lease failed when the run had so many commits; whether the process is to be replaced.
 
-        Where nobody succeeds, the fault is elsewhere, and so it is where the source has no such file, or where another
-        process, the decoder, could not read, died or hung.
+        Where nobody succeeds, it is replaced once: if its successor fares no better, the fault is elsewhere. So it is
+        where the source has no such file, or where another process, the decoder, could not read, died or hung.
         """
         if failure.is_permanent or (lease.decoder is not None and failure.kind in ("source", *SAMPLES_FAULT)):
             return False
         if not self.is_doubtful:
             self.commits_before = num_commits
         self.failures_in_a_row += 1
-        others_succeed = num_commits > self.commits_before
-        return self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW and (others_succeed or self.has_committed)
+        is_first = self.losses_in_a_row == 0
+        somebody_succeeds = num_commits > self.commits_before or self.has_committed
+        return self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW and (is_first or somebody_succeeds)
 
     def inherit(self, predecessor: TokenizerSlot, num_commits: int) -> None:
         """Take the place of a process, when the run had so many commits."""
@@ -90,6 +91,7 @@ class Lease:
     alive_at: float
     heartbeat: Heartbeat | None = None
     is_overdue: bool = False  # its decoding, in place, hangs
+    is_silent: bool = False  # it was lost so
 
 
 class Slots:

@@ -2,6 +2,7 @@
 
     driver --Ray Train--> worker 0 .. N-1, a GPU each where there are GPUs: train() in one process group
     driver <----lines---- worker 0
+    driver -----stops---> worker 0, which agrees with the others on the step at which all save and end
 
 Ray Train places the workers, forms the group and starts all of them again, a few times, when one dies. State and
 checkpoints are not given to it: they go to the run's output, which may be any fsspec URL, and from there training goes
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +30,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
-from tatok.pipeline.cluster.probe import refuse_another_tatok
+from tatok.pipeline.cluster.probe import refuse_another_tatok, require_head
 from tatok.schemas.errors import CommitError, ConfigError, SourceError, TatokError
+from tatok.stopping import Interrupted, Stop, handlers_kept, stop_by_signals
 
 try:
     import ray.train
@@ -49,6 +50,7 @@ __all__ = ["TrainRun", "run_training"]
 
 MAX_RESTARTS = 3
 _START_NOTICE_S = 30.0
+_LOOK_S = 0.2  # between two looks at whether the training has ended
 _END = None  # of the lines
 # At run time these names mean Ray Train's second version, but a type checker finds the first.
 _ray_train: Any = ray.train
@@ -64,6 +66,7 @@ class TrainRun(Protocol):
         *,
         start_from: str | None,
         say: Callable[[str], None] | None,
+        stop: Stop | None,
     ) -> str:
         """Train in this process's group; returns the checkpoint's path or URL."""
 
@@ -76,7 +79,15 @@ class _Task:
     config: TrainingConfig
     start_from: str | None
     lines: Queue
+    stops: Queue
     threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """What a worker answers that ended because of a signal: an exception would have Ray Train start it again."""
+
+    interrupt: Interrupted
 
 
 def run_training(
@@ -96,7 +107,8 @@ def run_training(
     another thread. Local paths are read and written by the workers: with several machines they must be shared.
 
     Raises ConfigError if batches cannot be shared equally, Ray has too little, or the training refuses; other
-    TatokErrors where it cannot be done; KeyboardInterrupt on Ctrl-C, when the workers are gone.
+    TatokErrors where it cannot be done. On Ctrl-C and SIGTERM the workers finish their step, rank 0 saves the state,
+    and Interrupted is raised when they are gone; at once, if they had not begun, or on a second signal.
     """
     from tatok.training.config import check_batch_sizes
     from tatok.training.run import train as train_in_process
@@ -108,11 +120,22 @@ def run_training(
         _start_ray(address)
     try:
         use_gpu, threads = _resources(num_workers, device)
-        with _printing(say) as lines:
+        has_begun = threading.Event()
+
+        def heard(line: str) -> None:
+            has_begun.set()
+            say(line)
+
+        with _printing(heard, say) as lines, _queue() as stops:
             task = _Task(
-                train=train or train_in_process, config=config, start_from=start_from, lines=lines, threads=threads
+                train=train or train_in_process,
+                config=config,
+                start_from=start_from,
+                lines=lines,
+                stops=stops,
+                threads=threads,
             )
-            return _fit(task, num_workers, use_gpu)
+            return _stoppable(functools.partial(_fit, task, num_workers, use_gpu), stops, has_begun)
     finally:
         if started_ray:
             ray.shutdown()
@@ -129,6 +152,7 @@ def _placed(config: TrainingConfig, start_from: str | None) -> tuple[TrainingCon
     update = {
         "output": placed(config.output),
         "photos": tuple(placed(path) for path in expand_sources(config.photos)),
+        "videos": tuple(placed(path) for path in expand_sources(config.videos)),
         "heldout": tuple(placed(path) for path in expand_sources(config.heldout)),
     }
     return config.model_copy(update=update), None if start_from is None else placed(start_from)
@@ -138,10 +162,12 @@ def _start_ray(address: str | None) -> None:
     refuse_another_tatok(Path.cwd())
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
-        if address and address != "local":
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(address="local", include_dashboard=False, **quiet)
+        with handlers_kept():
+            if address and address != "local":
+                require_head(address)
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(address="local", include_dashboard=False, **quiet)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         where = f"reach the Ray at {address}" if address else "start a local Ray"
         raise TatokError(f"cannot {where}: {error}") from error
@@ -169,8 +195,49 @@ def _resources(num_workers: int, device: str | None) -> tuple[bool, int]:
 
 
 @contextmanager
-def _printing(say: Callable[[str], None]) -> Iterator[Queue]:
-    """A queue whose lines are told to `say`, all of them before the block is left."""
+def _queue() -> Iterator[Queue]:
+    queue = Queue(actor_options={"num_cpus": 0})
+    try:
+        yield queue
+    finally:
+        queue.shutdown(force=True)
+
+
+def _stoppable(fit: Callable[[], str | _Ended], stops: Queue, has_begun: threading.Event) -> str:
+    """What `fit` returns; it runs in a thread, where Ray Train puts no handler of its own in the signals' way."""
+    done: list[str | _Ended | BaseException] = []
+    has_ended = threading.Event()  # Thread.join that a signal interrupts takes the thread for ended
+
+    def run() -> None:
+        try:
+            done.append(fit())
+        except BaseException as error:  # raised again below
+            done.append(error)
+        finally:
+            has_ended.set()
+
+    with stop_by_signals():
+        try:
+            threading.Thread(target=run, name="training-fit", daemon=True).start()
+            while not has_ended.wait(_LOOK_S):
+                pass
+        except Interrupted as interrupt:
+            if not has_begun.is_set():
+                raise
+            stops.put(interrupt.signal_number)
+            while not has_ended.wait(_LOOK_S):  # a second signal raises here
+                pass
+    [outcome] = done
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if isinstance(outcome, _Ended):
+        raise outcome.interrupt
+    return outcome
+
+
+@contextmanager
+def _printing(hear: Callable[[str], None], say: Callable[[str], None]) -> Iterator[Queue]:
+    """A queue whose lines `hear` gets, all of them before the block is left; `say` gets what is not the workers'."""
     lines = Queue(actor_options={"num_cpus": 0})
 
     def tell() -> None:
@@ -187,7 +254,7 @@ def _printing(say: Callable[[str], None]) -> Iterator[Queue]:
             if line is _END:
                 return
             notice_s = None
-            say(line)
+            hear(line)
 
     teller = threading.Thread(target=tell, name="training-lines", daemon=True)
     teller.start()
@@ -201,11 +268,10 @@ def _printing(say: Callable[[str], None]) -> Iterator[Queue]:
             lines.shutdown(force=True)
 
 
-def _fit(task: _Task, num_workers: int, use_gpu: bool) -> str:
+def _fit(task: _Task, num_workers: int, use_gpu: bool) -> str | _Ended:
     # A GPU's worker needs CPUs for its own thread and its loader, but no more of them than that.
     num_loaders = task.config.num_loader_workers
     cpus = task.threads if num_loaders is None or not use_gpu else min(task.threads, 1 + num_loaders)
-    handler = signal.getsignal(signal.SIGINT)
     # Ray Train wants a folder of its own, and leaves a marker in it.
     with tempfile.TemporaryDirectory(prefix="tatok-training-", ignore_cleanup_errors=True) as folder:
         trainer = _ray_train.torch.TorchTrainer(
@@ -224,25 +290,36 @@ def _fit(task: _Task, num_workers: int, use_gpu: bool) -> str:
             ),
         )
         try:
-            return str(trainer.fit().return_value)
-        except SystemExit as stopped:  # so Ray Train answers Ctrl-C, once the workers are gone
-            raise KeyboardInterrupt from stopped
+            outcome: str | _Ended = trainer.fit().return_value
         except TrainingFailedError as error:
             raise _as_tatok_error(error) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)  # Ray Train leaves its own
+        return outcome
 
 
-def _work(task: _Task) -> str:
+def _work(task: _Task) -> str | _Ended:
     """In each worker."""
     import torch
 
     torch.set_num_threads(task.threads)  # Ray would leave it at one
     is_first = ray.train.get_context().get_world_rank() == 0
-    return task.train(
-        task.config, get_device(), start_from=task.start_from, say=task.lines.put if is_first else _say_nothing
-    )
+    stop = Stop()
+    if is_first:
+        threading.Thread(target=_pass_on, args=(task.stops, stop), name="training-stops", daemon=True).start()
+    say = task.lines.put if is_first else _say_nothing
+    try:
+        return task.train(task.config, get_device(), start_from=task.start_from, say=say, stop=stop)
+    except Interrupted as interrupt:
+        return _Ended(interrupt=interrupt)
+
+
+def _pass_on(stops: Queue, stop: Stop) -> None:
+    """Request a stop when the driver wants one."""
+    try:
+        number = stops.get()
+        stops.put(number)  # for who comes after this worker, if it dies before it has saved
+        stop.request(number)
+    except RayError:  # the queue is gone, and with it whoever could have wanted one
+        return
 
 
 def _say_nothing(line: str) -> None:

@@ -97,7 +97,7 @@ def _views(
             yield clip.view, clip.fps
     else:
         payload = source if isinstance(source, bytes) else source.read()
-        for view in decode_image(payload, preprocessing, limits, sample_id=of_sample):
+        for view in decode_image(payload, preprocessing, limits, sample_id=of_sample, extension=sample.extension):
             yield view, None
 
 

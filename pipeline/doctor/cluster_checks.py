@@ -38,12 +38,7 @@ def check_cluster(notes: Notes, stack: ExitStack) -> Machines | None:
     try:
         stack.enter_context(connected(address))
     except TatokError as error:
-        notes.fail(
-            "cluster",
-            str(error),
-            "check RAY_ADDRESS and that the head runs; with token authentication also RAY_AUTH_MODE and "
-            "RAY_AUTH_TOKEN_PATH",
-        )
+        notes.fail_by("cluster", error)
         return None
     view = view_cluster()
     notes.ok("cluster", f"{len(view.versions)} nodes, {view.num_cpus:g} CPUs, {view.num_gpus:g} GPUs")

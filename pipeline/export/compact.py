@@ -94,7 +94,7 @@ def compact(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     _copy_runs(store, data)
-    manifest = update_manifest(store, [])
+    manifest = update_manifest(store, [], data.left_out_of_source)
     _check_totals(store, data, manifest)
     mark_success(store)
     store.sweep_scratch()

@@ -13,9 +13,11 @@ import pyarrow as pa
 from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.output.parquet import PartWriter
 from tatok.schemas.errors import CommitError, SourceError
-from tatok.schemas.manifest import Part
+from tatok.schemas.manifest import Part, left_out_from_json, left_out_to_json
+from tatok.schemas.records import LeftOut
 from tatok.schemas.tokens import (
     FOOTER_FINGERPRINT,
+    FOOTER_LEFT_OUT,
     FOOTER_NUM_REJECTS,
     FOOTER_NUM_TOKENS,
     FOOTER_SCHEMA_VERSION,
@@ -97,6 +99,7 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
     """
     shards: list[dict[str, Any]] = []
     rejects = Counter[str]()
+    left_out = Counter[LeftOut]()
     num_tokens = 0
     fingerprint = dict(data.run.fingerprint)
     for part in parts:
@@ -106,6 +109,7 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
             recorded = json.loads(metadata[FOOTER_FINGERPRINT.encode()])
             num_tokens += int(metadata[FOOTER_NUM_TOKENS.encode()])
             rejects.update(json.loads(metadata[FOOTER_NUM_REJECTS.encode()]))
+            left_out.update(left_out_from_json(json.loads(metadata.get(FOOTER_LEFT_OUT.encode(), b"[]"))))
             if FOOTER_SHARDS.encode() in metadata:
                 shards += json.loads(metadata[FOOTER_SHARDS.encode()])
             else:
@@ -128,6 +132,7 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
         FOOTER_SHARDS: json.dumps(shards, sort_keys=True),
         FOOTER_NUM_TOKENS: str(num_tokens),
         FOOTER_NUM_REJECTS: json.dumps(dict(sorted(rejects.items())), sort_keys=True),
+        **({FOOTER_LEFT_OUT: json.dumps(left_out_to_json(left_out))} if left_out else {}),
     }
 
 

@@ -13,28 +13,34 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tatok.pipeline.images import beside, jpeg_segments, png_chunks
 from tatok.pipeline.images.colour import to_srgb
 from tatok.pipeline.images.crops import ViewPlan, planned_views
+from tatok.pipeline.images.extras import HEAD_BYTES, extra_of, registered
+from tatok.pipeline.images.jxl_header import jxl_size
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits
 from tatok.schemas.preprocessing import Preprocessing
 from tatok.schemas.records import Crop
 
-__all__ = ["FORMATS", "View", "decode_image", "view_pixels"]
+__all__ = ["BY_NAME", "FORMATS", "View", "decode_image", "view_pixels"]
 
 FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "ICO", "PCX", "SGI", "QOI",
     "DDS", "PSD",
 )  # fmt: skip
-"""What is decoded; "JPEG" stands for MPO too. Left out of what Pillow opens: formats that run other programs (EPS,
-WMF), that take any bytes for theirs (TGA, PIXAR), that need a library of their own (GRIB, HDF5, BUFR), and those of
-no photos (XBM, FLI, ...): every plug-in less is a way less to attack."""
+"""What is decoded, beside HEIF and JPEG XL (extras.py); "JPEG" stands for MPO too. Left out of what Pillow opens:
+formats that run other programs (EPS, WMF), that need a library of their own (GRIB, HDF5, BUFR), and those of no photos
+(PIXAR, XBM, FLI, ...): every plug-in less is a way less to attack."""
+BY_NAME = dict.fromkeys(("tga", "icb", "vda", "vst"), "TGA")
+"""Formats without a signature, by the extensions that they are known by: to Pillow many bytes could be theirs."""
 
 _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_PERHAPS_BESIDE = ("not_an_image", "truncated", "corrupt", "decoder_error")
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT_BY = {
@@ -46,6 +52,8 @@ _UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_GREY = {127, 128}  # what libjpeg makes of blocks that did not come; Pillow inverts CMYK
+_CUT_SHORT = ("truncated", "unexpected end of file")
 # What Pillow's plug-ins raise on bytes that are not what they say.
 _DAMAGE = (
     OSError,
@@ -55,6 +63,7 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     EOFError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -75,35 +84,95 @@ class View:
     frame_pts_s: tuple[float, ...] | None = None
 
 
-def decode_image(payload: bytes, preprocessing: Preprocessing, limits: Limits, *, sample_id: str) -> Iterator[View]:
+def decode_image(
+    payload: bytes, preprocessing: Preprocessing, limits: Limits, *, sample_id: str, extension: str = ""
+) -> Iterator[View]:
     """Decode, turn upright, convert to sRGB, and make the views that `preprocessing` asks for.
 
     Each view is cropped, then resampled once, antialiased, from full-resolution pixels. Transparent pixels lie on
-    `preprocessing.background`; 16-bit grey is scaled to 8.
+    `preprocessing.background`; 16-bit grey is scaled to 8. What stands beside the pixels never decides over them: an
+    image that is refused is tried again with less and less of it (beside.py). Bytes say what they are; only where
+    they cannot, `extension`, that of the file's name, does (BY_NAME).
 
-    Raises DecodeError and nothing else because of the bytes; its reasons: "empty", "not_an_image", "truncated",
-    "corrupt", "too_many_pixels", "too_small", "too_elongated", "unsupported_mode", "out_of_memory", "decoder_error".
+    Raises DecodeError and nothing else because of the bytes; its reasons: "empty", "not_an_image", "needs_extra",
+    "truncated", "corrupt", "too_many_pixels", "too_small", "too_elongated", "unsupported_mode", "out_of_memory",
+    "decoder_error".
     """
     if not payload:
         raise DecodeError("empty", "the member has no bytes")
     rgb: Image.Image | np.ndarray | None
     rgb = _plain_rgb(payload, limits) if preprocessing.decoder == "simplejpeg" else None
     if rgb is None:
-        with _damage_named(payload, limits), Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-            if preprocessing.animation == "clip" and image.format in _ANIMATED:
-                views = _animation(image, payload, preprocessing, limits, sample_id)
-            else:
-                views = []
-                rgb = _upright_rgb(image, payload, preprocessing, limits)
-        if views:
-            yield from views
+        decoded = _decoded(payload, preprocessing, limits, sample_id, extension)
+        if isinstance(decoded, list):
+            yield from decoded
             return
-    assert rgb is not None
+        rgb = decoded
     height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
     for view in planned_views(width, height, preprocessing, sample_id):
         with _damage_named(payload, limits):
             pixels = view_pixels(rgb, view, preprocessing)
         yield View(pixels=pixels, width=width, height=height, crop=view.crop, flipped=view.flipped)
+
+
+def _decoded(
+    payload: bytes, preprocessing: Preprocessing, limits: Limits, sample_id: str, extension: str
+) -> Image.Image | np.ndarray | list[View]:
+    """The upright pixels, or the views of an animation; of what is told without what stands beside it, if need be.
+
+    Where nothing helps, the error is that of the file as it is.
+    """
+    try:
+        return _opened(payload, preprocessing, limits, sample_id, extension)
+    except DecodeError as error:
+        if error.reason not in _PERHAPS_BESIDE:
+            raise
+        first_error = error
+    extra = extra_of(payload[:HEAD_BYTES])
+    if first_error.reason == "not_an_image" and extra is not None and not registered(extra.name):
+        raise DecodeError(
+            "needs_extra", f"{extra.image_format} is read by an extra: pip install 'tatok[{extra.name}]'"
+        ) from None
+    retold = beside.pixels_alone(payload, animated=preprocessing.animation == "clip")
+    while True:
+        with _damage_named(payload, limits):
+            alone = next(retold, None)
+        if alone is None:
+            raise first_error
+        try:
+            return _opened(alone, preprocessing, limits, sample_id, extension)
+        except DecodeError as error:
+            if error.reason not in _PERHAPS_BESIDE:
+                raise
+
+
+def _opened(
+    payload: bytes, preprocessing: Preprocessing, limits: Limits, sample_id: str, extension: str
+) -> Image.Image | np.ndarray | list[View]:
+    with _damage_named(payload, limits):
+        formats = _formats(payload, limits, extension)
+        with Image.open(io.BytesIO(payload), formats=formats) as image:
+            if preprocessing.animation == "clip" and image.format in _ANIMATED:
+                return _animation(image, payload, preprocessing, limits, sample_id)
+            return _upright_rgb(image, payload, preprocessing, limits)
+
+
+def _formats(payload: bytes, limits: Limits, extension: str) -> tuple[str, ...]:
+    """What Pillow may take the file for, in this order: an extra's plug-in leaves to Pillow what Pillow reads itself.
+
+    Raises DecodeError for the size of a JPEG XL picture: its plug-in would decode it before it says one.
+    """
+    by_name = BY_NAME.get(extension.rpartition(".")[2].lower())
+    formats = FORMATS if by_name is None else (*FORMATS, by_name)
+    extra = extra_of(payload[:HEAD_BYTES])
+    if extra is None or not registered(extra.name):
+        return formats
+    if extra.image_format == "JXL":
+        size = jxl_size(payload)
+        if size is None:
+            return formats
+        _check_size(size, limits)
+    return (*formats, extra.image_format)
 
 
 def _animation(
@@ -159,7 +228,7 @@ def _damage_named(payload: bytes, limits: Limits) -> Iterator[None]:
     except MemoryError:
         raise DecodeError("out_of_memory", f"no memory to decode {len(payload)} bytes") from None
     except _DAMAGE as error:
-        cut = isinstance(error, EOFError) or "truncated" in str(error)
+        cut = isinstance(error, EOFError) or any(words in str(error).lower() for words in _CUT_SHORT)
         raise DecodeError("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from error
     except Exception as error:  # the boundary to hostile input: whatever a plug-in raises is this sample's fault
         raise DecodeError("decoder_error", f"{type(error).__name__}: {error}") from error
@@ -197,6 +266,8 @@ def _upright_rgb(
         pixels_HWC = decode_jpeg(payload, image.size)
     if pixels_HWC is None:
         image.load()
+        _check_size(image.size, limits)  # pictures in boxes may come out of another size than their header says
+        _check_corner(image, payload)
     # Not before: a PNG's EXIF block may come after its pixels, and asking for it would load them.
     upright_by = _UPRIGHT_BY.get(_orientation(image))
     if pixels_HWC is not None and profile is None and upright_by is None:
@@ -223,7 +294,29 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
         )
 
 
+def _check_corner(image: Image.Image, payload: bytes) -> None:
+    """Raise DecodeError, "truncated", for a PNG or JPEG whose pixels end too early, which Pillow does not say.
+
+    It leaves the rest of a PNG blank, that of a JPEG grey: only where the last pixels are, a closer look is taken.
+    """
+    if image.format not in ("PNG", "JPEG", "MPO"):
+        return
+    width, height = image.size
+    last = image.getpixel((width - 1, height - 1))
+    values = set(last if isinstance(last, tuple) else (last,))
+    if image.format == "PNG":
+        is_short = (values == {0} or "interlace" in image.info) and png_chunks.lacks_rows(payload)
+    else:  # the whole last row of a block is grey: to be certain takes eight times as long as to decode
+        corner = image.crop((width - ((width - 1) % 8 + 1), height - 1, width, height)) if values <= _GREY else None
+        is_grey = corner is not None and set(np.asarray(corner).ravel().tolist()) <= _GREY
+        is_short = is_grey and jpeg_segments.lacks_pixels(payload)
+    if is_short:
+        raise DecodeError("truncated", "its compressed pixels end before its last row")
+
+
 def _orientation(image: Image.Image) -> int:
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return 1  # it is upright: the codestream says how to turn it, and EXIF only repeats that
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except _DAMAGE:

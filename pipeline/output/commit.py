@@ -22,9 +22,11 @@ from tatok.pipeline.output.parquet import PartWriter
 from tatok.pipeline.output.tables import rejects_from_text, rejects_table, rejects_to_text
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError
-from tatok.schemas.records import Reject, Shard, ShardReport
+from tatok.schemas.manifest import left_out_from_json, left_out_to_json
+from tatok.schemas.records import LeftOut, Reject, Shard, ShardReport
 from tatok.schemas.tokens import (
     FOOTER_FINGERPRINT,
+    FOOTER_LEFT_OUT,
     FOOTER_NUM_REJECTS,
     FOOTER_NUM_TOKENS,
     FOOTER_REJECTS,
@@ -107,6 +109,7 @@ def commit_shard(
     started = time.monotonic()
     num_tokens = 0
     rejects: list[Reject] = []
+    left_out = Counter[LeftOut]()
     name = part_name(shard.shard_id)
     schema = token_schema(vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth)
     with store.scratch_file() as path:
@@ -114,6 +117,7 @@ def commit_shard(
             for batch in batches:
                 writer.write(batch.rows)
                 rejects += batch.rejects
+                left_out.update(batch.left_out)
                 num_tokens += batch.num_tokens
                 on_batch(batch)
             counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
@@ -125,7 +129,8 @@ def commit_shard(
                 FOOTER_NUM_TOKENS: str(num_tokens),
                 FOOTER_NUM_REJECTS: json.dumps(counts, sort_keys=True),
             }
-            writer.finish(footer | {FOOTER_REJECTS: rejects_to_text(of_rejects)})
+            of_left_out = {FOOTER_LEFT_OUT: json.dumps(left_out_to_json(left_out))} if left_out else {}
+            writer.finish(footer | of_left_out | {FOOTER_REJECTS: rejects_to_text(of_rejects)})
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -141,6 +146,7 @@ def commit_shard(
         part_bytes=num_bytes,
         row_group_rows=tuple(writer.row_group_rows),
         part_sha256=digest if won else None,
+        left_out=dict(left_out),
     )
 
 
@@ -163,6 +169,7 @@ def committed_report(store: OutputStore, shard: Shard) -> ShardReport | None:
         part_bytes=num_bytes,
         row_group_rows=tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
         part_sha256=None,
+        left_out=left_out_from_json(json.loads(footer.metadata.get(FOOTER_LEFT_OUT.encode(), b"[]"))),
     )
 
 
@@ -179,6 +186,7 @@ def restore_rejects(store: OutputStore) -> int:
     def restore(name: str) -> bool:
         metadata = dict(_footer(store, name).metadata or {})
         text = metadata.pop(FOOTER_REJECTS.encode(), None)
+        metadata.pop(FOOTER_LEFT_OUT.encode(), None)
         if text is None:
             return False
         footer = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"tatok.")}

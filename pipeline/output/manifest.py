@@ -17,7 +17,7 @@ from tatok.schemas.errors import CommitError
 from tatok.schemas.fingerprints import describe_difference
 from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
-from tatok.schemas.records import ShardReport
+from tatok.schemas.records import LeftOut, ShardReport
 from tatok.schemas.tokens import (
     FOOTER_FINGERPRINT,
     FOOTER_SHARDS,
@@ -76,20 +76,27 @@ def read_manifest(store: OutputStore) -> Manifest | None:
     return None if text is None else Manifest.from_json(text)
 
 
-def update_manifest(store: OutputStore, reports: Iterable[ShardReport]) -> Manifest:
+def update_manifest(
+    store: OutputStore, reports: Iterable[ShardReport], left_out: Mapping[LeftOut, int] | None = None
+) -> Manifest:
     """Bring manifest.json in line with data/, and return it; unchanged parts are not read again.
 
+    `left_out` is what the run's plan left out of the source; None keeps what the last manifest says.
     Parts that neither this run nor the last manifest knows are read: their footers, and for a checksum their bytes on
     a disk, or the store's etag elsewhere.
     """
     sizes = {name: size for name, size in store.list_files("data").items() if name.endswith(".parquet")}
-    known = {part.name: part for part in (read_manifest(store) or Manifest(parts=())).parts}
+    last = read_manifest(store) or Manifest(parts=())
+    known = {part.name: part for part in last.parts}
     known |= {part.name: part for part in map(_part_of_report, reports) if part is not None}
     known = {name: part for name, part in known.items() if sizes.get(name) == part.num_bytes}
     unknown = sorted(sizes.keys() - known.keys())
     with ThreadPoolExecutor(max_workers=16) as pool:
         known |= {part.name: part for part in pool.map(lambda name: _inspect(store, name, sizes[name]), unknown)}
-    manifest = Manifest(parts=tuple(known[name] for name in sorted(known)))
+    manifest = Manifest(
+        parts=tuple(known[name] for name in sorted(known)),
+        left_out_of_source=last.left_out_of_source if left_out is None else left_out,
+    )
     text = manifest.to_json()
     if store.read_text(MANIFEST) != text:
         store.write_text(MANIFEST, text)
@@ -123,6 +130,7 @@ def _part_of_report(report: ShardReport) -> Part | None:
         num_bytes=report.part_bytes,
         row_group_rows=report.row_group_rows,
         rejects=dict(report.rejects),
+        left_out=report.left_out,
         checksum=f"sha256:{report.part_sha256}",
     )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from tatok.schemas.errors import TatokError
-from tatok.schemas.records import Clip, Reject, TokenSequence
+from tatok.schemas.records import Clip, LeftOut, Reject, TokenSequence
 from tatok.schemas.sample_ids import sample_id
 from tatok.schemas.tokens import MAX_POSITIONS, REJECTS_SCHEMA, token_schema
 
@@ -19,11 +19,12 @@ __all__ = ["TokenizedBatch", "rejects_from_text", "rejects_table", "rejects_to_t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedBatch:
-    """Rows that follow each other in the source, and the rejects that stood before and among them."""
+    """Rows that follow each other in the source, the rejects before and among them, and what belongs to neither."""
 
     rows: pa.Table
     rejects: Sequence[Reject]
     num_tokens: int
+    left_out: Mapping[LeftOut, int] = field(default_factory=dict)
 
 
 def token_table(

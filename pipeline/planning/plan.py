@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from braceexpand import braceexpand
-from fsspec.spec import AbstractFileSystem
 
 from tatok.pipeline.planning.files import files_with_sidecars
 from tatok.pipeline.planning.parquet import split_parquet
-from tatok.pipeline.planning.tar import split_tar
+from tatok.pipeline.planning.patterns import Expanded, Found, expand_pattern
+from tatok.pipeline.planning.tar import may_be_split, split_tar
 from tatok.pipeline.planning.uri_lists import listed_files
 from tatok.pipeline.readers.file_groups import group_files
 from tatok.pipeline.readers.formats import ARCHIVE_FORMATS, format_of
-from tatok.pipeline.storage.listing import ListedFile, etag_of, is_local, list_below, list_directly_in, list_matching
-from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy, spelling_remedy
-from tatok.pipeline.storage.source_file import source_error
-from tatok.schemas.errors import ConfigError, SourceError, TatokError
-from tatok.schemas.records import Shard, SourceFile
-from tatok.schemas.urls import filesystem_of
+from tatok.pipeline.storage.listing import ListedFile, etag_of, is_local, list_below
+from tatok.pipeline.storage.remedies import access_remedy
+from tatok.schemas.errors import ConfigError, SourceError
+from tatok.schemas.records import LeftOut, Shard, SourceFile, left_out_text
+from tatok.schemas.urls import local_path, text_of_path
 
 __all__ = ["ShardSizes", "plan_shards"]
 
-_LIST_FROM = 8  # this many names in one folder are cheaper to list than to stat one by one
-_LOOKED_THROUGH = 100_000  # names of a folder, for a first tar or Parquet file among them
 _NUM_READERS = 16  # of footers and headers, at a time
 _READ_AHEAD = 1024  # files whose footers and headers are asked for at once
 
@@ -51,108 +44,157 @@ class ShardSizes:
 DEFAULT_SIZES = ShardSizes()
 
 
-class _Found(NamedTuple):
-    """A file that a pattern names: where, and what its store says of it."""
-
-    fs: AbstractFileSystem
-    path: str
-    info: dict[str, Any]
-
-    @property
-    def uri(self) -> str:
-        return self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
-
-    @property
-    def is_folder(self) -> bool:
-        return bool(self.info["type"] == "directory")
-
-    @property
-    def num_bytes(self) -> int:
-        return int(self.info.get("size") or 0)
-
-
 def plan_shards(
-    sources: Sequence[str], *, image_field: str | None = None, sizes: ShardSizes = DEFAULT_SIZES
+    sources: Sequence[str],
+    *,
+    image_field: str | None = None,
+    sizes: ShardSizes = DEFAULT_SIZES,
+    left_out: Counter[LeftOut] | None = None,
 ) -> list[Shard]:
     """Expand local paths, globs, brace patterns, folders and fsspec URLs into shards.
 
     A file's name says what it is: a WebDataset tar (as is every name without a known extension), a Parquet file, a
-    list of URIs (.txt, .csv, .tsv, .jsonl, .ndjson), an image or a video. A folder stands for the tars and Parquet
-    files directly in it, or, where there are none, for all images and videos below it. Tars and Parquet files are
-    split where they are large, files are grouped. Order: the patterns' own, braces as the shell expands them, matches
-    of a glob sorted by name.
+    list of URIs (.txt, .csv, .tsv, .jsonl, .ndjson), an image or a video. A folder stands for everything below it:
+    tars, Parquet files with images, images and videos. What it holds besides, and what a glob matches besides, is
+    counted in `left_out`. Tars and Parquet files are split where they are large, files are grouped. Order: the
+    patterns' own, braces as the shell expands them, matches of a glob sorted by name; tars and tables before files.
 
     `shard_id` hashes the absolute address, the range, the size, and the etag where the store has one. It leaves the
     mtime out: a copy or an rsync changes it without changing a byte, and would tokenize everything again. A local
     file that is overwritten by another of exactly the same size is therefore taken for the old one. A source that
     moves to another address is another source.
 
-    Raises SourceError if a pattern matches nothing or a file is missing, ConfigError if a pattern is malformed,
-    two of them name the same file, or a table has no column that can be the image.
+    Raises SourceError if a pattern or a folder gives nothing or a file is missing, ConfigError if a pattern is
+    malformed, two of them name the same file, or a table has no column that can be the image.
     """
     if not sources:
         raise ConfigError("no source given: name a tar file, a glob, a brace pattern or an fsspec URL")
-    named: dict[str, str] = {}  # address -> the pattern that named it
+    left_out = Counter() if left_out is None else left_out
+    named = _Named()
     shards: list[Shard] = []
     for pattern in sources:
-        found = _expand(pattern)
-        for entry in found:
-            _refuse_second(entry, pattern, named)
-        shards += _shards(found, pattern, image_field, sizes)
+        not_taken = Counter[LeftOut]()
+        named_by = expand_pattern(pattern, not_taken)
+        named.add(named_by.found, pattern)
+        of_pattern = list(_shards(named_by, image_field, sizes, not_taken))
+        if not of_pattern:
+            raise SourceError(f"{pattern} gives no image, video, tar or table; left out: {left_out_text(not_taken)}")
+        left_out.update(not_taken)
+        shards += of_pattern
     return shards
 
 
-def _refuse_second(entry: _Found, pattern: str, named: dict[str, str]) -> None:
-    """Raise ConfigError if an address, a folder above it or a file below it was named before."""
-    uri = entry.uri
-    above = [uri]
-    while "/" in above[-1].rstrip("/"):
-        above.append(above[-1].rstrip("/").rpartition("/")[0])
-    other = next((folder for folder in above if folder in named), None)
-    if other is None and entry.is_folder:
-        other = next((below for below in named if below.startswith(f"{uri.rstrip('/')}/")), None)
-    if other is not None:
-        raise ConfigError(
-            f"{uri} is named twice, by {named[other]!r} and {pattern!r}: "
-            "its images would be in the dataset twice; drop one of the two"
-        )
-    named[uri] = pattern
+class _Named:
+    """What the patterns have named so far, so that nothing is named twice."""
+
+    def __init__(self) -> None:
+        self._pattern_of: dict[str, str] = {}  # by address
+        self._free: set[str] = set()  # folders that neither were named nor lie in one that was
+
+    def add(self, found: Iterable[Found], pattern: str) -> None:
+        """Raise ConfigError if an address, a folder above it or a file below it was named before."""
+        for entry in found:
+            uri = entry.uri
+            other = uri if uri in self._pattern_of else self._above(uri.rstrip("/").rpartition("/")[0])
+            if other is None and entry.is_folder:
+                other = next((below for below in self._pattern_of if below.startswith(f"{uri.rstrip('/')}/")), None)
+                self._free.clear()
+            if other is not None:
+                raise ConfigError(
+                    f"{uri} is named twice, by {self._pattern_of[other]!r} and {pattern!r}: "
+                    "its images would be in the dataset twice; drop one of the two"
+                )
+            self._pattern_of[uri] = pattern
+
+    def _above(self, folder: str) -> str | None:
+        """This folder, or the first above it, that was named."""
+        if folder in self._free:
+            return None
+        above = folder
+        while above:
+            if above in self._pattern_of:
+                return above
+            above = above.rstrip("/").rpartition("/")[0]
+        self._free.add(folder)
+        return None
 
 
-def _shards(found: Sequence[_Found], pattern: str, image_field: str | None, sizes: ShardSizes) -> Iterator[Shard]:
-    media = any(format_of(entry.path) == "media" for entry in found if not entry.is_folder)
+def _shards(named: Expanded, image_field: str | None, sizes: ShardSizes, left_out: Counter[LeftOut]) -> Iterator[Shard]:
+    for entry in named.found:
+        if entry.is_folder:
+            yield from _of_folder(entry, image_field, sizes, left_out)
+    files = [entry for entry in named.found if not entry.is_folder]
+    media = any(format_of(entry.path) == "media" for entry in files)
     # Beside images, a text is a caption and no list, and what has no known name is no archive.
-    others = [e for e in found if e.is_folder or not media or format_of(e.path) in ARCHIVE_FORMATS]
-    with ThreadPoolExecutor(max_workers=_NUM_READERS) as pool:
-        for first in range(0, len(others), _READ_AHEAD):  # a million futures at once would outweigh the plan
-            entries = others[first : first + _READ_AHEAD]
-            for shards in pool.map(lambda entry: _split(entry, image_field, sizes), entries):
-                yield from shards
+    others = [entry for entry in files if not media or format_of(entry.path) in ARCHIVE_FORMATS]
+    yield from _split_all(others, image_field, sizes, left_out)
     if media:
-        fs, folder = _open_filesystem(_fixed_folder(pattern), pattern)
-        root = folder.rstrip("/") + "/"
+        root = named.folder.path.rstrip("/") + "/"
         listed = (
-            ListedFile(entry.path.removeprefix(root), entry.info.get("size"), etag_of(entry.info))
-            for entry in sorted(found, key=lambda entry: entry.path)
-            if not entry.is_folder
+            ListedFile(text_of_path(entry.path.removeprefix(root)), entry.info.get("size"), etag_of(entry.info))
+            for entry in sorted(files, key=lambda entry: entry.path)
+            if format_of(entry.path) not in ARCHIVE_FORMATS
         )
-        uri = folder if is_local(fs) else str(fs.unstrip_protocol(folder))
-        yield from _groups(files_with_sidecars(listed, uri), uri, sizes)
+        are_named = all(entry.by == "name" for entry in files)
+        uri = named.folder.uri
+        yield from _groups(files_with_sidecars(listed, uri, left_out, are_named=are_named), uri, sizes)
 
 
-def _split(entry: _Found, image_field: str | None, sizes: ShardSizes) -> Sequence[Shard]:
-    if entry.is_folder:
-        try:
-            files = files_with_sidecars(_no_archives(list_below(entry.fs, entry.path), entry.uri), entry.uri)
-            shards = list(_groups(files, entry.uri, sizes))
-        except OSError as error:
-            raise SourceError(
-                f"cannot list {entry.uri}: {str(error) or type(error).__name__}",
-                remedy=access_remedy(error, entry.uri, "read"),
-            ) from error
-        if not shards:
-            raise SourceError(f"the folder {entry.uri} holds no tar or Parquet file, and no image or video below it")
-        return shards
+def _of_folder(
+    folder: Found, image_field: str | None, sizes: ShardSizes, left_out: Counter[LeftOut]
+) -> Iterator[Shard]:
+    """Everything below a folder, by one listing: its tars and tables, then its other files."""
+    archives: list[Found] = []
+    on_disk = is_local(folder.fs)
+
+    def others() -> Iterator[ListedFile]:
+        for file in list_below(folder.fs, folder.path, left_out):
+            if format_of(file.path) in ARCHIVE_FORMATS:
+                path = f"{folder.path.rstrip('/')}/{file.path}"
+                info = {"type": "file", "size": file.num_bytes, "etag": file.etag}
+                archives.append(Found(folder.fs, local_path(path) if on_disk else path, info, by="folder"))
+            else:
+                yield file
+
+    try:
+        groups = list(_groups(files_with_sidecars(others(), folder.uri, left_out), folder.uri, sizes))
+    except OSError as error:
+        raise SourceError(
+            f"cannot list {folder.uri}: {str(error) or type(error).__name__}",
+            remedy=access_remedy(error, folder.uri, "read"),
+        ) from error
+    yield from _split_all(archives, image_field, sizes, left_out)
+    yield from groups
+
+
+def _split_all(
+    entries: Sequence[Found], image_field: str | None, sizes: ShardSizes, left_out: Counter[LeftOut]
+) -> Iterator[Shard]:
+    def split(entry: Found) -> Sequence[Shard] | LeftOut:
+        return _split(entry, image_field, sizes)
+
+    with ThreadPoolExecutor(max_workers=_NUM_READERS) as pool:
+        for first in range(0, len(entries), _READ_AHEAD):  # a million futures at once would outweigh the plan
+            some = entries[first : first + _READ_AHEAD]
+            # Most tars need not be read for it, and a future costs more than all else that is done for one.
+            reading = {number: pool.submit(split, each) for number, each in enumerate(some) if _is_read(each, sizes)}
+            for number, entry in enumerate(some):
+                shards = reading[number].result() if number in reading else split(entry)
+                if isinstance(shards, LeftOut):
+                    left_out[shards] += 1
+                else:
+                    yield from shards
+
+
+def _is_read(entry: Found, sizes: ShardSizes) -> bool:
+    """Whether a file is opened for planning."""
+    in_one_piece = format_of(entry.path) in ("webdataset", "unknown") and not may_be_split(
+        entry.path, entry.num_bytes, sizes.tar_bytes
+    )
+    return not in_one_piece
+
+
+def _split(entry: Found, image_field: str | None, sizes: ShardSizes) -> Sequence[Shard] | LeftOut:
     etag = etag_of(entry.info)
     match format_of(entry.path):
         case "parquet":
@@ -163,6 +205,7 @@ def _split(entry: _Found, image_field: str | None, sizes: ShardSizes) -> Sequenc
                 image_field=image_field,
                 range_bytes=sizes.parquet_bytes,
                 range_rows=sizes.parquet_rows,
+                in_folder=entry.by == "folder",
             )
         case "list":
             return list(_groups(listed_files(entry.uri, image_field), entry.uri, sizes))
@@ -177,127 +220,5 @@ def _split(entry: _Found, image_field: str | None, sizes: ShardSizes) -> Sequenc
             )
 
 
-def _no_archives(listed: Iterable[ListedFile], folder: str) -> Iterator[ListedFile]:
-    for file in listed:
-        if "/" not in file.path and format_of(file.path) in ARCHIVE_FORMATS:
-            raise ConfigError(f"{folder} holds {file.path} among very many other files; name the tars by a glob")
-        yield file
-
-
 def _groups(files: Iterable[SourceFile], uri: str, sizes: ShardSizes) -> Iterator[Shard]:
     return group_files(files, uri, group_bytes=sizes.group_bytes, most_files=sizes.group_files)
-
-
-def _expand(pattern: str) -> list[_Found]:
-    """What a pattern names: files, and folders that hold no archive or table."""
-    if not pattern.strip():
-        raise ConfigError("a source is empty: name a tar file, a glob, a brace pattern or an fsspec URL")
-    if pattern.startswith(("http://", "https://")) and pattern.endswith("/"):
-        raise SourceError(
-            f"{pattern!r}: a web server does not say what a folder holds; name its files in a list (.txt)"
-        )
-    fs, path = _open_filesystem(pattern, pattern)
-    try:
-        # What is there under this very name is meant, whatever its name holds; only local stores are cheap to ask.
-        if is_local(fs) and os.path.exists(path):
-            return _info_of(fs, [path], pattern)
-        found: list[_Found] = []
-        literal: list[str] = []
-        for name in _expand_braces(pattern):
-            _, path = _open_filesystem(name, pattern)
-            if _has_glob(fs, path):
-                found += _info_of(fs, literal, pattern) + _glob(fs, path, pattern)
-                literal = []
-            else:
-                literal.append(path)
-        found += _info_of(fs, literal, pattern)
-    except TatokError:
-        raise
-    except Exception as error:  # every fsspec backend has exceptions of its own
-        raise SourceError(
-            f"cannot list {pattern!r}: {str(error) or type(error).__name__}",
-            remedy=access_remedy(error, pattern, "read"),
-        ) from error
-    return found
-
-
-def _fixed_folder(pattern: str) -> str:
-    """The folder in which all that a pattern can match lies, however much is added to it."""
-    magic = [place for place in map(pattern.find, "*?[{") if place >= 0]
-    fixed = pattern[: min(magic, default=len(pattern))]
-    return fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ".")
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    if "{" not in pattern:
-        return [pattern]
-    try:
-        return list(braceexpand(pattern))
-    except ValueError as error:
-        raise ConfigError(f"the braces of {pattern!r} do not match: {error}") from error
-
-
-def _open_filesystem(url: str, pattern: str) -> tuple[AbstractFileSystem, str]:
-    try:
-        fs, path = filesystem_of(url)
-    except (ImportError, ValueError, OSError) as error:
-        raise SourceError(
-            f"cannot open {pattern!r}: {error}; check the URL's scheme and that its fsspec package is installed",
-            remedy=access_remedy(error, pattern, "read") or NO_PACKAGE_REMEDY,
-        ) from error
-    return fs, path
-
-
-def _has_glob(fs: AbstractFileSystem, path: str) -> bool:
-    # "?" starts the query of an HTTP URL and brackets may be part of one; only a star is a wish there.
-    return any(char in path for char in ("*" if path.startswith(("http://", "https://")) else "*?["))
-
-
-def _glob(fs: AbstractFileSystem, path: str, pattern: str) -> list[_Found]:
-    files = sorted((_Found(fs, info["name"], info) for info in list_matching(fs, path)), key=lambda found: found.path)
-    if not files:
-        raise SourceError(
-            f"no file matches {path!r} (from {pattern!r}); check the path and quote it against the shell",
-            remedy=spelling_remedy(pattern),
-        )
-    return files
-
-
-def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list[_Found]:
-    """Size and etag of every path, by one listing a folder where many are asked for."""
-    by_folder: defaultdict[str, set[str]] = defaultdict(set)
-    for path in paths:
-        by_folder[path.rpartition("/")[0]].add(path)
-    listed: dict[str, dict[str, Any]] = {}
-    for folder, wanted in by_folder.items():
-        if len(wanted) >= _LIST_FROM and "://" not in folder:  # HTTP listings carry no sizes
-            try:
-                files = list_directly_in(fs, folder)
-                listed |= {info["name"]: info for info in files if info["name"] in wanted}
-            except FileNotFoundError:
-                continue  # each missing file is named below
-    found: list[_Found] = []
-    for path in paths:
-        try:
-            info = listed.get(path) or fs.info(path)
-        except FileNotFoundError as error:
-            failure = source_error(f"cannot reach {path} (from {pattern!r})", error, pattern)
-            if not failure.is_permanent:  # of the web: the server could not even be asked
-                raise failure from error
-            raise SourceError(
-                f"{path} does not exist (from {pattern!r}); check the path", remedy=spelling_remedy(pattern)
-            ) from None
-        found += _folder(fs, path, info) if info["type"] == "directory" else [_Found(fs, path, info)]
-    return found
-
-
-def _folder(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> list[_Found]:
-    """The tars and Parquet files directly in a folder, else the folder itself."""
-    files = list_directly_in(fs, path)
-    archives: list[_Found] = []
-    for number, file in enumerate(files, 1):
-        if format_of(file["name"]) in ARCHIVE_FORMATS:
-            archives.append(_Found(fs, file["name"], file))
-        elif number >= _LOOKED_THROUGH and not archives:
-            break  # images: their listing, below, is streamed, and refuses an archive that comes after all
-    return sorted(archives, key=lambda entry: entry.path) or [_Found(fs, path, info)]

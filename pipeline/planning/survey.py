@@ -13,7 +13,7 @@ from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.readers.file_groups import unpack_group
 from tatok.pipeline.readers.formats import extension_of
 from tatok.pipeline.storage.store import OutputStore
-from tatok.schemas.records import Shard, ShardKind
+from tatok.schemas.records import LeftOut, Shard, ShardKind
 
 __all__ = ["KindCounts", "Survey", "survey_source"]
 
@@ -35,10 +35,11 @@ class KindCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What was found, by kind, and what is done; `progress` is None where no output was asked about."""
+    """What was found, by kind, what of it is no sample, and what is done; `progress` is None without an output."""
 
     shards: Sequence[Shard]
     kinds: Mapping[ShardKind, KindCounts]
+    left_out: Mapping[LeftOut, int]
     progress: Progress | None
 
 
@@ -48,7 +49,8 @@ def survey_source(source: Sequence[str], *, image_field: str | None = None, outp
     Names, sizes, Parquet footers and headers of large tars are read, no image is. Raises what `plan_shards` raises,
     and CommitError if the output holds something else than parts.
     """
-    shards = plan_shards(source, image_field=image_field)
+    left_out = Counter[LeftOut]()
+    shards = plan_shards(source, image_field=image_field, left_out=left_out)
     kinds: dict[ShardKind, list[Shard]] = {}
     for shard in shards:
         kinds.setdefault(shard.kind, []).append(shard)
@@ -56,7 +58,8 @@ def survey_source(source: Sequence[str], *, image_field: str | None = None, outp
     if output is not None:
         store = OutputStore.open(output)
         progress = compare_with_committed(shards, committed_shards(store), partial(shards_of_parts, store))
-    return Survey(shards=shards, kinds={kind: _counts(of_kind) for kind, of_kind in kinds.items()}, progress=progress)
+    counts = {kind: _counts(of_kind) for kind, of_kind in kinds.items()}
+    return Survey(shards=shards, kinds=counts, left_out=left_out, progress=progress)
 
 
 def _counts(shards: Sequence[Shard]) -> KindCounts:

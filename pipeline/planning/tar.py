@@ -13,16 +13,21 @@ from typing import Any
 from fsspec.spec import AbstractFileSystem
 
 from tatok.pipeline.planning.shard_ids import stretch_shard
-from tatok.pipeline.readers.tar import open_tar, split_member_name
+from tatok.pipeline.readers.tar_headers import SampleNames, is_data, is_hidden, open_tar
 from tatok.pipeline.storage.listing import is_local
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.records import Shard
 
-__all__ = ["split_tar"]
+__all__ = ["may_be_split", "split_tar"]
 
 _PROBED_MEMBERS = 32
 _MIN_MEAN_BYTES = 1 << 20  # of a member, for a tar in a bucket to be split
 _BLOCK_BYTES = 16 << 10
+
+
+def may_be_split(path: str, file_bytes: int, range_bytes: int) -> bool:
+    """Whether a tar is long enough, and can be entered in its middle: a compressed one cannot."""
+    return file_bytes >= 2 * range_bytes and path.lower().endswith(".tar")
 
 
 def split_tar(
@@ -30,13 +35,13 @@ def split_tar(
 ) -> list[Shard]:
     """The shards of a plain tar: ranges of about `range_bytes`, cut between samples, or the whole file.
 
-    Samples are those of `read_tar`: a member with another key than the one before it, or with a name that the sample
-    has already, begins one. A tar whose headers cannot be walked to the end is not split before the damage.
+    Samples are those of `read_tar`. A tar whose headers cannot be walked to the end, or in which a block of zeros comes
+    before it, is not split behind that place.
 
     Raises SourceError if the store fails.
     """
     whole = [stretch_shard(uri, "webdataset", num_bytes=file_bytes, file_bytes=file_bytes, etag=etag)]
-    if file_bytes < 2 * range_bytes or not path.lower().endswith(".tar"):
+    if not may_be_split(path, file_bytes, range_bytes):
         return whole
     try:
         with fs.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead") as file:
@@ -68,7 +73,7 @@ def split_tar(
 def _cuts(file: Any, range_bytes: int, min_mean_bytes: int) -> list[tuple[int, int]]:
     """(sample, offset of its first header) wherever a range ends; none where the tar is not to be split."""
     cuts: list[tuple[int, int]] = []
-    index, key, extensions = -1, None, set[str]()
+    index, names = -1, SampleNames()
     last_cut = num_members = 0
     try:
         tar = open_tar(file, "r:")
@@ -79,15 +84,11 @@ def _cuts(file: Any, range_bytes: int, min_mean_bytes: int) -> list[tuple[int, i
                 return []  # they hold for the whole archive, and a range would not see them
             if num_members == _PROBED_MEMBERS and member.offset < _PROBED_MEMBERS * min_mean_bytes:
                 return []
-            if not member.isreg():
-                continue
-            member_key, extension = split_member_name(member.name)
-            if member_key != key or extension in extensions:
-                index, key, extensions = index + 1, member_key, set()
-                if member.offset - last_cut >= range_bytes:
+            if is_data(member) and not is_hidden(member.name) and names.begins(member.name):
+                index += 1
+                if index and member.offset - last_cut >= range_bytes:
                     last_cut = member.offset
                     cuts.append((index, last_cut))
-            extensions.add(extension)
     except (tarfile.TarError, EOFError):
         pass  # whoever reads the last range finds the damage, and reports it
     return cuts

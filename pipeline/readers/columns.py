@@ -13,7 +13,16 @@ import pyarrow as pa
 from tatok.pipeline.readers.formats import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from tatok.schemas.errors import ConfigError
 
-__all__ = ["KEY_COLUMNS", "URI_COLUMNS", "SourceColumns", "parquet_columns", "row_attachments", "table_columns"]
+__all__ = [
+    "KEY_COLUMNS",
+    "URI_COLUMNS",
+    "SourceColumns",
+    "is_byte_list",
+    "media_columns",
+    "parquet_columns",
+    "row_attachments",
+    "table_columns",
+]
 
 KEY_COLUMNS = ("__key__", "key", "id", "image_id")
 CAPTION_COLUMNS = ("caption", "text", "txt")
@@ -44,29 +53,38 @@ class SourceColumns:
 
 
 def parquet_columns(schema: pa.Schema, image_field: str | None, origin: str) -> SourceColumns:
-    """The columns of a Parquet file: `image_field`, else the image by type and name, else a column of URIs by name.
+    """The columns of a Parquet file, as `media_columns` finds the image.
 
-    Bytes are a binary column or the struct {bytes, path} of Hugging Face. Raises ConfigError, which lists the columns,
-    where no column or more than one may be the image.
+    Raises ConfigError, which lists the columns, where no column or more than one may be the image.
     """
     types: dict[str, pa.DataType] = {field.name: field.type for field in schema}
-    media = [name for name, kind in types.items() if _is_struct(kind)] or [
-        name for name, kind in types.items() if _is_binary(kind)
-    ]
-    named = (*MEDIA_COLUMNS, *sorted(IMAGE_EXTENSIONS), *sorted(VIDEO_EXTENSIONS))
-    texts = [name for name, kind in types.items() if _is_text(kind)]
-    if image_field is not None:
-        of_media = (*texts, *(name for name, kind in types.items() if _is_struct(kind) or _is_binary(kind)))
-        found = [image_field] if image_field in of_media else []
-    else:
-        found = media if len(media) <= 1 else _first_of(named, media) or media
-        found = found or _first_of(URI_COLUMNS, texts)
+    found = media_columns(schema, image_field)
     if len(found) != 1:
         wanted = "is no column of bytes, {bytes, path} or URIs" if image_field else "set image_field to the image's"
         raise ConfigError(f"{origin} has the columns {', '.join(types)}: {image_field or ''}{wanted}")
-    holds_bytes = not _is_text(types[found[0]])
     readable = [name for name, kind in types.items() if not _is_binary(kind) and not _is_struct(kind)]
-    return _columns(found[0], holds_bytes, readable)
+    return _columns(found[0], not _is_text(types[found[0]]), readable)
+
+
+def media_columns(schema: pa.Schema, image_field: str | None) -> list[str]:
+    """The columns that may be the image: `image_field`, else by type and name, else one of URIs by name.
+
+    Bytes are a binary column or the struct {bytes, path} of Hugging Face. Those of a fixed size and lists of small
+    numbers, which are hashes and vectors more often than images, have to have an image's name.
+    """
+    types: dict[str, pa.DataType] = {field.name: field.type for field in schema}
+    structs = [name for name, kind in types.items() if _is_struct(kind)]
+    binaries = [name for name, kind in types.items() if _is_binary(kind)]
+    others = [name for name, kind in types.items() if _is_fixed_binary(kind) or is_byte_list(kind)]
+    texts = [name for name, kind in types.items() if _is_text(kind)]
+    if image_field is not None:
+        return [image_field] if image_field in {*structs, *binaries, *others, *texts} else []
+    named = (*MEDIA_COLUMNS, *sorted(IMAGE_EXTENSIONS), *sorted(VIDEO_EXTENSIONS))
+    media = structs or binaries
+    by_name = _first_of(named, media) or ([] if structs else _first_of(named, others))
+    found = media if len(media) == 1 and not by_name else by_name or media
+    # Text in a column of that name is an address, or the image itself in base64; but "content" is an article's.
+    return found or _first_of((*URI_COLUMNS, *(name for name in MEDIA_COLUMNS if name != "content")), texts)
 
 
 def table_columns(names: Sequence[str], image_field: str | None, origin: str) -> SourceColumns:
@@ -117,12 +135,27 @@ def _first_of(wanted: Sequence[str], names: Collection[str]) -> list[str]:
     return [by_lower[name] for name in wanted if name in by_lower][:1]
 
 
+def is_byte_list(kind: pa.DataType) -> bool:
+    """Whether a column's cells are bytes as lists of numbers."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and pa.types.is_uint8(kind.value_type)
+
+
 def _is_struct(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    inner = kind.field("bytes").type
+    return _is_binary(inner) or _is_fixed_binary(inner)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_fixed_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_fixed_size_binary(kind) and not pa.types.is_decimal(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from tatok.pipeline.readers.inline_data import is_inline
 from tatok.pipeline.readers.unreadable import Unreadable
 from tatok.pipeline.storage.failures import http_status
 from tatok.pipeline.storage.options import options_of
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.errors import SourceError
 from tatok.schemas.secrets import is_signed_by_a_store
-from tatok.schemas.urls import filesystem_of
+from tatok.schemas.urls import filesystem_of, local_path
 
 __all__ = ["Fetcher", "public_uri", "refusal", "resolve_uri"]
 
@@ -34,6 +35,7 @@ _HTTP = ("http", "https")
 _OPEN_SCHEMES = frozenset({*_HTTP, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "r2"})
 _UNREADABLE = "unreadable:"
 _SIGNED = "signed:"
+_INLINE = "inline:"
 _BLOCK_BYTES = 1 << 20
 
 
@@ -42,8 +44,10 @@ def resolve_uri(text: str, base: str) -> str:
 
     A path or `file://` is taken only where the table itself is a local file. What may not be named becomes an address
     under `unreadable:`, which a Fetcher refuses. So does an URL that a store has signed, under `signed:` and without
-    its parameters: rows and reports keep the addresses that they came from.
+    its parameters: rows and reports keep the addresses that they came from. Data instead of an address is `inline:`.
     """
+    if is_inline(text):
+        return _INLINE
     scheme = text.partition("://")[0] if "://" in text else ""
     base_scheme = base.partition("://")[0] if "://" in base else ""
     refused = _UNREADABLE + text
@@ -61,7 +65,15 @@ def resolve_uri(text: str, base: str) -> str:
 
 
 def refusal(uri: str) -> Unreadable | None:
-    """Why an address of `resolve_uri` is not read: "unreadable_uri", "signed_uri"; None where it may be."""
+    """Why an address of `resolve_uri` is not read; None where it may be.
+
+    "unreadable_uri", "signed_uri", "inline_data".
+    """
+    if uri == _INLINE:
+        return Unreadable(
+            reason="inline_data",
+            detail="the row holds data where a list names a file; store the data as a table (.parquet), or as files",
+        )
     if uri.startswith(_UNREADABLE):
         named = uri.removeprefix(_UNREADABLE)
         return Unreadable(
@@ -79,7 +91,9 @@ def refusal(uri: str) -> Unreadable | None:
 
 
 def public_uri(text: str) -> str:
-    """A row's address as it may be kept: without its parameters where a store has signed it."""
+    """A row's address as it may be kept: without its parameters where a store has signed it; "" where it is data."""
+    if is_inline(text):
+        return ""
     return text.partition("?")[0] if is_signed_by_a_store(text) else text
 
 
@@ -106,7 +120,7 @@ class Fetcher:
 
     def fetch(self, uri: str, *, num_bytes: int | None = None, was_listed: bool = False) -> bytes | Unreadable:
         """The content, or why it is unreadable: "missing", "forbidden" (web only), "too_large", "unreadable_uri",
-        "signed_uri".
+        "signed_uri", "inline_data".
 
         `num_bytes` is the size if it is known, and `was_listed` that the file was there when the job was planned.
         Raises SourceError if the store fails.
@@ -129,7 +143,7 @@ class Fetcher:
             failure = source_error(f"cannot read {uri}", error, uri)
             if host is not None:
                 raise _Unanswered(host, failure) from error
-            if gone and not (was_listed and "://" not in uri and not os.path.isdir(os.path.dirname(uri))):
+            if gone and not (was_listed and "://" not in uri and not os.path.isdir(os.path.dirname(local_path(uri)))):
                 return Unreadable(reason="missing", detail=f"{uri} does not exist")
             raise failure from error
         if host is not None:
@@ -188,9 +202,10 @@ class Fetcher:
 
     def _read(self, uri: str, num_bytes: int | None) -> bytes:
         if "://" not in uri:
-            if not os.path.isfile(uri):
+            path = local_path(uri)
+            if not os.path.isfile(path):
                 raise FileNotFoundError(uri)  # a pipe or a device would block
-            with open(uri, "rb") as file:
+            with open(path, "rb") as file:
                 return file.read(self._max_bytes + 1)
         scheme = uri.partition("://")[0]
         if scheme in _HTTP:

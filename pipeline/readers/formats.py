@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from tatok.pipeline.images.extras import EXTRAS, HEIF_BRANDS
+
 __all__ = [
     "ARCHIVE_FORMATS",
     "ATTACHMENTS",
@@ -21,6 +23,7 @@ __all__ = [
     "format_of",
     "is_media",
     "media_of",
+    "missing_extra",
 ]
 
 SourceFormat = Literal["webdataset", "parquet", "list", "media", "unknown"]
@@ -30,9 +33,11 @@ ARCHIVE_FORMATS: tuple[SourceFormat, ...] = ("webdataset", "parquet")
 ATTACHMENTS = ("txt", "cls", "json")
 # Pillow registers these only to name or to write them; EPS would run another program.
 _NOT_READ = frozenset(["bufr", "eps", "grib", "h5", "hdf", "iim", "mpeg", "mpg", "pdf", "ps"])
+_EXTRA_OF = {extension: extra for extra in EXTRAS.values() for extension in extra.extensions}
 IMAGE_EXTENSIONS = (
-    frozenset(extension.removeprefix(".") for extension in Image.registered_extensions()) | {"avif"}
+    frozenset(extension.removeprefix(".") for extension in Image.registered_extensions()) | {"avif", *_EXTRA_OF}
 ) - _NOT_READ
+"""Those of extras are among them whether or not they are installed: what is called an image is the same anywhere."""
 VIDEO_CONTAINERS: Mapping[str, tuple[str, ...]] = {
     "mov": ("mp4", "m4v", "mov", "3gp"),
     "matroska": ("mkv", "webm"),
@@ -51,7 +56,7 @@ VIDEO_EXTENSIONS = frozenset(extension for extensions in VIDEO_CONTAINERS.values
 HEAD_BYTES = 12
 """How many first bytes say what is in a file."""
 _MEDIA_EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
 _MAGIC = {
     b"\x1a\x45\xdf\xa3": "matroska",
@@ -59,7 +64,7 @@ _MAGIC = {
     b"\x00\x00\x01\xba": "mpeg",
     b"\x00\x00\x01\xb3": "mpegvideo",
 }
-_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # images in the container of MP4
+_STILL_BRANDS = (b"avif", b"avis", *HEIF_BRANDS)  # images in the container of MP4
 
 
 def extension_of(uri: str) -> str:
@@ -92,6 +97,12 @@ def media_of(name: str, head: bytes = b"") -> Literal["image", "video"]:
     if extension in _MEDIA_EXTENSIONS:
         return "video" if extension in VIDEO_EXTENSIONS else "image"
     return "image" if container_of(head) is None else "video"
+
+
+def missing_extra(extension: str) -> str | None:
+    """The extra of tatok ("heif", "jxl") that images of this extension need and that is not installed here, if any."""
+    extra = _EXTRA_OF.get(extension)
+    return None if extra is None or extra.is_installed else extra.name
 
 
 def container_of(head: bytes) -> str | None:

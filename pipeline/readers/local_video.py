@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.records import Sample
-from tatok.schemas.urls import open_to_read
+from tatok.schemas.urls import local_path, open_to_read
 
 __all__ = ["content_digest", "local_video"]
 
@@ -24,8 +24,11 @@ def local_video(sample: Sample) -> Iterator[Sample]:
 
     Raises SourceError if the store fails.
     """
-    if sample.payload_uri is None or "://" not in sample.payload_uri:
+    if sample.payload_uri is None:
         yield sample
+        return
+    if "://" not in sample.payload_uri:
+        yield replace(sample, payload_uri=local_path(sample.payload_uri))
         return
     with tempfile.NamedTemporaryFile(prefix="tatok-video-", suffix=f".{sample.extension}") as copy:
         try:

@@ -11,9 +11,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tatok.pipeline.readers.columns import SourceColumns, parquet_columns, row_attachments
+from tatok.pipeline.readers.columns import SourceColumns, is_byte_list, parquet_columns, row_attachments
 from tatok.pipeline.readers.fetch import Fetcher, public_uri, resolve_uri
 from tatok.pipeline.readers.formats import HEAD_BYTES, extension_of, media_of
+from tatok.pipeline.readers.inline_data import InlineData, inline_data
 from tatok.pipeline.readers.unreadable import Unreadable, unreadable_reject
 from tatok.pipeline.storage.source_file import open_source, source_error
 from tatok.schemas.records import Reject, Sample, Shard
@@ -72,13 +73,14 @@ def read_parquet(shard: Shard, *, max_sample_bytes: int, image_field: str | None
     """Yield the rows [start, stop) of a file as samples, `index` being the row's number in the file.
 
     The key is the column `__key__`, `key`, `id` or `image_id`; else the path beside the bytes, or the URI; else the
-    file's name and the row. Columns named like a caption and a label become these, all others the metadata, except
+    file's name and the row. A text, or the path beside the bytes, may also be the data itself, as a data URI or base64;
+    it is never the key. Columns named like a caption and a label become these, all others the metadata, except
     for other columns of bytes, which are not read. A row group is read by batches of about 16 MiB, which is held twice,
     beside 1 MiB of each column, a page, and what is fetched ahead.
 
     Rejects, all of stage "read": "no_image" (a null), "too_large", "not_parquet", "corrupt_parquet" (once for
-    the rest of a row group; the following ones are read); of URIs also "missing", "forbidden", "unreachable",
-    "unreadable_uri" and "signed_uri".
+    the rest of a row group; the following ones are read); of texts also "inline_data", "missing", "forbidden",
+    "unreachable", "unreadable_uri" and "signed_uri".
 
     Raises SourceError if the store fails.
     """
@@ -116,7 +118,7 @@ def read_parquet(shard: Shard, *, max_sample_bytes: int, image_field: str | None
         if columns.holds_bytes:
             yield from map(sample, rows)
         else:
-            yield from fetcher.map(rows, sample, num_bytes=lambda row: None, give_up=give_up)
+            yield from fetcher.map(rows, sample, num_bytes=_bytes_held, give_up=give_up)
 
 
 def read_parquet_keys(shard: Shard, *, image_field: str | None = None) -> Iterator[tuple[int, str]]:
@@ -149,16 +151,36 @@ def _rows(
             for batch in batches:
                 first, last = max(at, shard.start), min(at + len(batch), stop)
                 if first < last:
-                    rows = _rows_of(batch.slice(first - at, last - first))
+                    rows = _rows_of(_with_bytes(batch.slice(first - at, last - first), columns.media))
                     yield from (_row(row, columns, shard.uri, index) for index, row in enumerate(rows, first))
                 at += len(batch)
                 if at >= stop:
                     break
+            else:  # damaged pages may end the batches early, without a word
+                if at < stop:
+                    raise pa.ArrowInvalid(f"{end - at} rows fewer than the footer says")
         except (pa.ArrowException, OSError) as error:
             index = max(at, shard.start)
             what = f"rows {index} to {stop - 1} are lost in a damaged row group"
             unreadable = parquet.damage(error, "corrupt_parquet", what)
             yield unreadable_reject(shard.uri, index, f"{_stem(shard.uri)}/{index:08}", unreadable)
+
+
+def _bytes_held(row: _Row | Reject) -> int | None:
+    """How much of a row is in memory already; None where it has to be fetched."""
+    return len(row.media) if isinstance(row, _Row) and isinstance(row.media, bytes) else None
+
+
+def _with_bytes(batch: pa.RecordBatch, media: str) -> pa.RecordBatch:
+    """The batch with bytes where the image is lists of numbers; a list with nulls is null."""
+    place = batch.schema.names.index(media)
+    if not is_byte_list(batch.schema.field(place).type):
+        return batch
+    cells = [
+        cell.values.to_numpy().tobytes() if cell.is_valid and cell.values.null_count == 0 else None
+        for cell in batch.column(place)
+    ]
+    return batch.set_column(place, media, pa.array(cells, pa.large_binary()))
 
 
 def _rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -190,20 +212,26 @@ def _row(row: Mapping[str, Any], columns: SourceColumns, uri: str, index: int) -
         cell, path = cell["bytes"], cell.get("path")
         if cell is None and path:  # Hugging Face's way to name a file instead of holding it
             cell = path
+    name = (cell if isinstance(cell, str) else path) or ""
+    public = public_uri(name)  # "" where it is data
+    extension = columns.media
     media: bytes | str | Unreadable
     if cell is None:
         media = Unreadable(reason="no_image", detail=f"the column {columns.media} is null")
+    elif isinstance(cell, str):
+        held = inline_data(cell)
+        if isinstance(held, InlineData):
+            media, extension = held.content, held.extension or extension
+        else:
+            media = held or resolve_uri(cell, uri)
     else:
-        media = resolve_uri(cell, uri) if isinstance(cell, str) else bytes(cell)
+        media = bytes(cell)
     key = row.get(columns.key) if columns.key is not None else None
-    if key is None:
-        named = cell if isinstance(cell, str) else path
-        key = public_uri(named) if named else f"{_stem(uri)}/{index:08}"
     texts = row_attachments(columns, row)
     return _Row(
         index=index,
-        key=str(key),
-        name=(cell if isinstance(cell, str) else path) or f".{columns.media}",
+        key=str(key) if key is not None else public or f"{_stem(uri)}/{index:08}",
+        name=name if public else f".{extension}",
         media=media,
         attachments={extension: text.encode() for extension, text in texts.items()},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from tatok.pipeline.readers.parquet import read_parquet, read_parquet_keys
 from tatok.pipeline.readers.tar import read_tar
 from tatok.pipeline.storage.source_file import open_source
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Reject, Sample, Shard, SourceFile
+from tatok.schemas.records import LeftOut, LeftOutMembers, Reject, Sample, Shard, SourceFile
 
 __all__ = ["Place", "ReadOptions", "read_places", "read_samples", "shards_at"]
 
@@ -52,15 +53,22 @@ class Place:
     key: str
 
 
-def read_samples(shard: Shard, options: ReadOptions) -> Iterator[Sample | Reject]:
+def read_samples(
+    shard: Shard, options: ReadOptions, left_out: Counter[LeftOut] | None = None
+) -> Iterator[Sample | Reject]:
     """Yield the samples of a shard in its order; those that cannot be read are rejects of stage "read".
 
-    Raises SourceError if the store fails: that is no fault of the data.
+    What belongs to no sample is counted in `left_out`, by the time of the end. Raises SourceError if the store fails:
+    that is no fault of the data.
     """
     max_sample_bytes, image_field = options.max_sample_bytes, options.image_field
     match shard.kind:
         case "webdataset":
-            yield from read_tar(shard, max_sample_bytes=max_sample_bytes, image_field=image_field)
+            for item in read_tar(shard, max_sample_bytes=max_sample_bytes, image_field=image_field):
+                if not isinstance(item, LeftOutMembers):
+                    yield item
+                elif left_out is not None:
+                    left_out.update(item.counts)
         case "parquet":
             yield from read_parquet(shard, max_sample_bytes=max_sample_bytes, image_field=image_field)
         case "files":
@@ -74,7 +82,7 @@ def read_places(shard: Shard, options: ReadOptions) -> Iterator[Place]:
     """
     match shard.kind:
         case "webdataset":
-            for sample in read_tar(shard, max_sample_bytes=options.max_sample_bytes, image_field=options.image_field):
+            for sample in read_samples(shard, options):
                 yield Place(sample.uri, sample.index, sample.key)
         case "parquet":
             for index, key in read_parquet_keys(shard, image_field=options.image_field):

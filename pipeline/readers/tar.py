@@ -8,49 +8,53 @@ out because its package imports torch, for which decoders and driver would wait,
 
 from __future__ import annotations
 
-import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
-
-import pyarrow as pa
 
 from tatok.pipeline.readers.formats import ATTACHMENTS, HEAD_BYTES, is_media, media_of
+from tatok.pipeline.readers.tar_headers import (
+    CheckedTar,
+    Readable,
+    SampleNames,
+    damage_reason,
+    decompressed,
+    end_damage,
+    is_data,
+    is_hidden,
+    open_tar,
+    split_member_name,
+)
+from tatok.pipeline.readers.tar_links import LinkTargets
 from tatok.pipeline.readers.unreadable import Unreadable, unreadable_reject
 from tatok.pipeline.storage.source_file import SourceReader, open_forward
-from tatok.schemas.records import Reject, Sample, Shard
+from tatok.schemas.records import LeftOut, LeftOutMembers, Reject, Sample, Shard
 
-__all__ = ["CheckedTar", "open_tar", "read_tar", "split_member_name"]
+__all__ = ["read_tar"]
 
-_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's
 _MAX_ATTACHMENT_BYTES = 16 << 20
-_MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax record, which tarfile reads whole
-_HEADER_TYPES = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-_BLOCK_BYTES = 1 << 16  # tarfile copies what is left of a block at every read of it
+
+_Group = dict[str, "bytes | Unreadable"]
+"""A sample's members: extension -> content, b"" where nobody wants it."""
 
 
-class _Bytes(Protocol):
-    def read(self, size: int = -1) -> bytes:
-        """What tarfile's stream mode calls."""
-
-
-def read_tar(shard: Shard, *, max_sample_bytes: int, image_field: str | None = None) -> Iterator[Sample | Reject]:
+def read_tar(
+    shard: Shard, *, max_sample_bytes: int, image_field: str | None = None
+) -> Iterator[Sample | Reject | LeftOutMembers]:
     """Yield the samples of a shard in the archive's order; members of one sample are next to each other.
 
     A key ends at the first dot of the base name (the folder is kept). A key that comes back later, or a member name
     that comes twice in a row, is a sample of its own, told apart by `index`. The payload is the member with the
     extension `image_field`, else the only image or video. Members other than .txt, .cls, .json and these are not read.
+    A link to a file of the same archive is a member with its content.
+
+    Members with a hidden name are no part of any sample; if there are any, their number comes last. Folders are
+    nothing.
 
     Rejects, all of stage "read": "no_image", "ambiguous_image" (several images or videos and no image_field),
-    "too_large", "truncated_archive", "corrupt_archive", "empty_archive", "not_an_archive". A damaged archive
-    yields every complete sample before the damage, then one reject for the rest: under the key of the sample that is
-    cut, or under the archive's own name where the damage lies between samples.
+    "too_large", "dangling_link", "unsupported_member" (with holes, a device), "truncated_archive", "corrupt_archive",
+    "data_after_end", "empty_archive", "not_an_archive". A damaged archive yields every complete sample before the
+    damage, then one reject for the rest: under the key of the sample that is cut, or under the archive's own name where
+    the damage lies between samples.
 
     Raises SourceError if the store fails (missing file, lost connection, fewer bytes than planned): that is no
     fault of the data.
@@ -59,33 +63,18 @@ def read_tar(shard: Shard, *, max_sample_bytes: int, image_field: str | None = N
         if shard.offset:
             file.seek(shard.offset)
         source = SourceReader(file, shard.uri, num_bytes=shard.num_bytes)
-        members = _Members(source, max_sample_bytes=max_sample_bytes, image_field=image_field)
-        first = shard.start if shard.offset else 0
-        index = first - 1
-        for index, (key, group) in enumerate(members, first):
-            if index < shard.start:
-                continue
-            if shard.stop is not None and index >= shard.stop:
-                return
-            yield _to_sample(key, group, shard.uri, index, image_field)
-        if members.damage is not None:
-            # No sample can be named, so the archive itself is.
-            yield unreadable_reject(shard.uri, index + 1, shard.uri.rpartition("/")[2], members.damage)
-
-
-def open_tar(source: Any, mode: str) -> CheckedTar:
-    """A tarfile that refuses absurd headers and gives names as text that Arrow takes.
-
-    Raises tarfile.TarError or EOFError if there is no tar.
-    """
-    return CheckedTar.open(  # type: ignore[call-overload]  # stream mode calls `read` alone
-        fileobj=source,
-        mode=mode,
-        tarinfo=_CheckedTarInfo,
-        bufsize=_BLOCK_BYTES,
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
+        stream = decompressed(source)
+        with LinkTargets(shard.uri, is_compressed=stream is not source, num_bytes=shard.num_bytes) as links:
+            members = _Members(shard, stream, links, max_sample_bytes=max_sample_bytes, image_field=image_field)
+            index = members.first - 1
+            for index, (key, group) in enumerate(members, members.first):
+                if index >= shard.start:
+                    yield _to_sample(key, group, shard.uri, index, image_field)
+            if members.damage is not None:
+                # No sample can be named, so the archive itself is.
+                yield unreadable_reject(shard.uri, index + 1, shard.uri.rpartition("/")[2], members.damage)
+            if members.num_hidden:
+                yield LeftOutMembers(counts={LeftOut("hidden"): members.num_hidden})
 
 
 def _to_sample(
@@ -93,9 +82,9 @@ def _to_sample(
 ) -> Sample | Reject:
     members = dict[str, bytes]()
     for extension, value in group.items():
-        if isinstance(value, Unreadable):
+        if isinstance(value, Unreadable) and (value.ends_archive or _is_wanted(extension, image_field)):
             return unreadable_reject(uri, index, key, value)
-        members[extension.removeprefix(".")] = value
+        members[extension.removeprefix(".")] = b"" if isinstance(value, Unreadable) else value
     names = (
         [image_field]
         if image_field in members
@@ -111,7 +100,10 @@ def _to_sample(
             )
         else:
             wanted = f".{image_field}" if image_field else "image or video"
-            unreadable = Unreadable(reason="no_image", detail=f"no {wanted} member among {found}")
+            unreadable = next(
+                (value for value in group.values() if isinstance(value, Unreadable)),
+                Unreadable(reason="no_image", detail=f"no {wanted} member among {found}"),
+            )
         return unreadable_reject(uri, index, key, unreadable)
     return Sample(
         key=key,
@@ -124,30 +116,38 @@ def _to_sample(
     )
 
 
-def split_member_name(name: str) -> tuple[str, str]:
-    """Member name -> key and "." + lower-case extension; the whole name is the key where there is none."""
-    match = _KEY_AND_EXTENSION.match(name)
-    return (name, ".") if match is None else (match[1], "." + match[2].lower())
+def _is_payload(extension: str, image_field: str | None) -> bool:
+    return extension.removeprefix(".") == image_field if image_field else is_media(extension)
+
+
+def _is_wanted(extension: str, image_field: str | None) -> bool:
+    return _is_payload(extension, image_field) or extension.removeprefix(".") in ATTACHMENTS
 
 
 class _Members:
-    """The members of one tar, grouped: each sample's key, and extension -> content.
+    """The members of a shard, grouped: each sample's key, and extension -> content; `first` is the first one's index.
 
-    `damage` says, afterwards, what ended it too early.
+    They end where the shard does. `damage` says, afterwards, what ended them too early, `num_hidden` how many hidden
+    members follow the samples [start, stop), or come before the first of the archive.
     """
 
-    def __init__(self, source: SourceReader, *, max_sample_bytes: int, image_field: str | None) -> None:
+    def __init__(
+        self, shard: Shard, stream: Readable, links: LinkTargets, *, max_sample_bytes: int, image_field: str | None
+    ) -> None:
+        self.first = shard.start if shard.offset else 0
         self.damage: Unreadable | None = None
-        self._source = source
+        self.num_hidden = 0
+        self._shard = shard
+        self._stream = stream
+        self._links = links
         self._max_sample_bytes = max_sample_bytes
         self._image_field = image_field
 
-    def __iter__(self) -> Iterator[tuple[str, dict[str, bytes | Unreadable]]]:
+    def __iter__(self) -> Iterator[tuple[str, _Group]]:
         try:
-            # Names that are not UTF-8 must still be text: Arrow refuses surrogates.
-            tar = open_tar(_decompressed(self._source), "r|*")
+            tar = open_tar(self._stream, "r|")
         except (tarfile.TarError, EOFError) as error:
-            if self._source.num_bytes == 0:
+            if str(error) == "empty file":
                 self.damage = Unreadable(reason="empty_archive", detail="the file is empty")
             else:
                 self.damage = Unreadable(reason="not_an_archive", detail=f"not a tar file: {error}")
@@ -155,115 +155,86 @@ class _Members:
         with tar:
             yield from self._groups(tar)
 
-    def _groups(self, tar: CheckedTar) -> Iterator[tuple[str, dict[str, bytes | Unreadable]]]:
-        key, group, group_bytes = "", dict[str, bytes | Unreadable](), 0
-        for member in self._regular(tar):
-            member_key, extension = split_member_name(member.name)
-            if group and (member_key != key or extension in group):
-                yield key, group
-                group, group_bytes = {}, 0
-            key = member_key
+    def _groups(self, tar: CheckedTar) -> Iterator[tuple[str, _Group]]:
+        key, group, group_bytes = "", _Group(), 0
+        names, index = SampleNames(), self.first - 1
+        for member in self._data(tar):
+            if is_hidden(member.name):
+                self.num_hidden += self._is_in_shard(max(index, self.first))
+                continue
+            if names.begins(member.name):
+                if group:
+                    yield key, group
+                index, group, group_bytes = index + 1, {}, 0
+                if self._shard.stop is not None and index >= self._shard.stop:
+                    return
+            key, extension = split_member_name(member.name)
             value: bytes | Unreadable = b""
-            wanted = extension.removeprefix(".")
-            is_payload = wanted == self._image_field if self._image_field else is_media(extension)
-            if is_payload or wanted in ATTACHMENTS:
-                limit = self._max_sample_bytes if is_payload else min(_MAX_ATTACHMENT_BYTES, self._max_sample_bytes)
-                group_bytes += member.size
-                if member.size > limit or group_bytes > self._max_sample_bytes:
-                    value = Unreadable(
-                        reason="too_large",
-                        detail=f"{member.name} has {member.size} bytes; at most {limit}, and "
-                        f"{self._max_sample_bytes} for the whole sample, are read (limits.max_sample_bytes)",
-                    )
-                else:
-                    value = self._content(tar, member)
+            is_unsupported = member.issparse() or not (member.isreg() or member.issym() or member.islnk())
+            if is_unsupported:
+                value = _unsupported(member)
+            elif _is_wanted(extension, self._image_field):
+                value, num_bytes = self._content(tar, member, extension, group_bytes)
+                group_bytes += num_bytes
             group[extension] = value
             if isinstance(value, Unreadable) and value.ends_archive:
                 break
         if group:
             yield key, group
 
-    def _regular(self, tar: CheckedTar) -> Iterator[tarfile.TarInfo]:
+    def _is_in_shard(self, index: int) -> bool:
+        return index >= self._shard.start and (self._shard.stop is None or index < self._shard.stop)
+
+    def _data(self, tar: CheckedTar) -> Iterator[tarfile.TarInfo]:
         last_name = ""
         while True:
             try:
                 member = tar.next()
+                if member is None:
+                    self.damage = end_damage(tar, last_name)
+                    return
             except (tarfile.TarError, EOFError) as error:
-                # Either a header is bad or the last member, which was skipped unread, is cut short.
-                self.damage = Unreadable(
-                    reason=_damage_reason(error), detail=f"{error}, after the member {last_name!r}"
-                )
-                return
-            if member is None:
-                if not isinstance(tar.header_error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-                    self.damage = Unreadable(
-                        reason=_damage_reason(tar.header_error),
-                        detail=f"{tar.header_error} where a header should be, after the member {last_name!r}",
-                    )
+                # Either a header is bad, or the last member, which was skipped unread, is cut short.
+                self.damage = Unreadable(reason=damage_reason(error), detail=f"{error}, after the member {last_name!r}")
                 return
             tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member it has seen
             last_name = member.name
-            if member.isreg():
+            if is_data(member):
                 yield member
 
-    def _content(self, tar: CheckedTar, member: tarfile.TarInfo) -> bytes | Unreadable:
-        file = tar.extractfile(member)
-        assert file is not None, "regular members have content"
-        try:
-            return file.read()
-        except (tarfile.TarError, EOFError) as error:
-            return Unreadable(reason=_damage_reason(error), detail=f"{error} in {member.name}", ends_archive=True)
+    def _content(
+        self, tar: CheckedTar, member: tarfile.TarInfo, extension: str, group_bytes: int
+    ) -> tuple[bytes | Unreadable, int]:
+        """What a member holds, and how much that is, beside the `group_bytes` that its sample has already."""
+        target = None if member.isreg() else self._links.find(member, self._shard.offset + member.offset)
+        if isinstance(target, Unreadable):
+            return target, 0
+        size = member.size if target is None else target.member.size
+        is_payload = _is_payload(extension, self._image_field)
+        limit = self._max_sample_bytes if is_payload else min(_MAX_ATTACHMENT_BYTES, self._max_sample_bytes)
+        if size > limit or group_bytes + size > self._max_sample_bytes:
+            return Unreadable(
+                reason="too_large",
+                detail=f"{member.name} has {size} bytes; at most {limit}, and "
+                f"{self._max_sample_bytes} for the whole sample, are read (limits.max_sample_bytes)",
+            ), size
+        return (_read(tar, member) if target is None else target.read()), size
 
 
-def _damage_reason(error: BaseException | None) -> str:
-    message = str(error)
-    cut = "unexpected end" in message or "truncated" in message or "end of file" in message or "empty header" in message
-    return "truncated_archive" if cut else "corrupt_archive"
+def _read(tar: CheckedTar, member: tarfile.TarInfo) -> bytes | Unreadable:
+    file = tar.extractfile(member)
+    assert file is not None, "regular members have content"
+    try:
+        return file.read()
+    except (tarfile.TarError, EOFError) as error:
+        return Unreadable(reason=damage_reason(error), detail=f"{error} in {member.name}", ends_archive=True)
 
 
-class CheckedTar(tarfile.TarFile):
-    """A TarFile that remembers why its last header was none: `next` returns None for a good end and a bad one."""
-
-    header_error: tarfile.HeaderError | None = None
-
-
-class _CheckedTarInfo(tarfile.TarInfo):
-    """Refuses headers that would make tarfile read gigabytes or run backwards."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.HeaderError as error:
-            tar.header_error = error  # type: ignore[attr-defined]
-            raise
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        # tarfile names this method as the entry point for subclasses.
-        if self.size < 0:
-            raise tarfile.HeaderError(f"negative size of the member {self.name!r}")
-        if self.type in _HEADER_TYPES and self.size > _MAX_HEADER_BYTES:
-            raise tarfile.HeaderError(f"header record of {self.size} bytes")
-        return super()._proc_member(tar)  # type: ignore[misc]
-
-
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
-def _decompressed(source: SourceReader) -> _Bytes:
-    """The tar in a .zst; what is not one is left to tarfile, which knows gzip, bzip2 and xz by their first bytes."""
-    return _Unzstd(source) if source.peek(len(_ZSTD_MAGIC)) == _ZSTD_MAGIC else source
-
-
-class _Unzstd:
-    """Decompresses Zstandard frames as they come; damage is tarfile's kind of error."""
-
-    def __init__(self, source: SourceReader) -> None:
-        self._stream = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return bytes(self._stream.read(size))
-        except OSError as error:  # Arrow's own; a SourceError passes through it as it is
-            cut = "runcated" in str(error)
-            raise tarfile.ReadError("unexpected end of data" if cut else f"corrupt Zstandard data ({error})") from error
+def _unsupported(member: tarfile.TarInfo) -> Unreadable:
+    if member.issparse():
+        what = "is stored with holes (sparse); pack it without --sparse"
+    elif member.isdev():
+        what = "is a device or a pipe"
+    else:
+        what = f"is of the type {member.type!r}, which is none of a file"
+    return Unreadable(reason="unsupported_member", detail=f"{member.name} {what}")

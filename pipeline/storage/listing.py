@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-__all__ = ["ListedFile", "etag_of", "is_local", "list_below", "list_directly_in", "list_matching"]
+from tatok.pipeline.storage.background import LISTING_S, answered
+from tatok.schemas.records import LeftOut
+from tatok.schemas.urls import text_of_path
+
+__all__ = ["ListedFile", "etag_of", "hidden_part", "is_local", "list_below", "list_directly_in", "list_matching"]
 
 _MAGIC = re.compile(r"[*?[]")
+HIDDEN = LeftOut("hidden")
+BROKEN_LINK = LeftOut("broken link")
+LINK_TO_FOLDER = LeftOut("link to a folder")
+NO_FILE = LeftOut("not a regular file")
+FOLDER = LeftOut("folder: name it without a wildcard")
+TWO_NAMES = LeftOut("not UTF-8, and spelt out the name of another")
 
 
 class ListedFile(NamedTuple):
@@ -23,49 +35,90 @@ class ListedFile(NamedTuple):
     etag: str
 
 
-def list_below(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
-    """Every file below a folder, at any depth, by path; hidden ones (a name that starts with a dot) are left out.
+def list_below(fs: AbstractFileSystem, folder: str, left_out: Counter[LeftOut] | None = None) -> Iterator[ListedFile]:
+    """Every file below a folder, at any depth, by path; what is no file that can be read is counted in `left_out`.
 
-    A disk is listed folder by folder and S3 page by page, so that memory does not grow with the number of files, but
-    for those of one folder on a disk. Other stores are asked by fsspec, which holds about 1 kB for each file. Links
-    to folders are not followed.
+    That are hidden names (a leading dot; a hidden folder counts once), and on disks links to folders, links that lead
+    nowhere, and what is neither file nor folder. A disk is listed folder by folder and S3 page by page, so that memory
+    does not grow with the number of files, but for those of one folder on a disk. Other stores are asked by fsspec,
+    which holds about 1 kB for each file.
     """
+    left_out = Counter() if left_out is None else left_out
     if is_local(fs):
-        yield from _local(folder, "")
+        yield from _local(folder, "", left_out)
         return
-    listed = _s3(fs, folder) if "s3" in _protocols(fs) else _any(fs, folder)
-    for file in listed:
-        if not any(name.startswith(".") for name in file.path.split("/")):
+    last_hidden = None
+    for file in _s3(fs, folder) if "s3" in _protocols(fs) else _any(fs, folder):
+        hidden = hidden_part(file.path)
+        if hidden is None:
             yield file
+        elif hidden != last_hidden:
+            left_out[HIDDEN] += 1
+            last_hidden = hidden
+
+
+def hidden_part(path: str) -> str | None:
+    """A path up to its first name that begins with a dot; None where there is none ("." and ".." are no names)."""
+    names = path.split("/")
+    hidden = next((n for n, name in enumerate(names) if name.startswith(".") and name not in (".", "..")), None)
+    return None if hidden is None else "/".join(names[: hidden + 1])
 
 
 def list_directly_in(fs: AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
     """fsspec's account of every file directly in a folder, in no certain order; S3 is asked page by page."""
     if "s3" not in _protocols(fs):
         yield from (
-            info for info in (_followed(fs, info) for info in fs.ls(folder, detail=True)) if info["type"] == "file"
+            info
+            for info in (_followed(fs, info) for info in answered(partial(fs.ls, folder, detail=True), LISTING_S))
+            if info["type"] == "file"
         )
         return
     bucket, prefix, _ = fs.split_path(folder)
-    yield from _s3_files(fs, bucket, f"{prefix.rstrip('/')}/" if prefix else "")
+    yield from _s3_files(fs, bucket, f"{prefix.rstrip('/')}/" if prefix else "", Counter())
 
 
-def list_matching(fs: AbstractFileSystem, pattern: str) -> Iterator[dict[str, Any]]:
-    """fsspec's account of every file that a glob matches, in no certain order.
+def list_matching(
+    fs: AbstractFileSystem, literal: str, glob: str, left_out: Counter[LeftOut]
+) -> Iterator[dict[str, Any]]:
+    """fsspec's account of every file that `literal`, a path as it is written, and a glob behind it match.
 
-    S3 is asked page by page where only the last part of the pattern is one; else fsspec, which holds every name.
+    The order is no certain one; what is no file is counted. A name that a wildcard matched and that is hidden is left
+    out, unless the glob asks for dots. S3 is asked page by page where only the last part of the glob has wildcards;
+    else fsspec, which holds every name.
     """
-    magic = _MAGIC.search(pattern)
-    bucket, _, key = pattern.partition("/")
-    if "s3" in _protocols(fs) and magic and "/" not in pattern[magic.start() :] and magic.start() > len(bucket):
+    wild = _MAGIC.search(glob)
+    assert wild is not None, "what is no glob needs no listing"
+    fixed = f"{literal}{glob[: wild.start()]}".rpartition("/")[0]
+    asks_for_dots = re.search(r"(^|/)\.[^./]", f"{literal}{glob}"[len(fixed) :]) is not None
+    for info in _matching(fs, literal, glob, wild.start(), left_out):
+        if not asks_for_dots and hidden_part(info["name"][len(fixed) :].strip("/")) is not None:
+            left_out[HIDDEN] += 1
+        else:
+            yield info
+
+
+def _matching(
+    fs: AbstractFileSystem, literal: str, glob: str, wild: int, left_out: Counter[LeftOut]
+) -> Iterator[dict[str, Any]]:
+    pattern = _MAGIC.sub(lambda character: f"[{character[0]}]", literal) + glob
+    start = f"{literal}{glob[:wild]}"
+    bucket, slash, prefix = start.partition("/")
+    if "s3" in _protocols(fs) and "/" not in glob[wild:] and slash:
         matches = re.compile(glob_translate(pattern)).match
-        files = _s3_files(fs, bucket, key[: magic.start() - len(bucket) - 1])
-        yield from (info for info in files if matches(info["name"]))
+        folders = Counter[str]()
+        for info in _s3_files(fs, bucket, prefix, folders):
+            if matches(info["name"]):
+                yield info
+        left_out.update(FOLDER for folder in folders if matches(folder))
         return
-    for info in fs.glob(pattern, detail=True).values():
+    for info in answered(partial(fs.glob, pattern, detail=True), LISTING_S).values():
         info = _followed(fs, info)
         if info["type"] == "file":
             yield info
+        elif info["type"] != "directory":
+            left_out[BROKEN_LINK if info.get("islink") else NO_FILE] += 1
+        elif "**" not in pattern:  # which matches what is below it, too
+            left_out[FOLDER] += 1
 
 
 def _followed(fs: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:
@@ -92,40 +145,47 @@ def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
-def _local(folder: str, below: str) -> Iterator[ListedFile]:
+def _local(folder: str, below: str, left_out: Counter[LeftOut]) -> Iterator[ListedFile]:
     with os.scandir(folder) as entries:
-        found = [
-            (entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry)
-            for entry in entries
-            if not entry.name.startswith(".")
-        ]
+        found = [(entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry) for entry in entries]
+    names = {name for name, _ in found}
     # With its slash a folder sorts where its files' paths do.
-    for name, entry in sorted(found, key=lambda item: item[0]):
-        if name.endswith("/"):
-            yield from _local(entry.path, below + name)
+    for name, entry in sorted(found, key=lambda item: text_of_path(item[0])):
+        text = text_of_path(name)
+        if name.startswith("."):
+            left_out[HIDDEN] += 1
+        elif text != name and text in names:
+            left_out[TWO_NAMES] += 1
+        elif name.endswith("/"):
+            yield from _local(entry.path, below + text, left_out)
         elif entry.is_file():
-            yield ListedFile(below + name, entry.stat().st_size, "")
+            yield ListedFile(below + text, entry.stat().st_size, "")
+        elif entry.is_symlink():
+            left_out[LINK_TO_FOLDER if entry.is_dir() else BROKEN_LINK] += 1
+        else:
+            left_out[NO_FILE] += 1
 
 
 def _s3(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
     # s3fs's own listing holds every entry, and keeps it.
     bucket, prefix, _ = fs.split_path(folder)
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix):
+    for entry in _s3_pages(fs, Counter(), Bucket=bucket, Prefix=prefix):
         if not entry["Key"].endswith("/"):
             yield ListedFile(entry["Key"].removeprefix(prefix), int(entry["Size"]), etag_of(entry))
 
 
-def _s3_files(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-    for entry in _s3_pages(fs, Bucket=bucket, Prefix=prefix, Delimiter="/"):
+def _s3_files(fs: AbstractFileSystem, bucket: str, prefix: str, folders: Counter[str]) -> Iterator[dict[str, Any]]:
+    for entry in _s3_pages(fs, folders, Bucket=bucket, Prefix=prefix, Delimiter="/"):
         if not entry["Key"].endswith("/"):
             yield {"name": f"{bucket}/{entry['Key']}", "size": entry["Size"], "ETag": entry.get("ETag"), "type": "file"}
 
 
-def _s3_pages(fs: AbstractFileSystem, **request: str) -> Iterator[dict[str, Any]]:
+def _s3_pages(fs: AbstractFileSystem, folders: Counter[str], **request: str) -> Iterator[dict[str, Any]]:
     more: dict[str, str] = {}
     while True:
-        page = fs.call_s3("list_objects_v2", **request, **more)
+        page = answered(partial(fs.call_s3, "list_objects_v2", **request, **more))
+        folders.update(f"{request['Bucket']}/{each['Prefix'].rstrip('/')}" for each in page.get("CommonPrefixes", ()))
         yield from page.get("Contents", ())
         if not page.get("IsTruncated"):
             return
@@ -134,6 +194,6 @@ def _s3_pages(fs: AbstractFileSystem, **request: str) -> Iterator[dict[str, Any]
 
 def _any(fs: AbstractFileSystem, folder: str) -> Iterator[ListedFile]:
     root = f"{folder.rstrip('/')}/"
-    for path, info in sorted(fs.find(folder, detail=True).items()):
+    for path, info in sorted(answered(partial(fs.find, folder, detail=True), LISTING_S).items()):
         if info["type"] == "file":
             yield ListedFile(path.removeprefix(root), info.get("size"), etag_of(info))

@@ -1,4 +1,7 @@
-"""The output location: listing, atomic replacement and create-only publishing, on a disk or an fsspec store."""
+"""The output location: listing, atomic replacement and create-only publishing, on a disk or an fsspec store.
+
+Every request to a store has a deadline, whoever makes it: nobody waits without end, and in silence, for a server.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,29 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO, Literal, TypeVar, cast
 
-import fsspec
 from fsspec.spec import AbstractFileSystem
 
+from tatok.pipeline.storage.background import ANSWER_S, LISTING_S, AnsweringFile, answered, in_steps
+from tatok.pipeline.storage.listing import list_directly_in
 from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy
-from tatok.schemas.errors import CommitError, ConfigError
+from tatok.pipeline.storage.unfinished import abort_stale_uploads
+from tatok.schemas.errors import CommitError, ConfigError, TatokError
 from tatok.schemas.urls import filesystem_of
 
 __all__ = ["OutputStore"]
 
 _STALE_SCRATCH_S = 24 * 3600
 _IN_PIECES_BYTES = 32 << 20
+_SLOWEST_BYTES_A_S = 256 << 10  # a transfer that is slower, beyond what an answer takes, is given up
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,39 +78,46 @@ class OutputStore:
             if self.is_local:
                 self._local(name).parent.mkdir(parents=True, exist_ok=True)
                 return self
-            self._fs.pipe_file(self._full(name), b"", mode="create")
+            answered(lambda: self._fs.pipe_file(self._full(name), b"", mode="create"))
         except Exception as error:  # every fsspec backend has exceptions of its own
             raise CommitError(
                 f"cannot write to {self.url}: {error}; check the path and your permissions",
                 remedy=access_remedy(error, self.url, "write"),
             ) from error
         with suppress(OSError):  # FileExistsError by the book; SeaweedFS answers EINVAL
-            self._fs.pipe_file(self._full(name), b"replaced", mode="create")
-        refuses = self._fs.cat_file(self._full(name)) == b""
-        self._fs.rm_file(self._full(name))
+            answered(lambda: self._fs.pipe_file(self._full(name), b"replaced", mode="create"))
+        refuses = self._ask("read", name, lambda: self._fs.cat_file(self._full(name))) == b""
+        self._ask("write", name, lambda: self._fs.rm_file(self._full(name)))
         return replace(self, create_only=refuses)
 
     def list_files(self, folder: str) -> dict[str, int]:
-        """Name -> size in bytes of the files directly in `folder`, by one listing; empty where there is none."""
+        """Name -> size in bytes of the files directly in `folder`, by one listing; empty where there is none.
+
+        Raises CommitError if the store does not answer.
+        """
         self._fs.invalidate_cache()
+        path = self._full(folder)
         try:
-            entries = self._fs.ls(self._full(folder), detail=True)
+            if self.is_local:
+                entries = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+            else:
+                step_s = ANSWER_S if "s3" in self._fs.protocol else LISTING_S
+                with self._worded("list", folder):
+                    entries = list(in_steps(lambda: list_directly_in(self._fs, path), step_s))
         except FileNotFoundError:
             return {}
-        return {
-            entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"
-        }
+        return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries}
 
     def exists(self, name: str) -> bool:
         """Whether the file is there now, past every cache."""
         self._fs.invalidate_cache()
-        return bool(self._fs.exists(self._full(name)))
+        return bool(self._ask("read", name, lambda: self._fs.exists(self._full(name))))
 
     def size(self, name: str) -> int | None:
         """The file's size in bytes, past every cache; None where there is no such file."""
         self._fs.invalidate_cache()
         try:
-            return int(self._fs.size(self._full(name)))
+            return int(self._ask("read", name, lambda: self._fs.size(self._full(name))))
         except FileNotFoundError:
             return None
 
@@ -109,7 +125,7 @@ class OutputStore:
         """The file's text, or None where there is no such file."""
         self._fs.invalidate_cache()
         try:
-            return self._fs.cat_file(self._full(name)).decode("utf-8")
+            return self._ask("read", name, lambda: cast("bytes", self._fs.cat_file(self._full(name)))).decode("utf-8")
         except FileNotFoundError:
             return None
 
@@ -128,11 +144,14 @@ class OutputStore:
     def remove(self, name: str) -> None:
         """Remove a file; none there is fine."""
         with suppress(FileNotFoundError):
-            self._fs.rm_file(self._full(name))
+            self._ask("write", name, lambda: self._fs.rm_file(self._full(name)))
 
-    def open_input(self, name: str) -> fsspec.core.OpenFile:
-        """A file of the dataset, to be read in binary mode."""
-        return self._fs.open(self._full(name), "rb")
+    def open_input(self, name: str) -> IO[bytes]:
+        """A file of the dataset, to be read in binary mode; raises CommitError if the store does not answer."""
+        if self.is_local:
+            return cast("IO[bytes]", self._fs.open(self._full(name), "rb"))
+        file = self._ask("read", name, lambda: self._fs.open(self._full(name), "rb"))
+        return cast("IO[bytes]", AnsweringFile(file, lambda read: self._ask("read", name, read)))
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
@@ -142,13 +161,14 @@ class OutputStore:
             path.stat()
             yield path
             return
+        seconds = _transfer_s(self.size(name) or 0)
         with self.scratch_file() as path:
-            self._fs.get_file(self._full(name), str(path))
+            answered(lambda: self._fs.get_file(self._full(name), str(path)), seconds)
             yield path
 
     def etag(self, name: str) -> str | None:
         """The store's own checksum of a file, where it keeps one."""
-        info = self._fs.info(self._full(name))
+        info = self._ask("read", name, lambda: self._fs.info(self._full(name)))
         etag = info.get("ETag") or info.get("etag")
         return None if etag is None else str(etag).strip('"')
 
@@ -181,7 +201,13 @@ class OutputStore:
             path.unlink(missing_ok=True)
 
     def sweep_scratch(self) -> None:
-        """Delete this run's scratch files, and those that a killed run left behind more than a day ago."""
+        """Delete this run's scratch files, and those that a killed run left behind more than a day ago.
+
+        In an S3 store the pieces of its unfinished uploads, too, if the store lets us.
+        """
+        if not self.is_local:
+            with suppress(Exception):  # not all who may write may list uploads; a later run tries again
+                answered(lambda: abort_stale_uploads(self._fs, self._full("")))
         folder = self._scratch_folder()
         if not folder.is_dir():
             return
@@ -211,28 +237,48 @@ class OutputStore:
         return True
 
     def _publish_remote(self, path: Path, target: str, *, create: bool) -> bool:
+        seconds = _transfer_s(path.stat().st_size)
         if not create:
-            self._fs.put_file(str(path), target)
+            answered(lambda: self._fs.put_file(str(path), target), seconds)
             return True
         if not self.create_only:
-            if self._fs.exists(target):
+            if answered(lambda: self._fs.exists(target)):
                 return False
-            self._fs.put_file(str(path), target)
+            answered(lambda: self._fs.put_file(str(path), target), seconds)
             return True
         # Large files go up in pieces. The condition holds for their assembly too, but a lost race costs the whole way.
         if path.stat().st_size >= _IN_PIECES_BYTES:
             self._fs.invalidate_cache()
-            if self._fs.exists(target):
+            if answered(lambda: self._fs.exists(target)):
                 return False
         try:
-            self._fs.put_file(str(path), target, mode="create")
+            answered(lambda: self._fs.put_file(str(path), target, mode="create"), seconds)
         except OSError:
             # The answer to a lost race differs (412, 409); that the object is there does not.
             self._fs.invalidate_cache()
-            if self._fs.exists(target):
+            if answered(lambda: self._fs.exists(target)):
                 return False
             raise
         return True
+
+    def _ask(self, verb: Literal["read", "write"], name: str, work: Callable[[], _T]) -> _T:
+        """What a small request comes to. A store that has no such file says so; other failures are CommitErrors."""
+        if self.is_local:
+            return work()
+        with self._worded(verb, name):
+            return answered(work)
+
+    @contextmanager
+    def _worded(self, verb: Literal["read", "write", "list"], name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, TatokError):
+            raise
+        except Exception as error:  # every fsspec backend has exceptions of its own
+            raise CommitError(
+                f"cannot {verb} {self.url}/{name}: {str(error) or type(error).__name__}",
+                remedy=access_remedy(error, self.url, "write" if verb == "write" else "read"),
+            ) from error
 
     def _scratch_folder(self) -> Path:
         # A link needs the same file system; for a remote store any local disk will do.
@@ -247,6 +293,10 @@ class OutputStore:
 
     def _local(self, name: str) -> Path:
         return Path(self._full(name))
+
+
+def _transfer_s(num_bytes: int) -> float:
+    return 2 * ANSWER_S + num_bytes / _SLOWEST_BYTES_A_S
 
 
 def _make_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import PIL
 from PIL import features
 
 from tatok.pipeline.decode.filters import filter_identity
+from tatok.pipeline.images.extras import installed_versions
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
@@ -46,9 +47,16 @@ def decoder_identity(decoder: str = "pillow", video_decoder: str = "pyav") -> di
 def decoding_identity(config: JobConfig) -> dict[str, str]:
     """What rows depend on in a process that decodes for this job; it must be the same in all, and in the driver.
 
+    The plug-ins that are installed for HEIC and JPEG XL are among it: which samples are rows may not depend on the
+    process that met them. They are not in `run_fingerprint`. An extra that is installed later changes no row that is
+    there, it only makes rows of samples that were left out or rejected, as a limit that is raised does; and a dataset
+    of JPEGs must not refuse to be resumed because of it. The price: HEIC and JPEG XL rows of a dataset that is resumed
+    after such a plug-in was upgraded come from two versions of it.
+
     Raises ConfigError if the decoder or the filter is missing.
     """
-    return decoder_identity(config.preprocessing.decoder, config.video.decoder) | filter_identity(config.filter)
+    identity = decoder_identity(config.preprocessing.decoder, config.video.decoder)
+    return identity | installed_versions() | filter_identity(config.filter)
 
 
 def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, str]:

@@ -7,14 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tatok.checkpoint_files import check_checkpoint
+from tatok.pipeline.storage.background import Unanswered, within
+from tatok.pipeline.storage.remedies import SILENT_REMEDY
 from tatok.pipeline.tokenization.spec import TokenizerSpec
+from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 
 if TYPE_CHECKING:
     from tatok.model.precision import Precision
     from tatok.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["LoadTokenizer", "configured_loader", "load_configured_tokenizer", "load_spec"]
+__all__ = ["LoadTokenizer", "check_job_checkpoint", "configured_loader", "load_configured_tokenizer", "load_spec"]
+
+_ANSWER_S = 20.0
 
 LoadTokenizer = Callable[[str], "Tokenizer"]
 """Loads the tokenizer onto the device of that name; must pickle, because it runs in other processes."""
@@ -42,6 +48,22 @@ def load_configured_tokenizer(
     if threshold is None and min_tokens is None and max_tokens is None and temporal is None:
         return tokenizer
     return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens, temporal=temporal)
+
+
+def check_job_checkpoint(config: JobConfig) -> None:
+    """Raise ConfigError, within seconds, unless the job's checkpoint is there and whole, as far as its files say.
+
+    Loading would find the rest, and this, too: once Ray and its processes have started.
+    """
+    checkpoint = config.checkpoint
+    if checkpoint is None:
+        return
+    try:
+        within(_ANSWER_S, lambda: check_checkpoint(checkpoint))
+    except Unanswered as error:
+        raise ConfigError(
+            f"cannot read the checkpoint {checkpoint}: no answer within {_ANSWER_S:g} s", remedy=SILENT_REMEDY
+        ) from error
 
 
 def configured_loader(config: JobConfig) -> LoadTokenizer:

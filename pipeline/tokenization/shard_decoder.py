@@ -5,6 +5,7 @@ Which process does it is not its business: a decoder of its own, or the tokenize
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +20,7 @@ from tatok.pipeline.tokenization.chunks import in_chunks
 from tatok.pipeline.tokenization.dedup import drop_duplicates, read_dropped
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Clip, Reject, Sample, Shard
+from tatok.schemas.records import Clip, LeftOut, LeftOutMembers, Reject, Sample, Shard
 
 __all__ = ["ShardDecoder"]
 
@@ -42,15 +43,16 @@ class ShardDecoder:
 
     def decode(
         self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
-    ) -> Generator[list[Clip | Reject], None, None]:
-        """The shard as chunks of results, in source order.
+    ) -> Generator[list[Clip | Reject | LeftOutMembers], None, None]:
+        """The shard as chunks of results, in source order; what it left out, if anything, comes last.
 
         A chunk ends where its pixels come to `chunk_bytes`, or where it has `chunk_size` results and a fraction of a
         second has gone. `guarded`: each sample in a child process, so that one that crashes, hangs or exhausts memory
         is a reject; a chunk then ends at `chunk_size`.
         """
         config = self._config
-        samples = read_samples(shard, ReadOptions.of(config))
+        left_out = Counter[LeftOut]()
+        samples = read_samples(shard, ReadOptions.of(config), left_out)
         if config.dedup == "exact":
             samples = drop_duplicates(samples, read_dropped(self._store, shard))
         with ExitStack() as stack:
@@ -73,7 +75,10 @@ class ShardDecoder:
                 for result in ([sample] if isinstance(sample, Reject) else self._decoded(sample, decode))
             )
             seconds = 0.0 if guarded else _CHUNK_S
-            yield from in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds)
+            for chunk in in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds):
+                yield [*chunk]
+        if left_out:
+            yield [LeftOutMembers(counts=dict(left_out))]
 
     def _filtered(self, decode: Callable[[Sample], Iterator[Clip | Reject]], sample: Sample) -> Iterator[Clip | Reject]:
         assert self._filter is not None

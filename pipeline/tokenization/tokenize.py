@@ -16,7 +16,7 @@ import torch
 from tatok.pipeline.output.tables import TokenizedBatch, token_table
 from tatok.pipeline.tokenization.accelerator_errors import is_out_of_memory
 from tatok.schemas.errors import TatokError
-from tatok.schemas.records import Clip, Reject, TokenSequence
+from tatok.schemas.records import Clip, LeftOutMembers, Reject, TokenSequence
 
 __all__ = ["Encode", "FittingEncode", "TooLarge", "tokenize_clips"]
 
@@ -102,7 +102,7 @@ class FittingEncode:
 
 
 def tokenize_clips(
-    decoded: Iterable[Clip | Reject],
+    decoded: Iterable[Clip | Reject | LeftOutMembers],
     encode: Encode,
     *,
     batch_size: int,
@@ -121,6 +121,9 @@ def tokenize_clips(
     buffer = _ReorderBuffer(encode, batch_size, max_waiting_bytes)
     table = partial(token_table, vocab_size=vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth)
     for item in decoded:
+        if isinstance(item, LeftOutMembers):
+            yield TokenizedBatch(rows=table([], []), rejects=(), num_tokens=0, left_out=item.counts)
+            continue
         buffer.add(item)
         while buffer.longest_wait >= _WINDOW_BATCHES * batch_size or buffer.is_heavy:
             buffer.encode_oldest()

@@ -12,12 +12,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from tatok.pipeline.planning.pending import compare_with_committed
+from tatok.pipeline.census.source import MediaNames, count_source
+from tatok.pipeline.planning.pending import Progress, compare_with_committed
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.readers.file_groups import unpack_group
+from tatok.pipeline.readers.formats import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, missing_extra
 from tatok.pipeline.readers.read import Place, ReadOptions, read_places
 from tatok.pipeline.storage.store import OutputStore
-from tatok.pipeline.verify.part import CHECKS, CheckName, Finding, VerifiedPart, verify_part
+from tatok.pipeline.verify.count import Held, compare_counts, held_of
+from tatok.pipeline.verify.part import CHECKS, OF_SOURCE, CheckName, Finding, VerifiedPart, verify_part
 from tatok.schemas.errors import SourceError
 from tatok.schemas.job import Limits
 from tatok.schemas.manifest import MANIFEST, RUN, SUCCESS, Manifest, RunDocument
@@ -30,7 +33,10 @@ _NUM_READERS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was checked and what is wrong; `num_samples` are the source's, None where it was not asked for."""
+    """What was checked and what is wrong; `num_samples` are the source's, None where it was not asked for.
+
+    `num_counted` source files were counted without the readers, too; `uncounted` says which could not be, and why.
+    """
 
     url: str
     num_parts: int
@@ -38,6 +44,8 @@ class Verification:
     num_rejects: int
     num_samples: int | None
     findings: tuple[Finding, ...]
+    num_counted: int = 0
+    uncounted: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -49,7 +57,7 @@ class Verification:
         """Check -> number of findings, of those that were done, in the order of `CHECKS`."""
         counts = Counter(finding.check for finding in self.findings)
         with_source = self.num_samples is not None
-        return {name: counts[name] for name in CHECKS if with_source or name not in ("shards", "keys")}
+        return {name: counts[name] for name in CHECKS if with_source or name not in OF_SOURCE}
 
 
 def verify_output(
@@ -58,8 +66,9 @@ def verify_output(
     """Check everything that can be checked of a dataset; nothing is written.
 
     With `source` (patterns as for `plan_shards`) every shard is read again, and each of its samples must be a row or
-    a reject of the part, and nothing else may be. `on_part` is told how many parts of how many are done. Memory: the
-    places and keys of the parts being read, a row group each, and the shards of all parts.
+    a reject of the part, and nothing else may be. Then every source file is counted by other means than the readers',
+    and the dataset must have as many samples of it. `on_part` is told how many parts of how many are done. Memory: the
+    places and keys of the parts being read, a row group each, the shards of all parts, and 8 bytes a source file.
 
     Raises SourceError if there is no dataset, or the source cannot be read; OSError if the store fails.
     """
@@ -91,7 +100,7 @@ def verify_output(
     limits = Limits.model_validate(run.config.get("limits") or {})
     reading = ReadOptions(max_sample_bytes=limits.max_sample_bytes, image_field=image_field)
 
-    def check(name: str) -> tuple[VerifiedPart, int]:
+    def check(name: str) -> tuple[VerifiedPart, int, list[Held]]:
         part = verify_part(
             store,
             name,
@@ -100,25 +109,35 @@ def verify_output(
             has_rejects=name in rejects,
         )
         num_samples = 0
+        held: list[Held] = []
         if planned is not None:
             for shard in part.shards:
+                held.append(held_of(part, shard))
                 if shard.shard_id not in planned_ids and shard.kind != "files":
                     continue  # of another source, or another version of it
                 num_samples += _check_keys(part, shard, reading)
         part.places, part.keys = {}, {}  # only the shards are still needed
-        return part, num_samples
+        return part, num_samples, held
 
     parts: list[VerifiedPart] = []
+    of_dataset: list[Held] = []
     num_samples = 0
     with ThreadPoolExecutor(max_workers=_NUM_READERS) as pool:
-        for done, (part, in_source) in enumerate(pool.map(check, sorted(sizes)), 1):
+        for done, (part, in_source, held) in enumerate(pool.map(check, sorted(sizes)), 1):
             parts.append(part)
             findings += part.findings
             num_samples += in_source
+            of_dataset += held
             on_part(done, len(sizes))
     findings += _overlaps(parts)
+    num_counted = 0
+    uncounted: tuple[str, ...] = ()
     if planned is not None:
-        findings += _shard_findings(parts, planned)
+        progress = _progress(parts, planned)
+        findings += _shard_findings(parts, progress)
+        counts = count_source(source, _media_names(), image_field=image_field)
+        wrong, num_counted, uncounted = compare_counts(counts, of_dataset, progress)
+        findings += wrong
     return Verification(
         url=store.url,
         num_parts=len(parts),
@@ -126,6 +145,8 @@ def verify_output(
         num_rejects=sum(part.num_rejects for part in parts),
         num_samples=None if planned is None else num_samples,
         findings=tuple(sorted(findings, key=lambda finding: (list(CHECKS).index(finding.check), finding.file))),
+        num_counted=num_counted,
+        uncounted=uncounted,
     )
 
 
@@ -215,10 +236,14 @@ def _shared_files(parts: Sequence[VerifiedPart]) -> list[Finding]:
     return findings
 
 
-def _shard_findings(parts: Iterable[VerifiedPart], planned: Sequence[Shard]) -> list[Finding]:
+def _progress(parts: Iterable[VerifiedPart], planned: Sequence[Shard]) -> Progress:
+    committed = {shard.shard_id: shard for part in parts for shard in part.shards}
+    return compare_with_committed(planned, committed, lambda ids: [committed[i] for i in ids])
+
+
+def _shard_findings(parts: Iterable[VerifiedPart], progress: Progress) -> list[Finding]:
     findings: list[Finding] = []
     committed = {shard.shard_id: (part, shard) for part in parts for shard in part.shards}
-    progress = compare_with_committed(planned, committed, lambda ids: [committed[i][1] for i in ids])
     for shard in progress.pending:
         what = f"{shard.num_samples} files have" if shard.kind == "files" else "has"
         _note(findings, "shards", shard.uri, f"{what} no part; run the job again")
@@ -227,3 +252,10 @@ def _shard_findings(parts: Iterable[VerifiedPart], planned: Sequence[Shard]) -> 
         message = f"is of {shard.uri}, which the source does not have, or has in another version"
         _note(findings, "shards", f"data/{part.name}", message)
     return findings
+
+
+def _media_names() -> MediaNames:
+    """The extensions of images and videos: of readers and census the one thing that they share."""
+    known = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+    extra = frozenset(extension for extension in known if missing_extra(extension) is not None)
+    return MediaNames(read=known - extra, needs_extra=extra)

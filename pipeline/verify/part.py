@@ -35,11 +35,11 @@ from tatok.schemas.tokens import (
     token_schema,
 )
 
-__all__ = ["CHECKS", "CheckName", "Finding", "VerifiedPart", "verify_part"]
+__all__ = ["CHECKS", "OF_SOURCE", "CheckName", "Finding", "VerifiedPart", "verify_part"]
 
 CheckName = Literal[
     "run", "manifest", "footer", "schema", "checksum", "codes", "positions", "rows", "rejects", "duplicates", "shards",
-    "keys",
+    "keys", "count",
 ]  # fmt: skip
 
 CHECKS: Mapping[CheckName, str] = {
@@ -55,11 +55,17 @@ CHECKS: Mapping[CheckName, str] = {
     "duplicates": "no clip is in two rows, no sample in two parts",
     "shards": "every shard of the source has a part, and no part is of another source",
     "keys": "every sample of the source is a row or a reject, and nothing else is",
+    "count": "of every source file there are as many as counted without the readers",
 }
-"""What each check says of a dataset that passes it, in the order of reports; the last two need the source."""
+"""What each check says of a dataset that passes it, in the order of reports."""
+
+OF_SOURCE: frozenset[CheckName] = frozenset(["shards", "keys", "count"])
+"""The checks that need the source."""
 
 # What Arrow and this module's own reading of footers raise on bytes that are not what they should be.
 _DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)
+
+_REST_OF_ROW_GROUP = "corrupt_parquet"  # the reason of a reject that stands for more than one row
 
 _ENTROPIES = (
     "entropy_bits",
@@ -85,7 +91,7 @@ class VerifiedPart:
     """What a part and its rejects part hold; `places` maps a source file to the (index, clip_index) found there.
 
     A place is in `places` as often as it was found, rows and rejects together; `keys` has the key of each, in the
-    same order.
+    same order. `rests` are the indices of rejects that stand for the rest of a table's damaged row group.
     """
 
     name: str
@@ -94,6 +100,7 @@ class VerifiedPart:
     shards: list[Shard] = field(default_factory=list)
     places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     keys: dict[str, list[str]] = field(default_factory=dict)
+    rests: dict[str, list[int]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def report(self, check: CheckName, message: str, *, folder: str = "data") -> None:
@@ -294,6 +301,11 @@ def _check_rejects(
             )
         part.num_rejects += len(table)
         reasons.update(table["reason"].to_pylist())
+        for reason, uri, index in zip(
+            *(table[name].to_pylist() for name in ("reason", "source_uri", "source_index")), strict=True
+        ):
+            if reason == _REST_OF_ROW_GROUP:
+                part.rests.setdefault(uri, []).append(index)
         foreign = _foreign_ids(part, table)
         if foreign.any():
             part.report("rejects", f"{int(foreign.sum())} sample_ids are not of their source", folder="rejects")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike, fspath
 from typing import Literal
@@ -17,6 +17,7 @@ from fsspec.spec import AbstractFileSystem
 
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
+from tatok.schemas.records import LeftOut
 from tatok.schemas.tokens import FOOTER_FINGERPRINT, FOOTER_SCHEMA_VERSION
 from tatok.schemas.urls import filesystem_of
 
@@ -39,6 +40,7 @@ class TokenizedData:
     parts: tuple[Part, ...]
     complete: bool
     run: RunDocument
+    left_out_of_source: Mapping[LeftOut, int] = field(default_factory=dict)
 
     @staticmethod
     def open(url: str | PathLike[str]) -> TokenizedData:
@@ -65,7 +67,13 @@ class TokenizedData:
             parts=manifest.parts,
             complete=complete,
             run=_run_of_part(fs, root, manifest.parts[0]) if run is None else _parse_run(run, address),
+            left_out_of_source=manifest.left_out_of_source,
         )
+
+    @property
+    def left_out(self) -> Mapping[LeftOut, int]:
+        """What was not taken as a sample -> count: of the source, as last planned, and of the archives in all parts."""
+        return Manifest(parts=self.parts, left_out_of_source=self.left_out_of_source).left_out
 
     @property
     def is_local(self) -> bool:
@@ -257,7 +265,10 @@ def _list_parts(fs: AbstractFileSystem, root: str, manifest: Manifest | None, ur
 
     with ThreadPoolExecutor(max_workers=NUM_READERS) as pool:
         known |= {part.name: part for part in pool.map(part_of, sorted(sizes.keys() - known.keys()))}
-    return Manifest(parts=tuple(known[name] for name in sorted(known)))
+    return Manifest(
+        parts=tuple(known[name] for name in sorted(known)),
+        left_out_of_source=manifest.left_out_of_source if manifest else {},
+    )
 
 
 def _read_footer(path: str, num_bytes: int | None = None) -> pq.FileMetaData:

@@ -5,6 +5,7 @@ model            the transformer, its loss, and sampling from it
 layers           the layers, with a cache for sampling
 sampling         what sampling keeps from step to step
 data             rows -> training sequences
+recipe           how it is trained, and on which budget
 training         a run, resumable
 checkpoint       a generator as a folder
 """

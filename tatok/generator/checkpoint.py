@@ -12,14 +12,19 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from tatok.checkpoint_files import CONFIG, WEIGHTS, CheckpointKind, checkpoint_folder, read_config
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.model import Generator
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["GeneratorCheckpoint", "load_generator", "save_generator"]
 
-FORMAT = "tatok-generator-1"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_GENERATOR = CheckpointKind(
+    format="tatok-generator-1",
+    name="a generator's checkpoint",
+    made_by="tatok generator train",
+    reader="this tatok reads no other as a generator",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,7 @@ def save_generator(folder: str | Path, checkpoint: GeneratorCheckpoint) -> None:
     (folder / (WEIGHTS + ".tmp")).write_bytes(save(tensors))
     os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
     document = {
-        "format": FORMAT,
+        "format": _GENERATOR.format,
         "model": asdict(checkpoint.generator.config),
         "classes": checkpoint.classes,
         "tokenizer_weights_sha256": checkpoint.tokenizer_weights_sha256,
@@ -65,26 +70,16 @@ def save_generator(folder: str | Path, checkpoint: GeneratorCheckpoint) -> None:
 
 
 def load_generator(folder: str | Path) -> GeneratorCheckpoint:
-    """Load a checkpoint: the generator on the CPU, in eval mode.
+    """Load a checkpoint, of a folder or a URL: the generator on the CPU, in eval mode.
 
     Raises ConfigError, which names the file, where files are missing, damaged or do not fit each other.
     """
-    folder = Path(folder)
-    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise ConfigError(
-                f"{folder} is not a generator's checkpoint: {path.name} is missing (`tatok generator train` writes one)"
-            )
-    try:
-        document = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{config_path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ConfigError(f"{config_path} is not of the format {FORMAT!r}; this tatok reads no other as a generator")
+    document = read_config(folder, _GENERATOR)
+    config_path, weights_path = f"{folder}/{CONFIG}", f"{folder}/{WEIGHTS}"
     generator = Generator(_config(document.get("model"), config_path))
     try:
-        generator.load_state_dict(load_file(weights_path))
+        with checkpoint_folder(folder) as copy:
+            generator.load_state_dict(load_file(copy / WEIGHTS))
     except SafetensorError as error:
         raise ConfigError(f"{weights_path} is damaged or not a safetensors file: {error}") from error
     except RuntimeError as error:  # torch's for names and shapes that do not fit
@@ -100,7 +95,7 @@ def load_generator(folder: str | Path) -> GeneratorCheckpoint:
         raise ConfigError(f"{config_path} lacks {error}; train the generator again") from error
 
 
-def _config(values: Any, where: Path) -> GeneratorConfig:
+def _config(values: Any, where: str) -> GeneratorConfig:
     expected = {each.name for each in fields(GeneratorConfig)}
     given = set(values) if isinstance(values, dict) else set()
     if given != expected:

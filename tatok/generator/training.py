@@ -1,10 +1,4 @@
-"""Training a generator on a tokenized dataset: exact budgets, averaged weights, resuming where it stopped.
-
-A budget is a number of steps, of training tokens or of seconds, so that generators of different token sequences can be
-compared at equal tokens and at equal time. Warm-up and cosine follow the share of the budget that is spent, whichever
-it is. Tokens are those of the sequences, without padding, class or end. Seconds are those of the steps, waiting for
-their batches included; held-out losses, saving and logging are not counted.
-"""
+"""Training a generator on a tokenized dataset: exact budgets, averaged weights, resuming where it stopped."""
 
 from __future__ import annotations
 
@@ -13,11 +7,11 @@ import io
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
-from typing import Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,84 +21,26 @@ from torch import Tensor, nn
 from tatok.dataset.batches import PaddedBatch
 from tatok.dataset.dataset import TokenDataset
 from tatok.dataset.packing import Batch, Bucketing
+from tatok.dataset.stream import TokenStream
 from tatok.generator.checkpoint import GeneratorCheckpoint, save_generator
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.data import GeneratorData
 from tatok.generator.model import Generator
+from tatok.generator.recipe import GeneratorRecipe, Spent
 from tatok.schemas.errors import ConfigError
+from tatok.stopping import Interrupted, Stop, said_of_stop, stop_by_signals
+from tatok.training.requirements import check_output
 from tatok.training.run_folder import RunFolder
 
 __all__ = [
     "CHECKPOINT",
-    "GeneratorRecipe",
     "GeneratorTrainer",
     "HeldOutLoss",
-    "Spent",
     "heldout_loss",
     "train_generator",
 ]
 
 STATE, CHECKPOINT = "state.pt", "checkpoint"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorRecipe:
-    """How a generator is trained; exactly one of the budgets `steps`, `tokens` and `seconds` is given.
-
-    `batch_tokens` counts padding (rows of like length share a batch). `warmup_share` is that of the budget. The average
-    of the weights, which sampling uses, is warmed up: its decay is min(ema_decay, (1 + step) / (10 + step)).
-    """
-
-    steps: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
-    width: int = 256
-    num_layers: int = 6
-    num_heads: int = 4
-    class_dropout: float = 0.1
-    unconditional: bool = False
-    batch_tokens: int = 8192
-    learning_rate: float = 1e-3
-    warmup_share: float = 0.05
-    weight_decay: float = 0.05
-    ema_decay: float = 0.999
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        budgets = [budget for budget in (self.steps, self.tokens, self.seconds) if budget is not None]
-        if len(budgets) != 1 or not budgets[0] > 0:
-            raise ConfigError(
-                f"steps {self.steps}, tokens {self.tokens}, seconds {self.seconds}: give exactly one budget, above 0"
-            )
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"precision is {self.precision!r}; it must be float32 or bfloat16")
-
-    def share(self, spent: Spent) -> float:
-        """How much of the budget is spent, at most 1."""
-        if self.steps is not None:
-            return min(spent.steps / self.steps, 1.0)
-        if self.tokens is not None:
-            return min(spent.tokens / self.tokens, 1.0)
-        assert self.seconds is not None
-        return min(spent.seconds / self.seconds, 1.0)
-
-    def learning_rate_at(self, share: float) -> float:
-        """Linear warm-up from a hundredth, then a cosine down to a twentieth."""
-        if share < self.warmup_share:
-            return self.learning_rate * max(share / self.warmup_share, 0.01)
-        progress = (share - self.warmup_share) / (1 - self.warmup_share)
-        return self.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """What training has taken so far; see the module for what counts."""
-
-    steps: int = 0
-    images: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +147,8 @@ class GeneratorTrainer:
         for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
 
-    def save(self, folder: RunFolder, stream_state: dict[str, int | str]) -> None:
-        """Write everything that `restore` needs, atomically."""
+    def save(self, folder: RunFolder, stream_state: dict[str, int | str], pending: Mapping[str, Any]) -> None:
+        """Write everything that `restore` needs, atomically; `pending` is what the caller wants back."""
         state = {
             "recipe": asdict(self.recipe),
             "spent": asdict(self.spent),
@@ -221,7 +157,9 @@ class GeneratorTrainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random_of_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "stream": stream_state,
+            "pending": dict(pending),
             "num_records": folder.num_records,
         }
         folder.sync_records()
@@ -229,13 +167,14 @@ class GeneratorTrainer:
         torch.save(state, buffer)
         folder.write(STATE, buffer.getvalue())
 
-    def restore(self, folder: RunFolder) -> dict[str, int | str] | None:
-        """Go on from a saved state, if there is one; what the stream of batches shall load.
+    def restore(self, folder: RunFolder) -> tuple[dict[str, int | str], dict[str, Any]] | None:
+        """Go on from a saved state, if there is one; what the stream of batches shall load, and what was `pending`.
 
         Raises ConfigError where it was saved under another recipe or for another model.
         """
         data, path = folder.read(STATE), folder.path(STATE)
         if data is None:
+            folder.keep_records(0)  # of a run that was killed before it had saved anything: its steps come again
             return None
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=self.device)
         given = asdict(self.recipe)
@@ -251,10 +190,11 @@ class GeneratorTrainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"].cpu())
+        if self.device.type == "cuda" and state.get("random_of_device") is not None:
+            torch.cuda.set_rng_state(state["random_of_device"].cpu(), self.device)
         self.spent, self._was_cut = Spent(**state["spent"]), state["was_cut"]
         folder.keep_records(state["num_records"])
-        stream_state: dict[str, int | str] = state["stream"]
-        return stream_state
+        return state["stream"], state.get("pending", {})
 
 
 _ROW_FIELDS = ("tokens", "kinds", "positions", "mask", "lengths", "grids", "rows")
@@ -298,9 +238,13 @@ def train_generator(
 
     Returns what was spent and, with `heldout`, the loss on that dataset at the end. `output` is a folder or any URL
     that fsspec can write. Figures go to OUTPUT/metrics.jsonl, the averaged weights and the figures at the end to
-    OUTPUT/checkpoint. Seeds torch's global generator. Raises ConfigError where the dataset is not fit, or the output
-    is of another recipe.
+    OUTPUT/checkpoint. Seeds torch's global generator.
+
+    Ctrl-C and SIGTERM end the run after the step at hand, whose state is saved; Interrupted says so. On the CPU a run
+    that resumes ends with the weights of one that was never stopped, to the bit, unless its budget is of seconds.
+    Raises ConfigError where the dataset is not fit, or the output is of another recipe.
     """
+    check_output(os.fspath(output))
     folder = RunFolder(os.fspath(output))
     seen = GeneratorData.of(data, unconditional=recipe.unconditional)
     config = GeneratorConfig(
@@ -320,67 +264,126 @@ def train_generator(
         Bucketing(tokens=_enough_tokens(trainer)), epochs=None
     )
     heldout_data = None if heldout is None else TokenDataset(heldout, columns=columns)
-    console = Console()
-    stream_state = trainer.restore(folder)
-    if stream_state is not None:
-        stream.load_state_dict(stream_state)
-        console.print(f"resuming in {folder.location}: step {trainer.spent.steps}, {trainer.spent.tokens:,} tokens")
-    look: HeldOutLoss | None = None
-    bar = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with (
-        Progress(*bar, console=console, disable=not console.is_terminal) as progress,
-        closing(iter(stream)) as batches,  # type: ignore[type-var]
-    ):
-        _run(trainer, batches, folder, progress, log_every_steps, save_every_steps)
-        spent = asdict(trainer.spent)
-        if heldout_data is not None:
-            look = heldout_loss(trainer, heldout_data)
-        figures = {} if look is None else asdict(look) | {"bits": look.bits}
-        folder.add_record({"end": spent, "heldout": figures})
-        folder.sync_records()
-    checkpoint = GeneratorCheckpoint(
-        generator=trainer.average,
-        classes=seen.classes,
-        tokenizer_weights_sha256=seen.tokenizer_weights_sha256,
-        training={"recipe": asdict(recipe), "spent": spent, "heldout": figures},
-    )
-    folder.write_checkpoint(CHECKPOINT, lambda path: save_generator(path, checkpoint))
-    console.print(f"checkpoint: {folder.path(CHECKPOINT)}")
+    with stop_by_signals() as stop:
+        run = _Run(trainer, folder, stop, log_every_steps, save_every_steps)
+        try:
+            restored = trainer.restore(folder)
+            if restored is not None:
+                stream.load_state_dict(restored[0])
+                run.resume(*restored)
+            elif folder.num_dropped:
+                run.console.print(
+                    f"metrics.jsonl in {folder.location} had {folder.num_dropped} lines of a run that saved no state; "
+                    "its steps are done again, and they are left out"
+                )
+            run.has_looked = True
+            run.until_done(stream)
+            spent = asdict(trainer.spent)
+            look = None if heldout_data is None else heldout_loss(trainer, heldout_data)
+            figures = {} if look is None else asdict(look) | {"bits": look.bits}
+            checkpoint = GeneratorCheckpoint(
+                generator=trainer.average,
+                classes=seen.classes,
+                tokenizer_weights_sha256=seen.tokenizer_weights_sha256,
+                training={"recipe": asdict(recipe), "spent": spent, "heldout": figures},
+            )
+            with stop.held():
+                folder.add_record({"end": spent, "heldout": figures})
+                folder.sync_records()
+                folder.write_checkpoint(CHECKPOINT, lambda path: save_generator(path, checkpoint))
+        except Interrupted as interrupt:
+            raise run.ended_by(interrupt) from None
+    run.console.print(f"checkpoint: {folder.path(CHECKPOINT)}")
     return trainer.spent, look
 
 
-def _run(
-    trainer: GeneratorTrainer,
-    batches: Iterator[Batch],
-    folder: RunFolder,
-    progress: Progress,
-    log_every_steps: int,
-    save_every_steps: int,
-) -> None:
-    task = progress.add_task("generator", total=1.0)
-    before, codes, places = trainer.spent, 0.0, 0.0
-    state: dict[str, int | str] | None = None
-    while not trainer.is_done:
+class _Run:
+    """The steps of a run, from where it is to the end of its budget."""
+
+    def __init__(
+        self, trainer: GeneratorTrainer, folder: RunFolder, stop: Stop, log_every_steps: int, save_every_steps: int
+    ) -> None:
+        self.trainer, self.folder, self.stop = trainer, folder, stop
+        self.log_every_steps, self.save_every_steps = log_every_steps, save_every_steps
+        self.console = Console()
+        self.before = trainer.spent  # at the last record
+        self.codes = self.places = 0.0  # nats since then
+        self.stream_state: dict[str, int | str] | None = None
+        self.saved_at: int | None = None
+        self.is_saved = True  # all that was done
+        self.has_looked = False  # for an earlier state
+
+    def resume(self, stream_state: dict[str, int | str], pending: Mapping[str, Any]) -> None:
+        """Take up where a saved state was; an older one has nothing pending, and its next record counts from there."""
+        spent = self.trainer.spent
+        self.stream_state, self.saved_at, self.before = stream_state, spent.steps, spent
+        if pending:
+            self.before = Spent(**pending["before"])
+            self.codes, self.places = pending["codes"], pending["places"]
+        self.console.print(f"resuming in {self.folder.location}: step {spent.steps}, {spent.tokens:,} tokens")
+
+    def save(self) -> None:
+        """Save the state as it is after the last step."""
+        assert self.stream_state is not None
+        pending = {"before": asdict(self.before), "codes": self.codes, "places": self.places}
+        self.trainer.save(self.folder, self.stream_state, pending)
+        self.saved_at, self.is_saved = self.trainer.spent.steps, True
+
+    def ended_by(self, interrupt: Interrupted) -> Interrupted:
+        """Save what is not saved yet, unless that is not waited for; what to tell the user."""
+        if not self.has_looked:
+            return interrupt
+        if not self.is_saved and not self.stop.is_urgent:
+            self.save()
+        return Interrupted(
+            interrupt.signal_number,
+            said_of_stop(
+                self.folder.location,
+                saved_at=None if self.saved_at is None else f"step {self.saved_at}",
+                is_saved=self.is_saved,
+            ),
+        )
+
+    def until_done(self, stream: TokenStream) -> None:
+        """Steps until the budget is spent, which is saved."""
+        bar = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with (
+            Progress(*bar, console=self.console, disable=not self.console.is_terminal) as progress,
+            closing(iter(stream)) as batches,  # type: ignore[type-var]
+        ):
+            task = progress.add_task("generator", total=1.0)
+            while not self.trainer.is_done and self._step(batches):
+                progress.update(task, completed=self.trainer.recipe.share(self.trainer.spent))
+        if not self.is_saved:
+            with self.stop.held():
+                self.save()
+
+    def _step(self, batches: Iterator[Batch]) -> bool:
+        """One step, with its record and state where it is time for these; False where the budget has no row left."""
+        trainer = self.trainer
         started = time.perf_counter()
         batch = next(batches)
         assert isinstance(batch, PaddedBatch)
         waited_s = time.perf_counter() - started
-        cut = trainer.within_budget(batch)
-        if cut is None:
-            break
-        of_codes, of_places = trainer.step(cut, waited_s)
-        codes, places, state = codes + of_codes, places + of_places, dict(batch.state)
-        progress.update(task, completed=trainer.recipe.share(trainer.spent))
-        spent = trainer.spent
-        if spent.steps % log_every_steps == 0 or trainer.is_done:
-            images = (spent.images - before.images) * math.log(2)
-            record = asdict(spent) | {"code_bits": codes / images, "place_bits": places / images}
-            record |= {"tokens_per_s": (spent.tokens - before.tokens) / (spent.seconds - before.seconds)}
-            folder.add_record(record)
-            text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in record.items())
-            progress.console.print(text, soft_wrap=True, highlight=False)
-            before, codes, places = spent, 0.0, 0.0
-        if spent.steps % save_every_steps == 0:
-            trainer.save(folder, state)
-    if state is not None:
-        trainer.save(folder, state)
+        with self.stop.held():
+            cut = trainer.within_budget(batch)
+            if cut is None:
+                return False
+            of_codes, of_places = trainer.step(cut, waited_s)
+            self.codes, self.places = self.codes + of_codes, self.places + of_places
+            self.stream_state, self.is_saved = dict(batch.state), False
+            if trainer.spent.steps % self.log_every_steps == 0 or trainer.is_done:
+                self._record()
+            if trainer.spent.steps % self.save_every_steps == 0:
+                self.save()
+        return True
+
+    def _record(self) -> None:
+        spent, before = self.trainer.spent, self.before
+        images = (spent.images - before.images) * math.log(2)
+        record = asdict(spent) | {"code_bits": self.codes / images, "place_bits": self.places / images}
+        record |= {"tokens_per_s": (spent.tokens - before.tokens) / (spent.seconds - before.seconds)}
+        self.folder.add_record(record)
+        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in record.items())
+        self.console.print(text, soft_wrap=True, highlight=False)
+        self.before, self.codes, self.places = spent, 0.0, 0.0

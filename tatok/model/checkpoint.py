@@ -14,15 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from tatok.checkpoint_files import CONFIG, TOKENIZER, WEIGHTS, checkpoint_folder, read_config
 from tatok.model.autoencoder import TaTok, TaTokConfig
 from tatok.model.dtf import DTFSettings
 from tatok.model.prior import Prior
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["Checkpoint", "default_checkpoint", "load_checkpoint", "save_checkpoint", "write_dtf"]
-
-FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,7 @@ def save_checkpoint(folder: str | Path, model: TaTok, prior: Prior, dtf: DTFSett
 
 
 def _write_config(folder: Path, config: TaTokConfig, dtf: DTFSettings) -> None:
-    document = {"format": FORMAT, "model": config.document(), "dtf": dtf.document()}
+    document = {"format": TOKENIZER.format, "model": config.document(), "dtf": dtf.document()}
     (folder / (CONFIG + ".tmp")).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     os.replace(folder / (CONFIG + ".tmp"), folder / CONFIG)
 
@@ -76,7 +74,7 @@ def write_dtf(folder: str | Path, dtf: DTFSettings) -> None:
 T = TypeVar("T")
 
 
-def _settings(kind: type[T], values: Any, where: Path) -> T:
+def _settings(kind: type[T], values: Any, where: str) -> T:
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or set(values) - known:
         wrong = sorted(set(values) - known) if isinstance(values, dict) else values
@@ -85,25 +83,22 @@ def _settings(kind: type[T], values: Any, where: Path) -> T:
 
 
 def load_checkpoint(folder: str | Path | None = None) -> Checkpoint:
-    """Load a checkpoint (the default one where `folder` is None).
+    """Load a checkpoint, of a folder or a URL (the default one where `folder` is None).
 
     Raises ConfigError, naming the file and the first misfits, where files are missing, damaged or do not fit.
     """
-    folder = default_checkpoint() if folder is None else Path(folder)
-    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise ConfigError(f"{folder} is not a checkpoint: {path.name} is missing (`tatok train` writes one)")
-    try:
-        document = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{config_path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ConfigError(f"{config_path} is not of checkpoint format {FORMAT}; this tatok reads no other")
+    place = default_checkpoint() if folder is None else folder
+    document = read_config(place)
+    with checkpoint_folder(place) as copy:
+        return _loaded(document, copy / WEIGHTS, f"{place}/{CONFIG}", f"{place}/{WEIGHTS}")
+
+
+def _loaded(document: dict[str, Any], file: Path, config_path: str, weights_path: str) -> Checkpoint:
+    """A checkpoint of a config and of the weights in `file`, which messages call by their paths."""
     config = _settings(TaTokConfig, document.get("model"), config_path)
     dtf = _settings(DTFSettings, document.get("dtf"), config_path)
     try:
-        tensors = load_file(weights_path)
+        tensors = load_file(file)
     except SafetensorError as error:
         raise ConfigError(f"{weights_path} is damaged or not a safetensors file: {error}") from error
     with torch.device("meta"):
@@ -125,6 +120,6 @@ def load_checkpoint(folder: str | Path | None = None) -> Checkpoint:
     modules = _modules(model, prior)
     modules.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     modules.eval().requires_grad_(False)
-    with weights_path.open("rb") as stream:
+    with file.open("rb") as stream:
         weights_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Checkpoint(model=model, prior=prior, dtf=dtf, weights_sha256=weights_sha256)

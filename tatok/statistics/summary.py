@@ -135,7 +135,8 @@ class DatasetStatistics:
     """The whole summary; `row_basis` is that of the distributions and grids, `token_basis` that of codes and positions.
 
     `distributions` is empty and `kept_share` None where there are no rows. `grids` comes most frequent first, `rejects`
-    (reason -> count) too. `throughput` is over all runs, None where none left a record; `runs` is oldest first.
+    (reason -> count) and `left_out` (what no sample was made of -> count) too. `throughput` is over all runs, None
+    where none left a record; `runs` is oldest first.
     """
 
     url: str
@@ -152,6 +153,7 @@ class DatasetStatistics:
     grids: tuple[GridCount, ...]
     kept_share: KeptShare | None
     rejects: Mapping[str, int]
+    left_out: Mapping[str, int]
     size: SizeOnDisk
     runs: tuple[Throughput, ...]
     throughput: Throughput | None
@@ -213,6 +215,7 @@ def summarize(
         grids=grids,
         kept_share=_kept_share(grid, counts) if grid is not None and counts.num_grid_rows else None,
         rejects=dict(rejects.most_common()),
+        left_out={str(each): count for each, count in Counter(data.left_out).most_common()},
         size=_size(data, for_tokens),
         runs=runs,
         throughput=_total(runs),

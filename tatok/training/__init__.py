@@ -6,8 +6,10 @@ trainer          one stage: steps, averages, snapshots
 losses           what is minimised
 adversary        the discriminator of the texture stages
 photos           photos -> crops
+stream           where a stage's batches are, for resuming
 photo_memory     decoded photos kept in memory
 moving_photos    clips made of photos, by a moving camera
+requirements     what a run would miss later, asked first
 run_folder       a run's state on disk or in a bucket
 device           where training runs, and in which precision
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from torch.utils.data import IterableDataset
 from tatok.schemas.errors import SourceError
 from tatok.schemas.urls import open_to_read
 from tatok.training.config import CameraMoves
-from tatok.training.photos import RandomCrops, worker_rng
+from tatok.training.photos import RandomCrops, random_of, this_stream
 
 __all__ = ["RandomClips", "moving_photo"]
 
@@ -97,8 +98,12 @@ class RandomClips(IterableDataset[Tensor]):
     """An endless stream of clips, uint8 [T, 3, S, S], of moving photos and, for `video_share` of them, of videos.
 
     Half of them are mirrored. The same (seed, number of workers) gives the same stream; each `rank` has its own.
+    `placed` resumes a stream at a place that it reported: (clips given, then the place of the photos, then of videos:
+    pass, video in the pass's order, clips of it that were given). It decodes that video from its start.
     Raises SourceError, naming the file, where a photo or video cannot be decoded or no video has T frames.
     """
+
+    START: tuple[int, ...] = (0, *RandomCrops.START, 0, 0, 0)
 
     def __init__(
         self,
@@ -117,38 +122,47 @@ class RandomClips(IterableDataset[Tensor]):
         self.video_share = video_share if videos else 0.0
         self.video_fps = video_fps
 
-    def __iter__(self) -> Iterator[Tensor]:
-        rng = worker_rng(self.crops.seed, self.crops.rank)
-        photos, videos = self.crops.payloads(rng), self._pieces(rng)
-        while True:
+    def placed(self, stream: int, num_streams: int, place: Sequence[int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """Clips of one worker's stream from a place on, each with the place after it."""
+        name, split = self.crops.stream_name(stream, num_streams), 1 + len(RandomCrops.START)
+        of_photos, of_videos = tuple(place[1:split]), tuple(place[split:])
+        photos, videos = self.crops.payloads(name, of_photos), self._pieces(name, of_videos)
+        for number in itertools.count(place[0]):
+            rng = random_of(name, "clip", number)
             if rng.random() < self.video_share:
-                clip = next(videos)
+                frames, of_videos = next(videos)
+                clip = self._cropped(frames, rng)
             else:
-                photo, other = (_rgb(next(photos)) for _ in range(2))
+                (photo, _), (other, of_photos) = next(photos), next(photos)
                 clip = moving_photo(
-                    photo,
-                    other,
+                    _rgb(photo),
+                    _rgb(other),
                     self.crops.image_size,
                     self.num_frames,
                     self.moves,
                     rng,
                     smallest_crop=self.crops.smallest_crop,
                 )
-            yield clip.flip(-1) if rng.random() < 0.5 else clip
+            yield (clip.flip(-1) if rng.random() < 0.5 else clip), (number + 1, *of_photos, *of_videos)
 
-    def _pieces(self, rng: random.Random) -> Iterator[Tensor]:
-        """Clips of the videos, one after another from each, in a new order each pass."""
-        while True:
-            num_clips = 0
-            for path in rng.sample(self.videos, len(self.videos)):
-                frames: list[Image.Image] = []
-                for frame in _frames(path, self.video_fps):
-                    frames.append(frame)
-                    if len(frames) == self.num_frames:
-                        num_clips += 1
-                        yield self._cropped(frames, rng)
-                        frames = []
-            if not num_clips:
+    def __iter__(self) -> Iterator[Tensor]:
+        return (clip for clip, _ in self.placed(*this_stream(), self.START))
+
+    def _pieces(self, name: str, place: Sequence[int]) -> Iterator[tuple[list[Image.Image], tuple[int, ...]]]:
+        """Frames of clips of the videos, one after another from each, in a new order each pass, and the place after."""
+        first_pass, first_video, num_given = place
+        for number in itertools.count(first_pass):
+            is_whole, num_clips = not (first_video or num_given), 0
+            order = random_of(name, "videos", number).sample(self.videos, len(self.videos))
+            for video in range(first_video, len(order)):
+                frames = _frames(order[video], self.video_fps, num_given * self.num_frames)
+                # The last frames of a video, too few for a clip, are left out.
+                for given, clip in enumerate(zip(*[frames] * self.num_frames, strict=False), num_given + 1):
+                    num_clips += 1
+                    yield list(clip), (number, video, given)
+                num_given = 0
+            first_video = 0
+            if is_whole and not num_clips:
                 raise SourceError(
                     f"none of {', '.join(self.videos)} has {self.num_frames} frames at {self.video_fps:g} a second"
                 )
@@ -168,20 +182,23 @@ def _rgb(payload: bytes) -> Image.Image:
         return encoded.convert("RGB")
 
 
-def _frames(path: str, fps: float) -> Iterator[Image.Image]:
-    """The frames of a video that are shown every 1 / fps seconds, from the first one on."""
+def _frames(path: str, fps: float, num_skipped: int) -> Iterator[Image.Image]:
+    """The frames of a video that are shown every 1 / fps seconds from the first one on, but not the first of these."""
     import av  # only where there are videos: training on photos does without FFmpeg
     from av.error import FFmpegError
 
     try:
         with open_to_read(path) as file, av.open(file, "r") as container:
             due: float | None = None
+            number = 0
             for frame in container.decode(video=0):
                 at_s = float(frame.time or 0.0)
                 if due is None:
                     due = at_s
                 if at_s >= due - 1e-6:
                     due += 1 / fps
-                    yield frame.to_image()
+                    number += 1
+                    if number > num_skipped:
+                        yield frame.to_image()
     except (OSError, IndexError, FFmpegError) as error:
         raise SourceError(f"cannot read frames from {path}: {error}; take it out") from error

@@ -8,6 +8,7 @@ Shapes: V photos, B crops of a batch, H and W the largest sides of all photos, S
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -61,23 +62,32 @@ class PhotoMemory:
         return len(self.pixels_V3HW)
 
     def batches(
-        self, batch_size: int, image_size: int, seed: int, *, smallest_crop: float, native_share: float = 0.0
+        self,
+        batch_size: int,
+        image_size: int,
+        seed: int,
+        *,
+        smallest_crop: float,
+        native_share: float = 0.0,
+        num_given: int = 0,
     ) -> Iterator[Tensor]:
         """Batches of random crops and mirror images without end, uint8 [B, 3, S, S] on the device.
 
         Photos are drawn with all of them once a pass. `native_share` of a batch are crops of S x S pixels as they are,
         of photos that are as large; the others are squares whose side is `smallest_crop` .. 1 of the photo's shorter
-        side, resized. The same seed gives the same stream.
+        side, resized. The same seed gives the same stream, without its first `num_given` batches.
         """
         rng = random.Random(seed)
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         order: list[int] = []
         num_native = round(batch_size * native_share)
-        while True:
+        for number in itertools.count():
             while len(order) < batch_size:
                 order += rng.sample(range(len(self)), len(self))
             chosen_B, order = torch.tensor(order[:batch_size]), order[batch_size:]
             draws_B4 = torch.rand(batch_size, 4, generator=generator)
+            if number < num_given:
+                continue
             parts = []
             if num_native:
                 parts.append(self._native(chosen_B[:num_native], draws_B4[:num_native], image_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -26,11 +27,13 @@ __all__ = [
     "centre_crops",
     "encoded_photos",
     "expand_sources",
+    "random_of",
     "shorter_side",
-    "worker_rng",
+    "this_stream",
 ]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_GIVEN = (b"", (0, 0, 0))  # in the place of a photo that is no longer held
 
 
 def _extension(path: str) -> str:
@@ -143,20 +146,29 @@ def shorter_side(paths: Sequence[str]) -> int:
     raise SourceError(f"no image in {', '.join(paths)}")
 
 
-def worker_rng(seed: int, rank: int) -> random.Random:
-    """The random numbers of this worker of a data loader, on this rank."""
+def random_of(*what: object) -> random.Random:
+    """The random numbers of one thing among all that a run draws for, such as a crop: whoever asks gets the same."""
+    return random.Random(" ".join(map(str, what)))
+
+
+def this_stream() -> tuple[int, int]:
+    """The number of this data loader's worker, and how many there are; 0 of 1 where there is no such worker."""
     worker = get_worker_info()
-    number = rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
-    return random.Random(seed * 1_000_003 + number)
+    return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
 class RandomCrops(IterableDataset[Tensor]):
     """An endless stream of random crops and mirror images, uint8 [3, S, S].
 
-    Files are visited in a new order each pass and photos are mixed by a buffer of `shuffle_buffer` encoded images.
-    A crop's side is drawn from `smallest_crop` .. 1 of the photo's shorter side.
+    Files are visited in a new order each pass, and photos are mixed within blocks of `shuffle_buffer` encoded images,
+    which may span files and passes. A crop's side is drawn from `smallest_crop` .. 1 of the photo's shorter side.
     The same (seed, number of workers) gives the same stream; each `rank` of a run on several processes has its own.
+
+    `placed` resumes a stream at a place that it reported: (block, photos of it that were given, then where the block
+    begins: pass, file in the pass's order, photo in the file). It reads at most two blocks to be there.
     """
+
+    START: tuple[int, ...] = (0, 0, 0, 0, 0)
 
     def __init__(
         self,
@@ -175,31 +187,51 @@ class RandomCrops(IterableDataset[Tensor]):
         self.shuffle_buffer = shuffle_buffer
         self.rank = rank
 
-    def _payloads(self, rng: random.Random) -> Iterator[bytes]:
-        while True:
-            num_seen = 0
-            for path in rng.sample(self.paths, len(self.paths)):
-                for payload in encoded_photos(path):
+    def stream_name(self, stream: int, num_streams: int) -> str:
+        """What the random numbers of one worker's stream on this rank are drawn by."""
+        return f"{self.seed} rank {self.rank} stream {stream} of {num_streams}"
+
+    def _photos(self, name: str, place: tuple[int, int, int]) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
+        """Photos without end from a place on, each with its own place."""
+        first_pass, first_file, first_photo = place
+        for number in itertools.count(first_pass):
+            is_whole, num_seen = not (first_file or first_photo), 0
+            order = random_of(name, "pass", number).sample(self.paths, len(self.paths))
+            for file in range(first_file, len(order)):
+                for photo, payload in enumerate(encoded_photos(order[file])):
                     num_seen += 1
-                    yield payload
-            if not num_seen:
+                    if photo >= first_photo:
+                        yield payload, (number, file, photo)
+                first_photo = 0
+            first_file = 0
+            if is_whole and not num_seen:
                 raise SourceError(f"no image in {', '.join(self.paths)}")
 
-    def payloads(self, rng: random.Random) -> Iterator[bytes]:
-        """Encoded photos without end, mixed."""
-        buffer: list[bytes] = []
-        for payload in self._payloads(rng):
-            if len(buffer) < self.shuffle_buffer:
-                buffer.append(payload)
-                continue
-            place = rng.randrange(len(buffer))
-            payload, buffer[place] = buffer[place], payload
-            yield payload
+    def payloads(self, name: str, place: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+        """Encoded photos without end, mixed, each with the place of the stream after it."""
+        number, num_given, *begin = place
+        source = self._photos(name, (begin[0], begin[1], begin[2]))
+        block = list(itertools.islice(source, self.shuffle_buffer))
+        while True:
+            begins, order = block[0][1], list(range(len(block)))
+            random_of(name, "block", number).shuffle(order)
+            following = []
+            for given, index in enumerate(order, 1):
+                payload, block[index] = block[index][0], _GIVEN
+                if given > num_given:
+                    yield payload, (number, given, *begins)
+                following.append(next(source))
+            block, number, num_given = following, number + 1, 0
 
-    def __iter__(self) -> Iterator[Tensor]:
-        rng = worker_rng(self.seed, self.rank)
-        for payload in self.payloads(rng):
+    def placed(self, stream: int, num_streams: int, place: Sequence[int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """Crops of one worker's stream from a place on, each with the place after it."""
+        name = self.stream_name(stream, num_streams)
+        for payload, after in self.payloads(name, place):
+            rng = random_of(name, "crop", *after[:2])
             image = _square(payload, self.image_size, rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
             if rng.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            yield _pixels(image)
+            yield _pixels(image), after
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (crop for crop, _ in self.placed(*this_stream(), self.START))

@@ -11,8 +11,8 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,17 +20,24 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from tatok.distributed import num_ranks, rank, sum_over_ranks
+from tatok.distributed import most_of_ranks, num_ranks, rank, sum_over_ranks
+from tatok.stopping import Interrupted, Stop, outlive_signals, said_of_stop, stop_by_signals
 from tatok.training.config import TrainingConfig, check_batch_sizes
 from tatok.training.device import computes_in_bfloat16
 from tatok.training.moving_photos import RandomClips
+from tatok.training.photo_memory import PhotoMemory
 from tatok.training.photos import RandomCrops, centre_crops, expand_sources
+from tatok.training.requirements import check_requirements
 from tatok.training.run_folder import is_url
+from tatok.training.stream import PlacedSamples, Samples, StreamPlace, digest_of
 from tatok.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
+
+# What decides over the batches of a stage; another learning rate, say, does not.
+_OF_STREAMS = {"batch_size", "image_size", "num_frames", "camera", "video_share", "smallest_crop", "native_share"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,41 +88,50 @@ def train(
     *,
     start_from: str | None = None,
     say: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
 ) -> str:
     """Run all stages, or resume where the output left off; returns the checkpoint folder, a path or a URL.
 
     Progress goes to the terminal, or line by line to `say`; figures of every `log_every_steps` steps to
     OUTPUT/metrics.jsonl, sample pictures (original, full rate, energy-filtered, globals only) to OUTPUT/samples/.
     Where a process group is formed, every rank calls this; a batch is shared among them.
+
+    Ctrl-C and SIGTERM, or a request to `stop` (of rank 0), end the run after the step at hand, whose state is saved;
+    Interrupted says so. On the CPU a run that resumes ends with the weights of one that was never stopped, to the bit,
+    unless a stage ends by the clock, sources have changed, or the number of ranks or loader workers has.
+
     Raises ConfigError where that cannot be done equally, and TatokError where the loss becomes infinite or NaN.
     """
-    check_batch_sizes(config, num_ranks())
-    heldout = expand_sources(config.heldout)
-    expand_sources([*config.photos, *config.videos])  # wrong paths are reported before anything is started
-    trainer = Trainer(config, device, start_from)
-    with _display(say) as display:
-        if trainer.restore():
-            display.say(f"resuming in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
-        if config.precision == "bfloat16" and not computes_in_bfloat16("auto", device):
-            display.say(
-                "this processor has no bfloat16 instructions, which makes its products about ten times as slow as "
-                "float32's: better set `precision: auto`"
-            )
-        while trainer.stage_index < len(config.stages):
-            # Looked up for each stage anew: photos may have been added since the last.
-            _run_stage(trainer, expand_sources(config.photos), expand_sources(config.videos), heldout, display)
-        trainer.save()
-        checkpoint = trainer.folder.path(CHECKPOINT)
-        display.say(f"checkpoint: {checkpoint}")
-    return checkpoint
+    with ExitStack() as opened:
+        stop = stop or opened.enter_context(stop_by_signals())
+        display = opened.enter_context(_display(say))
+        check_batch_sizes(config, num_ranks())
+        check_requirements(config)
+        heldout = expand_sources(config.heldout)
+        run = _Run(Trainer(config, device, start_from), heldout, display, stop)
+        try:
+            return run.whole()
+        except Interrupted as interrupt:
+            raise run.ended_by(interrupt) from None
 
 
-def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator[Tensor]:
+def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator[tuple[Tensor, StreamPlace]]:
+    """The batches of the current stage from where it is, each with the place after it."""
     config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
-    # A resumed stage sees other crops than it already has, not the same again.
-    seed = config.seed + 7919 * trainer.stage_index + 104_729 * trainer.step
+    in_memory = config.photos_in_memory and not stage.is_on_clips
+    num_workers = num_loader_workers(config, trainer.device)
+    kind = stage.model_dump(include=_OF_STREAMS)
+    made_of = digest_of(
+        photos, videos, config.seed, config.video_fps, trainer.stage_index, kind, num_ranks(), in_memory or num_workers
+    )
+    place = StreamPlace.of((trainer.saved_run or {}).get("stream"), made_of)
+    if place is None:  # one that begins in the middle of a stage gives others than the stage has had
+        place = StreamPlace(made_of=made_of, began=trainer.step)
+    seed = config.seed + 7919 * trainer.stage_index + 104_729 * place.began
+    if in_memory:
+        return _of_memory(trainer, photos, seed, place)
     crops = RandomCrops(photos, stage.image_size, seed, smallest_crop=stage.smallest_crop, rank=rank())
-    samples: IterableDataset[Tensor] = crops
+    samples: Samples = crops
     if stage.is_on_clips:
         samples = RandomClips(
             crops,
@@ -125,23 +141,35 @@ def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator
             video_share=stage.video_share,
             video_fps=config.video_fps,
         )
-    if config.photos_in_memory and not stage.is_on_clips:
-        memory = trainer.photo_memory(photos)
-        return memory.batches(
-            stage.batch_size // num_ranks(),
-            stage.image_size,
-            seed + 15_485_863 * rank(),
-            smallest_crop=stage.smallest_crop,
-            native_share=stage.native_share,
-        )
+    if not place.workers:
+        place = replace(place, workers=(samples.START,) * max(1, num_workers))
     loader = DataLoader(
-        samples,
+        PlacedSamples(samples, place),
         batch_size=stage.batch_size // num_ranks(),
-        num_workers=num_loader_workers(config, trainer.device),
+        num_workers=num_workers,
         multiprocessing_context=_loader_context(config, trainer.device, [*photos, *videos]),
         pin_memory=trainer.device.type == "cuda",
+        worker_init_fn=outlive_signals,
     )
-    return iter(loader)
+    return place.batches(iter(loader))
+
+
+def _of_memory(
+    trainer: Trainer, photos: list[str], seed: int, place: StreamPlace
+) -> Iterator[tuple[Tensor, StreamPlace]]:
+    stage = trainer.config.stages[trainer.stage_index]
+    if trainer.photo_memory is None or trainer.photo_memory.paths != photos:
+        trainer.photo_memory = None  # freed before the next is filled
+        trainer.photo_memory = PhotoMemory(photos, trainer.device)
+    batches = trainer.photo_memory.batches(
+        stage.batch_size // num_ranks(),
+        stage.image_size,
+        seed + 15_485_863 * rank(),
+        smallest_crop=stage.smallest_crop,
+        native_share=stage.native_share,
+        num_given=place.num_given,
+    )
+    return ((pixels, replace(place, num_given=number)) for number, pixels in enumerate(batches, place.num_given + 1))
 
 
 def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
@@ -162,53 +190,159 @@ def _loader_context(config: TrainingConfig, device: torch.device, paths: list[st
     return None if device.type == "cpu" else "forkserver"
 
 
-def _run_stage(trainer: Trainer, photos: list[str], videos: list[str], heldout: list[str], display: _Display) -> None:
-    config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
-    batches = _batches(trainer, photos, videos)
-    if not trainer.is_initialised:
-        display.say(f"starting bases and codebooks from {config.num_start_crops} crops")
-        trainer.initialise(batches)
-    validation = None
-    if heldout and not rank():
-        validation = torch.stack(list(centre_crops(heldout, stage.image_size, config.num_heldout)))
-    advance = display.start(stage.name, stage.steps, trainer.step)
-    sums: dict[str, float] = defaultdict(float)
-    started = time.monotonic()
-    since_log = 0
+class _Run:
+    """A run from where it is to its end; what it knows beside the trainer is saved with the trainer's state."""
 
-    def look() -> None:
-        nonlocal started, since_log
-        seconds = time.monotonic() - started
-        trainer.seconds += seconds
-        totals = sum_over_ranks(torch.tensor(list(sums.values()), device=trainer.device)) / (since_log * num_ranks())
+    def __init__(self, trainer: Trainer, heldout: list[str], display: _Display, stop: Stop) -> None:
+        self.trainer, self.heldout, self.display, self.stop = trainer, heldout, display, stop
+        self.batches: Iterator[tuple[Tensor, StreamPlace]] | None = None
+        self.place: StreamPlace | None = None
+        self.sums: dict[str, float] = defaultdict(float)  # of the terms of the steps since the last record
+        self.num_steps = 0
+        self.seconds = 0.0
+        self.saved_at: str | None = None  # in words
+        self.is_saved = True  # all that was done
+        self.has_looked = False  # for an earlier state
+
+    def whole(self) -> str:
+        """Resume, run all stages that are left, and save; returns the checkpoint."""
+        trainer, config = self.trainer, self.trainer.config
+        if has_state := trainer.restore():
+            self.saved_at = self._here()
+        self.has_looked = True
+        if has_state:
+            self.display.say(f"resuming in {config.output}: stage {trainer.stage_index + 1}, step {trainer.step}")
+            pending = (trainer.saved_run or {}).get("pending") or {"sums": {}, "num_steps": 0, "seconds": 0.0}
+            self.sums.update(pending["sums"])
+            self.num_steps, self.seconds = pending["num_steps"], pending["seconds"]
+        elif trainer.folder.num_dropped:
+            self.display.say(
+                f"metrics.jsonl in {config.output} had {trainer.folder.num_dropped} lines of a run that saved no "
+                "state; its steps are done again, and they are left out"
+            )
+        if config.precision == "bfloat16" and not computes_in_bfloat16("auto", trainer.device):
+            self.display.say(
+                "this processor has no bfloat16 instructions, which makes its products about ten times as slow as "
+                "float32's: better set `precision: auto`"
+            )
+        while trainer.stage_index < len(config.stages):
+            # Looked up for each stage anew: photos may have been added since the last.
+            self._stage(expand_sources(config.photos), expand_sources(config.videos))
+        with self.stop.held():
+            self._save()
+        checkpoint = trainer.folder.path(CHECKPOINT)
+        self.display.say(f"checkpoint: {checkpoint}")
+        return checkpoint
+
+    def ended_by(self, interrupt: Interrupted) -> Interrupted:
+        """Save what is not saved yet, unless that is not waited for; what to tell the user."""
+        if not self.has_looked:
+            return interrupt
+        if not self.is_saved and not self.stop.is_urgent:
+            self._save()
+        said = said_of_stop(self.trainer.config.output, saved_at=self.saved_at, is_saved=self.is_saved)
+        return Interrupted(interrupt.signal_number, said)
+
+    def _here(self) -> str:
+        trainer, stages = self.trainer, self.trainer.config.stages
+        if trainer.stage_index == len(stages):
+            return "the end of all stages"
+        name = stages[trainer.stage_index].name
+        return f"step {trainer.step} of stage {name} ({trainer.stage_index + 1} of {len(stages)})"
+
+    def _save(self) -> None:
+        # Sums of other ranks count through their mean, so that a run may resume on another number of them.
+        sums = dict(self.sums)
+        if num_ranks() > 1 and sums:
+            total = sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64, device=self.trainer.device))
+            sums = dict(zip(sums, (total / num_ranks()).tolist(), strict=True))
+        pending = {"sums": sums, "num_steps": self.num_steps, "seconds": self.seconds}
+        stream = (self.trainer.saved_run or {}).get("stream")  # of before, where no batch has come since
+        if self.place is not None:
+            stream = self.place.saved(self.trainer.device)
+        self.trainer.save({"pending": pending, "stream": stream})
+        self.saved_at, self.is_saved = self._here(), True
+
+    def _stage(self, photos: list[str], videos: list[str]) -> None:
+        trainer, config = self.trainer, self.trainer.config
+        stage = config.stages[trainer.stage_index]
+        self.batches = _batches(trainer, photos, videos)
+        if not trainer.is_initialised:
+            self.display.say(f"starting bases and codebooks from {config.num_start_crops} crops")
+            trainer.initialise(pixels for pixels, _ in self.batches)
+        validation = None
+        if self.heldout and not rank():
+            validation = torch.stack(list(centre_crops(self.heldout, stage.image_size, config.num_heldout)))
+        advance = self.display.start(stage.name, stage.steps, trainer.step)
+        while True:
+            is_due = trainer.step % config.log_every_steps == 0 or trainer.stage_is_done
+            if self.num_steps and is_due:  # at first, too, where the run was stopped just before it
+                self._look(validation)
+            if trainer.stage_is_done:
+                break
+            if config.photos_in_memory and trainer.step and trainer.step % config.save_every_steps == 0:
+                found = expand_sources(config.photos)  # photos that came meanwhile are taken up
+                if found != photos:
+                    photos = found
+                    self.place = trainer.saved_run = None
+                    self.batches = _batches(trainer, photos, videos)
+            self._step()
+            advance()
+        with self.stop.held():
+            self.batches = self.place = trainer.saved_run = None
+            trainer.next_stage()
+
+    def _step(self) -> None:
+        assert self.batches is not None
+        started = time.monotonic()
+        pixels, place = next(self.batches)
+        # Where all there is lies in the folder, a stop need not wait: not for layers to be compiled, for one.
+        with nullcontext() if self.is_saved and num_ranks() == 1 else self.stop.held():
+            for name, value in self.trainer.train_step(pixels).items():
+                self.sums[name] += value
+            self.num_steps, self.place = self.num_steps + 1, place
+            self.seconds += time.monotonic() - started
+            self.is_saved = False
+        self._agree_to_stop()
+
+    def _agree_to_stop(self) -> None:
+        """Raise Interrupted, on all ranks, if any is to stop."""
+        if wished := most_of_ranks(self.stop.signal_number or 0, self.trainer.device):
+            self.stop.request(wished)
+        self.stop.check()
+
+    def _look(self, validation: Tensor | None) -> None:
+        """A record of the steps since the last, with held-out figures and a saved state where it is time for these."""
+        trainer, config = self.trainer, self.trainer.config
+        stage = config.stages[trainer.stage_index]
+        totals = sum_over_ranks(torch.tensor(list(self.sums.values()), device=trainer.device))
+        totals /= self.num_steps * num_ranks()
+        hours = (trainer.seconds + self.seconds) / 3600
         record: dict[str, float | str] = {"stage": stage.name, "step": trainer.step}
-        record |= dict(zip(sums, totals.tolist(), strict=True))
-        record |= {"images_per_s": since_log * stage.batch_size / seconds, "hours": trainer.seconds / 3600}
+        record |= dict(zip(self.sums, totals.tolist(), strict=True))
+        record |= {"images_per_s": self.num_steps * stage.batch_size / self.seconds, "hours": hours}
         record |= _codebook_use(trainer)
         is_round = trainer.step % config.save_every_steps == 0 or trainer.stage_is_done
+        pictures = None
         if is_round and validation is not None:
-            figures, pictures = trainer.validate(validation)
-            record |= figures
-            name = f"samples/{trainer.stage_index}-{stage.name}-{trainer.step:06d}.png"
-            trainer.folder.write(name, _png(pictures, min(8, len(validation))))
-        if not rank():
-            trainer.folder.add_record(record)
-        display.say(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
-        if is_round:
-            trainer.save()
-        sums.clear()
-        started, since_log = time.monotonic(), 0
-
-    while not trainer.stage_is_done:
-        for name, value in trainer.train_step(next(batches)).items():
-            sums[name] += value
-        since_log += 1
-        advance()
-        if trainer.step % config.log_every_steps == 0 or trainer.stage_is_done:
-            look()
-        if config.photos_in_memory and trainer.step % config.save_every_steps == 0:
-            found = expand_sources(config.photos)  # photos that came meanwhile are taken up
-            if found != photos:
-                photos = found
-                batches = _batches(trainer, photos, videos)
-    trainer.next_stage()
+            try:
+                figures, pictures = trainer.validate(validation, self.stop.check)
+                record |= figures
+            except Interrupted:
+                if num_ranks() == 1:
+                    raise
+        if is_round and self.heldout:
+            self._agree_to_stop()  # the other ranks wait here, where all can still stop at the same step
+        with self.stop.held():
+            if pictures is not None and validation is not None:
+                name = f"samples/{trainer.stage_index}-{stage.name}-{trainer.step:06d}.png"
+                trainer.folder.write(name, _png(pictures, min(8, len(validation))))
+            if not rank():
+                trainer.folder.add_record(record)
+            words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+            self.display.say(" ".join(words))
+            trainer.seconds += self.seconds
+            self.sums.clear()
+            self.num_steps, self.seconds, self.is_saved = 0, 0.0, False
+            if is_round:
+                self._save()

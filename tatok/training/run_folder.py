@@ -7,17 +7,15 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from fsspec.spec import AbstractFileSystem
 
 from tatok.schemas.errors import CommitError, ConfigError
 from tatok.schemas.urls import filesystem_of
 
-__all__ = ["RunFolder", "is_url", "load_from"]
+__all__ = ["RunFolder", "is_url"]
 
 METRICS = "metrics.jsonl"
-Loaded = TypeVar("Loaded")
 
 
 def is_url(path: str) -> bool:
@@ -42,6 +40,7 @@ class RunFolder:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"output is {location!r}: {error}; install the scheme's fsspec package") from error
         self._lines: list[str] = []
+        self.num_dropped = 0
 
     @property
     def num_records(self) -> int:
@@ -70,11 +69,15 @@ class RunFolder:
                 self._fs.pipe_file(path, data)
                 return
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path + ".tmp", "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(path + ".tmp", path)
+            try:
+                with open(path + ".tmp", "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(path + ".tmp", path)
+            except BaseException:  # a second Ctrl-C among them
+                Path(path + ".tmp").unlink(missing_ok=True)
+                raise
         except OSError as error:
             raise CommitError(f"cannot write {path}: {error}; free space or fix permissions, then run again") from error
 
@@ -92,7 +95,8 @@ class RunFolder:
     def keep_records(self, count: int | None) -> None:
         """Take up the records of an earlier run: its first `count`, or all; the others are dropped, from the file too.
 
-        Raises ConfigError where fewer are there than `count`.
+        `num_dropped` says how many these were, a line that was cut off among them. Raises ConfigError where fewer are
+        there than `count`.
         """
         lines = (self.read(METRICS) or b"").decode("utf-8").splitlines(keepends=True)
         if count is not None and len(lines) < count:
@@ -101,6 +105,7 @@ class RunFolder:
                 "put the file back, or choose another output"
             )
         self._lines = lines[:count]
+        self.num_dropped = len(lines) - len(self._lines)
         if len(self._lines) < len(lines):
             self.write(METRICS, "".join(self._lines).encode())
 
@@ -118,24 +123,6 @@ class RunFolder:
         """Make sure that all records are in the folder; to be called before the state that counts them is written."""
         if is_url(self.location):
             self.write(METRICS, "".join(self._lines).encode())
-
-
-def load_from(location: str, load: Callable[[str], Loaded]) -> Loaded:
-    """What `load` makes of a checkpoint folder, here or under a URL; raises ConfigError as `load` does."""
-    if not is_url(location):
-        return load(location)
-    try:
-        fs, path = filesystem_of(location)
-        fs.invalidate_cache()
-        names = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
-        with tempfile.TemporaryDirectory(prefix="tatok-checkpoint-") as folder:
-            for name in names:
-                fs.get_file(name, str(Path(folder) / name.rpartition("/")[2]))
-            try:
-                return load(folder)
-            except ConfigError as error:
-                raise ConfigError(str(error).replace(folder, location)) from error
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"cannot read {location!r}: {error}; install the scheme's fsspec package") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read the checkpoint {location}: {error}; check the URL and permissions") from error
+        elif self._lines:  # a state must not outlive, after a power cut, the records that it counts
+            with open(self.path(METRICS), "rb") as file:
+                os.fsync(file.fileno())

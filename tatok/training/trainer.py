@@ -11,7 +11,7 @@ import copy
 import io
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from tatok.training.config import Stage, TrainingConfig
 from tatok.training.device import compile_layers, computes_in_bfloat16
 from tatok.training.losses import Losses
 from tatok.training.photo_memory import PhotoMemory
-from tatok.training.run_folder import RunFolder, load_from
+from tatok.training.photos import random_of
+from tatok.training.run_folder import RunFolder
 
 __all__ = ["CHECKPOINT", "Trainer"]
 
@@ -49,7 +50,7 @@ class Trainer:
         if start_from is None:
             self.model, self.prior = TaTok(config.model), Prior(config.model)
         else:
-            checkpoint = load_from(start_from, load_checkpoint)
+            checkpoint = load_checkpoint(start_from)
             self.model, self.prior = checkpoint.model, checkpoint.prior
             if checkpoint.model.config != config.model:
                 has_tokenizer = checkpoint.model.config.has_tokenizer_of(config.model)
@@ -73,21 +74,21 @@ class Trainer:
         self.stage_seconds = 0.0
         self._stepped_at: float | None = None
         self._seen: list[tuple[Views, Views]] = []
-        self._photo_memory: PhotoMemory | None = None
+        self.photo_memory: PhotoMemory | None = None
+        self.saved_run: dict[str, Any] | None = None
         self._saved_adversary: tuple[dict[str, Tensor] | None, dict[str, Any] | None] = (None, None)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
         if config.compiled:
             compile_layers(self.modules)
-        if rank():
-            torch.manual_seed(config.seed + 1_000_003 * rank())  # from here on the ranks draw different numbers
 
     # --- state -----------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
+    def save(self, run: Mapping[str, Any] | None = None) -> None:
         """Write the state to resume from, and the averaged weights as a checkpoint; each file atomically.
 
-        Only rank 0 writes; the state is the same on all ranks and does not depend on how many there are.
+        Only rank 0 writes; the state is the same on all ranks and does not depend on how many there are. `run` is
+        whatever else the caller wants back, as `saved_run`, after restoring.
         """
         if rank():
             return
@@ -101,9 +102,11 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "stage_seconds": self.stage_seconds,
-            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            # One that no stage has asked for since the run was resumed is kept for those that will.
+            "adversary": self._saved_adversary[0] if self.adversary is None else self.adversary.state_dict(),
             "adversary_optimizer": None if self.adversary_optimizer is None else self.adversary_optimizer.state_dict(),
             "num_records": self.folder.num_records,
+            "run": None if run is None else dict(run),
         }
         self.folder.sync_records()
         buffer = io.BytesIO()
@@ -127,6 +130,8 @@ class Trainer:
         data = self.folder.read(STATE)
         if data is not None:
             self._restore(data, path)
+        elif not rank():
+            self.folder.keep_records(0)  # of a run that was killed before it had saved anything: its steps come again
         if not ranks_agree([data is not None, self.stage_index, self.step], self.device):
             raise ConfigError(f"the workers do not all see the same {path}; output must be a URL or a shared folder")
         return data is not None
@@ -143,6 +148,7 @@ class Trainer:
             quantizer.ema_sum_KC.copy_(state["codebooks"][name]["sum"])
         self.stage_index, self.step, self.seconds = state["stage_index"], state["step"], state["seconds"]
         self.stage_seconds = state.get("stage_seconds", 0.0)
+        self.saved_run = state.get("run")
         self._saved_adversary = state.get("adversary"), state.get("adversary_optimizer")
         self.is_initialised = True
         if self.stage_index < len(self.config.stages) and state["optimizer"] is not None:
@@ -206,13 +212,6 @@ class Trainer:
         model.residual_basis.initialise(residual)
         model.patch_quantizer.initialise(model.residual_basis.encode(residual))
 
-    def photo_memory(self, photos: list[str]) -> PhotoMemory:
-        """All photos of the files in the device's memory, decoded once as long as the files stay the same."""
-        if self._photo_memory is None or self._photo_memory.paths != photos:
-            self._photo_memory = None  # freed before the next is filled
-            self._photo_memory = PhotoMemory(photos, self.device)
-        return self._photo_memory
-
     # --- steps -----------------------------------------------------------------------------------------------
 
     def losses(self, pixels: Tensor, stage: Stage) -> dict[str, Tensor]:
@@ -269,13 +268,17 @@ class Trainer:
     def train_step(self, pixels: Tensor) -> dict[str, float]:
         """One optimizer step on this rank's share of the batch; its own loss terms.
 
-        Pixels are uint8 images [B, 3, H, W] or, in a stage of `num_frames` > 1, clips [B, T, 3, H, W].
-
+        Pixels are uint8 images [B, 3, H, W] or, in a stage of `num_frames` > 1, clips [B, T, 3, H, W]. Random numbers
+        are seeded by seed, stage, step and rank, so that a step is the same however often the run was resumed.
         Raises TatokError, on all ranks, where the loss of any is not finite.
         """
         stage = self.config.stages[self.stage_index]
+        of_step = random_of(self.config.seed, "rank", rank(), "stage", self.stage_index, "step", self.step)
+        seed = of_step.getrandbits(63)
+        torch.manual_seed(seed)
         if self.optimizer is None:
             self._start_stage()
+            torch.manual_seed(seed)  # networks that are made anew where the run was resumed have drawn
         assert self.optimizer is not None
         self.modules.eval()
         self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
@@ -359,13 +362,17 @@ class Trainer:
         torch._foreach_copy_(list(self.average.buffers()), list(self.modules.buffers()))
 
     @torch.no_grad()
-    def validate(self, pixels: Tensor) -> tuple[dict[str, float], Tensor]:
-        """Held-out figures of the averaged weights, and pictures [rows, 3, H, W] (original, full rate, filtered)."""
+    def validate(self, pixels: Tensor, check: Callable[[], None]) -> tuple[dict[str, float], Tensor]:
+        """Held-out figures of the averaged weights, and pictures [rows, 3, H, W] (original, full rate, filtered).
+
+        `check` is called before each batch, and may raise.
+        """
         model, prior = self.averaged()
         self.average.eval()
         figures: dict[str, list[float]] = defaultdict(list)
         pictures: list[Tensor] = []
         for batch in pixels.split(16):
+            check()
             images = to_float(batch.to(self.device))
             grid = model.grid(images)
             with self._autocast():

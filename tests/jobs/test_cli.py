@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -134,8 +135,11 @@ def test_debug_shows_the_traceback() -> None:
     assert "name SOURCE" in str(result.exception)
 
 
-def test_interrupt_stops_cleanly_and_the_run_goes_on(photo_shards: Callable[..., str], tmp_path: Path) -> None:
-    """Ctrl-C in the middle of shards: exit code 130, nothing half-written, no process left; then resume."""
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_stops_cleanly_and_the_run_goes_on(
+    photo_shards: Callable[..., str], tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    """Ctrl-C or SIGTERM in the middle of shards: 130 or 143, nothing half-written, no process left; then resume."""
     source = photo_shards(num_shards=3, photos_per_shard=20)
     output = tmp_path / "out"
     script = textwrap.dedent(
@@ -170,10 +174,11 @@ def test_interrupt_stops_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.1)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         text, _ = process.communicate(timeout=240)  # a driver that is deaf ends the test
-    assert process.returncode == 130, text
+    assert process.returncode == exit_code, text
     assert "resume with the same command" in text
+    assert f"tatok tokenize {shlex.quote(source)} {output} --image-size 64" in text
     assert "Traceback" not in text
     assert not (output / "_SUCCESS").exists()
     assert not (output / ".tmp").exists()

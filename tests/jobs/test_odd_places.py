@@ -97,6 +97,10 @@ def test_an_output_that_is_a_file_is_named(output: str, tmp_path: Path) -> None:
         ("photos/", "photos"),
         ("photos", "photos/../photos/tokens"),
         ("s3://bucket/photos", "s3://bucket/photos/tokens"),
+        ("photos/**", "photos/tokens"),
+        ("photos/*/*/*.parquet", "photos/tokens"),
+        ("{photos,more}/**/*.parquet", "photos/deep/tokens"),
+        ("photos/tokens/data/*", "photos/tokens"),
     ],
 )
 def test_an_output_inside_a_source_is_refused(
@@ -114,6 +118,7 @@ def test_an_output_inside_a_source_is_refused(
 def test_an_output_beside_a_source_of_a_like_name_is_fine() -> None:
     refuse_output_in_source(JobConfig(source=("/data/photos", "s3://b/photos"), output="/data/photos-tokens"))
     refuse_output_in_source(JobConfig(source=("s3://b/photos",), output="s3://b/photos-tokens"))
+    refuse_output_in_source(JobConfig(source=("/data/*.tar", "/data/{a,b}/*.jpg"), output="/data/tokens"))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["stats", str(TESTS / "data" / "dataset-0.1.0")]])

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from queue import Empty, Queue
+
+from tests.support.places import ROOT
 
 
 def heed_interrupts() -> None:
@@ -39,3 +47,49 @@ def descendants(title: str) -> list[int]:
         return False
 
     return sorted(pid for pid in matching if is_ours(pid))
+
+
+class TalkingProcess:
+    """A module of the tests run as a program, and what it says, line by line."""
+
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._lines: Queue[str | None] = Queue()  # None: it has ended
+        self.said: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout:
+            for line in self._process.stdout:
+                self._lines.put(line.strip())
+        self._lines.put(None)
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """The next line that holds `text`; raises AssertionError, with what was said, if none comes in time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.1))
+            except Empty:
+                raise AssertionError(f"no line with {text!r} within {seconds:g} s, but {self.said}") from None
+            if line is None:
+                raise AssertionError(f"it ended without a line with {text!r}, but said {self.said}")
+            self.said.append(line)
+            if text in line:
+                return line
+
+    def end(self) -> int:
+        """Wait for its end; its exit code."""
+        return self._process.wait(60)
+
+    def kill(self) -> None:
+        """End it, if it is not over."""
+        self._process.kill()
+        self._process.wait()

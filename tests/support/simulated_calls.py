@@ -11,10 +11,10 @@ from typing import Any
 from tatok.pipeline.cluster.actors import Heartbeat, Pulse, Ready
 from tatok.pipeline.cluster.leases import Attempt, Failure
 from tatok.pipeline.cluster.sizes import Sizes
-from tatok.pipeline.decode.filters import filter_identity
 from tatok.pipeline.monitoring.events import Throughput
-from tatok.pipeline.tokenization.fingerprint import decoder_identity
+from tatok.pipeline.tokenization.fingerprint import decoding_identity
 from tatok.pipeline.tokenization.spec import TokenizerSpec
+from tatok.schemas.job import JobConfig
 from tatok.schemas.records import ShardReport
 
 _ROWS_A_SHARD = 10_000
@@ -39,7 +39,7 @@ class SimulatedCalls:
         self._results: dict[int, Any] = {}
         self._at_work: dict[int, dict[Attempt, float]] = {}  # tokenizer -> attempt -> begun at
         self._num_nodes, self._failing, self._slow = num_nodes, failing, slow
-        self._decoding = decoder_identity() | filter_identity(None)
+        self._decoding = decoding_identity(JobConfig.model_validate({"source": "none", "output": "none"}))
         self.last_lease_at = 0.0
         self.num_leases = 0
         self._spec = TokenizerSpec(

@@ -17,7 +17,8 @@ from benchmarks.sampling import Contender, compare
 from tatok.dataset.batches import PaddedBatch, RowArrays
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.model import Generator
-from tatok.generator.training import GeneratorRecipe, GeneratorTrainer
+from tatok.generator.recipe import GeneratorRecipe
+from tatok.generator.training import GeneratorTrainer
 
 __all__ = ["run"]
 

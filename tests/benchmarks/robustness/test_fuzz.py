@@ -1,10 +1,12 @@
-"""Mutated images, archives, tables and job files, and the fuzz bench's tiny twin."""
+"""Mutated images, archives, tables, lists and job files, and the fuzz bench's tiny twin."""
 
 from __future__ import annotations
 
 import io
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,18 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.robustness.fuzz import fuzz
-from benchmarks.robustness.fuzz_inputs import IMAGE_KINDS, KINDS, Kind, bases, fuzz_input, mutated
+from benchmarks.robustness.fuzz import _plan_list, fuzz
+from benchmarks.robustness.fuzz_inputs import IMAGE_KINDS, KINDS, LIST_KINDS, Kind, bases, fuzz_input, mutated
+from tatok.pipeline.census.lists import count_listed
+from tatok.pipeline.census.tars import count_tar
 from tatok.pipeline.decode.sample import decode_sample
 from tatok.pipeline.output.commit import commit_shard, part_name
+from tatok.pipeline.planning import plan
 from tatok.pipeline.planning.plan import plan_shards
+from tatok.pipeline.readers import read
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig, Limits, Preprocessing, load_job
 from tatok.schemas.records import Clip, Reject, Sample
-from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.fake_tokenizer import FakeTokenizer, load_fake
+
+T = TypeVar("T")
 
 FAKE = FakeTokenizer()
 RANDOMS = st.randoms(use_true_random=False)
@@ -37,6 +45,11 @@ def test_what_is_mutated_was_good(kind: Kind, tmp_path: Path) -> None:
         if kind == "job":
             (tmp_path / "job.yaml").write_bytes(data)
             assert isinstance(load_job(tmp_path / "job.yaml"), JobConfig)
+        elif kind in LIST_KINDS:
+            (tmp_path / f"a.{kind}").write_bytes(data)
+            shards = plan_shards([str(tmp_path / f"a.{kind}")])
+            num_rows = count_listed(str(tmp_path / f"a.{kind}"), kind)
+            assert sum(shard.num_samples or 0 for shard in shards) == num_rows >= 2
         elif kind in ("tar", "parquet"):
             (tmp_path / f"a.{kind}").write_bytes(data)
             (shard,) = plan_shards([str(tmp_path / f"a.{kind}")])
@@ -82,6 +95,9 @@ def test_every_sample_of_an_archive_is_a_row_or_a_reject(
         return
     samples = list(read_samples(shard, ReadOptions(max_sample_bytes=1 << 20)))
     if kind == "tar":
+        least, most = count_tar(f"{folder}/a.tar")  # another's walk over the same bytes
+        assert least <= len(samples)
+        assert most is None or len(samples) <= most
         assert [sample.index for sample in samples] == list(range(len(samples)))
     else:  # the rest of a damaged row group is one reject
         assert [sample.index for sample in samples] == sorted({sample.index for sample in samples})
@@ -130,7 +146,44 @@ def test_the_bench(tmp_path: Path) -> None:
     assert report.jobs_accepted + report.jobs_refused == report.inputs["job"]
     assert report.tables_accepted + report.tables_refused == report.inputs["parquet"]
     assert report.tables_accepted
+    assert report.lists_accepted + report.lists_refused == sum(report.inputs[kind] for kind in LIST_KINDS)
+    assert report.num_counted >= report.inputs["tar"] + report.tables_accepted
     num_images = sum(report.inputs[kind] for kind in IMAGE_KINDS)
     assert report.num_rows + sum(report.rejects.values()) >= num_images
     assert report.rejects
     assert report.longest_shard_s > 0
+
+
+def load_blind(device: str = "cpu", **options: object) -> FakeTokenizer:
+    """A tokenizer in whose process the reader drops the last sample of every archive, and verification does, too."""
+    read.read_tar = without_last(read.read_tar)
+    return load_fake(device, **options)
+
+
+def without_last(function: Callable[..., Iterator[T]]) -> Callable[..., Iterator[T]]:
+    def losing(*args: object, **options: object) -> Iterator[T]:
+        items = list(function(*args, **options))
+        yield from items[:-1] if len(items) > 1 else items
+
+    return losing
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_loss_in_the_reader_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of archives whose last sample lies behind the first change nothing but the independent count tells."""
+    monkeypatch.setattr(read, "read_tar", without_last(read.read_tar))
+    report = fuzz(120, 5, tmp_path, load_tokenizer=load_blind, num_decoders=0)
+    counts = {finding.split()[2] for finding in report.findings if finding.startswith("verify: count ")}
+    assert counts
+    by_construction = {finding.split()[0] for finding in report.findings if " lost " in finding}
+    archives = {uri.rpartition("/")[2] for uri in counts if "/input-" in uri}
+    assert {name.removesuffix(".tar:") for name in archives} - by_construction
+    assert not any(finding.startswith("verify: keys") for finding in report.findings)
+
+
+def test_a_loss_in_the_parser_of_lists_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bases("csv")[0]
+    _plan_list("csv", whole, tmp_path)
+    monkeypatch.setattr(plan, "listed_files", without_last(plan.listed_files))
+    with pytest.raises(AssertionError, match="3 rows by its lines, 2 planned"):
+        _plan_list("csv", whole, tmp_path)

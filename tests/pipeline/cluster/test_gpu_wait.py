@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import pytest
@@ -23,6 +19,7 @@ from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.places import ROOT
+from tests.support.processes import TalkingProcess
 
 NOTICE_S = 8.0
 
@@ -39,41 +36,9 @@ def nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-class Driver:
+def driver(config: dict[str, Any], mark: Path, address: str) -> TalkingProcess:
     """A job in a process of its own, and what it says."""
-
-    def __init__(self, config: dict[str, Any], mark: Path, address: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(config), str(mark)],
-            env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._lines: Queue[str] = Queue()
-        self.said: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout:
-            for line in self._process.stdout:
-                self._lines.put(line.strip())
-
-    def wait_for(self, text: str, seconds: float = 60) -> str:
-        deadline = time.monotonic() + seconds
-        while True:
-            line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.1))
-            self.said.append(line)
-            if text in line:
-                return line
-
-    def end(self) -> int:
-        return self._process.wait(60)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    return TalkingProcess(__name__, json.dumps(config), str(mark), environment={"RAY_ADDRESS": address})
 
 
 def load_and_note(mark: str, device: str) -> FakeTokenizer:
@@ -100,16 +65,16 @@ def test_a_job_that_names_no_device_waits_for_a_while_and_then_takes_the_cpus(
     nodes: Any, photo_shards: Callable[..., str], tmp_path: Path
 ) -> None:
     config = document(photo_shards(1, 2), tmp_path / "out", resources={"gpu_wait_s": 3})
-    driver = Driver(config, tmp_path / "mark", nodes.address)
+    process = driver(config, tmp_path / "mark", nodes.address)
     try:
-        driver.wait_for("Ray has no GPU: wait up to 3 s for one")
+        process.wait_for("Ray has no GPU: wait up to 3 s for one")
         started = time.monotonic()
-        driver.wait_for("no GPU has come within 3 s")
+        process.wait_for("no GPU has come within 3 s")
         assert time.monotonic() - started > 2
-        driver.wait_for("complete 2")
-        assert driver.end() == 0
+        process.wait_for("complete 2")
+        assert process.end() == 0
     finally:
-        driver.kill()
+        process.kill()
     assert (tmp_path / "mark").read_text().startswith("cpu ")
 
 
@@ -118,18 +83,18 @@ def test_a_job_for_gpus_waits_until_one_joins_and_runs_there(
     nodes: Any, photo_shards: Callable[..., str], tmp_path: Path
 ) -> None:
     config = document(photo_shards(3, 2), tmp_path / "out", device="cuda", resources={"num_tokenizers": 2})
-    driver = Driver(config, tmp_path / "mark", nodes.address)
+    process = driver(config, tmp_path / "mark", nodes.address)
     try:
-        driver.wait_for("Ray has no GPU: asked it for 2, and wait for a node that has one (device: cuda)")
+        process.wait_for("Ray has no GPU: asked it for 2, and wait for a node that has one (device: cuda)")
         for _ in range(2):
-            assert "Ray has 1 node(s), 3 CPUs and no GPU" in driver.wait_for("still waiting for a GPU after")
+            assert "Ray has 1 node(s), 3 CPUs and no GPU" in process.wait_for("still waiting for a GPU after")
         assert not (tmp_path / "mark").exists(), "nothing is loaded, least of all on a CPU"
         node = nodes.add_node(num_cpus=2, num_gpus=1)
-        driver.wait_for("Ray has 1 GPU(s) for 2 tokenizers; the others wait for theirs")
-        driver.wait_for("complete 6")
-        assert driver.end() == 0, driver.said
+        process.wait_for("Ray has 1 GPU(s) for 2 tokenizers; the others wait for theirs")
+        process.wait_for("complete 6")
+        assert process.end() == 0, process.said
     finally:
-        driver.kill()
+        process.kill()
     assert (tmp_path / "mark").read_text() == f"cuda {node.node_id} 0"
     nodes.remove_node(node)
 

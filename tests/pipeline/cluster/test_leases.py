@@ -10,12 +10,16 @@ from tatok.pipeline.cluster.leases import (
     BACKOFF_S,
     DEATHS_APART_S,
     MAX_ATTEMPTS,
+    MAX_DEATHS,
     MAX_DEATHS_IN_A_ROW,
     MAX_DEVICE_LOSSES,
+    MOST_BACKOFF_S,
+    RESTART_BACKOFF_S,
     STRAGGLER_S,
     Attempt,
     DeathsInARow,
     Failure,
+    FailureKind,
     ShardLedger,
 )
 from tests.support.parts import report, shard
@@ -192,11 +196,58 @@ def test_a_lost_node_counts_as_one_death_and_endless_dying_ends() -> None:
     deaths = DeathsInARow(clock=clock)
     assert not any(deaths.add() for _ in range(100)), "all processes of one node"
     for _ in range(MAX_DEATHS_IN_A_ROW - 2):
-        clock.now += DEATHS_APART_S
+        clock.now += DEATHS_APART_S + deaths.backoff_s
         assert not deaths.add()
     deaths.clear()
     for _ in range(MAX_DEATHS_IN_A_ROW - 1):
-        clock.now += DEATHS_APART_S
+        clock.now += DEATHS_APART_S + deaths.backoff_s
         assert not deaths.add()
-    clock.now += DEATHS_APART_S
+    clock.now += DEATHS_APART_S + deaths.backoff_s
     assert deaths.add()
+
+
+@pytest.mark.parametrize("kinds", [["tokenizer_died"], ["decoder_died"], ["tokenizer_died", "decoder_died"]])
+def test_deaths_of_a_shards_processes_count_as_one_attempt_together(kinds: list[FailureKind]) -> None:
+    ledger = ShardLedger([shard("a")], backoff_s=0)
+    for number in range(MAX_DEATHS - 1):
+        assert ledger.fail(ledger.lease(), Failure(kind=kinds[number % len(kinds)], message="")) == "again"
+    for _ in range(MAX_ATTEMPTS - 2):
+        assert ledger.fail(ledger.lease(), LOST) == "again"
+    assert ledger.fail(ledger.lease(), LOST) == "given_up"
+
+
+def test_a_shard_that_costs_one_process_after_the_other_is_given_up() -> None:
+    ledger = ShardLedger([shard("a")], backoff_s=0)
+    died = Failure(kind="tokenizer_died", message="")
+    assert [ledger.fail(ledger.lease(), died) for _ in range(MAX_DEATHS)] == ["again"] * (MAX_DEATHS - 1) + ["given_up"]
+
+
+def test_deaths_that_are_nobodys_doing_never_count_and_are_waited_out_ever_longer() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a")], clock=clock)
+    waits = []
+    for _ in range(50):
+        began = clock.now
+        while not ledger.has_waiting:
+            clock.now += 0.5
+        waits.append(clock.now - began)
+        assert ledger.fail(ledger.lease(), Failure(kind="tokenizer_died", message="", is_blameless=True)) == "again"
+    assert waits[:4] == [0, BACKOFF_S, 2 * BACKOFF_S, 4 * BACKOFF_S]
+    assert waits[-1] == MOST_BACKOFF_S
+    for _ in range(MAX_ATTEMPTS - 1):
+        clock.now += MOST_BACKOFF_S
+        assert ledger.fail(ledger.lease(), LOST) == "again", "all of its attempts are left"
+
+
+def test_the_next_process_waits_for_longer_after_each_death_in_a_row() -> None:
+    clock = Clock()
+    deaths = DeathsInARow(clock=clock)
+    waits = []
+    for _ in range(MAX_DEATHS_IN_A_ROW):
+        deaths.add()
+        waits.append(deaths.backoff_s)
+        clock.now += DEATHS_APART_S + deaths.backoff_s
+    assert waits[:4] == [0, RESTART_BACKOFF_S, 2 * RESTART_BACKOFF_S, 4 * RESTART_BACKOFF_S]
+    assert waits[-1] == MOST_BACKOFF_S
+    deaths.clear()
+    assert deaths.backoff_s == 0

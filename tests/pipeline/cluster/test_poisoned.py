@@ -116,5 +116,6 @@ def test_devices_that_fail_everywhere_end_the_run(
     photo_shards: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "DEATHS_APART_S", 0.0)
+    monkeypatch.setattr(leases, "RESTART_BACKOFF_S", 0.0)
     with pytest.raises(TatokError, match=r"busy or unavailable\nlook after the GPUs"):
         run(job(photo_shards(1, 1), tmp_path / "out"), load_tokenizer=load_where_nothing_works)

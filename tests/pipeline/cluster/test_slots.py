@@ -33,10 +33,14 @@ def test_a_tokenizer_that_fails_again_and_again_while_others_succeed_is_replaced
     assert fail(bad, 20)
 
 
-def test_where_nobody_succeeds_the_fault_is_elsewhere() -> None:
+def test_where_nobody_succeeds_one_is_replaced_once_and_then_the_fault_is_elsewhere() -> None:
     bad = slot()
-    assert not any(fail(bad, 10) for _ in range(20))
-    assert fail(bad, 11), "and now somebody does"
+    assert [fail(bad, 10) for _ in range(MAX_FAILURES_IN_A_ROW)] == [False] * (MAX_FAILURES_IN_A_ROW - 1) + [True]
+    bad.is_condemned = True
+    successor = slot()
+    successor.inherit(bad, 10)
+    assert not any(fail(successor, 10) for _ in range(20))
+    assert fail(successor, 11), "and now somebody does"
 
 
 def test_one_that_has_succeeded_itself_needs_no_others() -> None:
@@ -129,6 +133,39 @@ def test_who_has_failed_comes_last() -> None:
     assert slots.best() is doubtful, "and works where nobody else can"
     slots.remove(doubtful)
     assert slots.best() is None
+
+
+class FailsUntilReplaced(SimulatedCalls):
+    """The first so many tokenizers fail whatever they are given."""
+
+    def __init__(self, num_bad: int) -> None:
+        super().__init__(0, failing=0.0, slow=0.0)
+        self.num_bad, self.tokenizers = num_bad, list[Any]()
+
+    def start_tokenizer(self, sizes: Sizes) -> Any:
+        self.tokenizers.append(super().start_tokenizer(sizes))
+        return self.tokenizers[-1]
+
+    def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
+        if tokenizer in self.tokenizers[self.num_bad :]:
+            return super().run_shard(tokenizer, attempt, decoder, fingerprint)
+        return self._due(1.0, Failure(kind="error", message="odd"))
+
+    def resources(self) -> Mapping[str, float]:
+        return {"CPU": 1.0}
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 20])
+def test_the_only_tokenizer_fails_from_its_start_and_its_successor_does_the_shards(num_shards: int) -> None:
+    config = JobConfig(source=("a",), output="o")
+    sizes = plan_sizes(config, num_shards=num_shards, num_cpus=1, num_gpus=0)
+    shards = [shard(f"s{number}") for number in range(num_shards)]
+    calls = FailsUntilReplaced(1)
+    outcome = Scheduler(config, shards, sizes, calls, lambda spec: {}, lambda event: None).run()
+    assert (len(outcome.reports), outcome.failed, len(calls.tokenizers)) == (num_shards, {}, 2)
+    calls = FailsUntilReplaced(1000)
+    outcome = Scheduler(config, shards, sizes, calls, lambda spec: {}, lambda event: None).run()
+    assert (outcome.reports, len(outcome.failed), len(calls.tokenizers)) == ((), num_shards, 2), "no endless replacing"
 
 
 class OneBrokenDevice(SimulatedCalls):

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tatok.distributed import rank
 from tatok.jobs.cli import app
 from tatok.schemas.errors import ConfigError
+from tatok.stopping import Interrupted, Stop
 from tatok.training.config import TrainingConfig, load_training_config
 from tatok.training.run import train
 from tatok.training.trainer import Trainer
@@ -138,8 +139,12 @@ def test_what_cannot_be_done_is_said_before_anything_starts(recipe: Path, local_
         run_training(config, num_workers=2, device="cuda")
 
 
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_driver_has_the_workers_save_their_step_and_the_same_command_goes_on(
+    recipe: Path, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
     document = json.loads(recipe.read_text())
+    document["save_every_steps"] = 1_000_000
     document["stages"] = [document["stages"][0] | {"steps": 100_000}]
     recipe.write_text(json.dumps(document))
     command = [sys.executable, "-m", "tatok.jobs.cli", "train", str(recipe), "--num-workers", "2", "--device", "cpu"]
@@ -158,10 +163,51 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(recipe: Path, tmp_path
         printed.append(line)
         if line.startswith("stage joint step 4 "):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest, _ = process.communicate(timeout=240)
-    assert process.returncode == 130, "".join(printed) + rest
+    assert process.returncode == exit_code, "".join(printed) + rest
     assert "Traceback" not in rest
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
-    assert state["step"] >= 3
+    assert state["step"] >= 4
+    assert f"interrupted: saved at step {state['step']} of stage joint" in rest
+    assert f"tatok train {recipe} --num-workers 2" in rest
+    steps = steps_in((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert steps == [("joint", step) for step in range(1, state["num_records"] + 1)]
+    assert state["num_records"] == state["step"] - bool(state["run"]["pending"]["num_steps"]), "no step is lost"
+    assert len(state["run"]["stream"]["ranks"]) == 2
     assert Trainer(load_training_config(recipe), torch.device("cpu")).restore()
+
+
+def stop_at_eight(config: TrainingConfig, device: torch.device, *, stop: Stop, **options: Any) -> str:
+    """`train`, with a stop wished for on rank 0 in its eighth step, once."""
+    step = Trainer.train_step
+
+    def wishful_step(trainer: Trainer, pixels: torch.Tensor) -> dict[str, float]:
+        if trainer.step == 7 and not trainer.folder.read("state.pt") and not rank():
+            stop.request(signal.SIGTERM)
+        return step(trainer, pixels)
+
+    Trainer.train_step = wishful_step  # type: ignore[method-assign]  # in the worker's process
+    try:
+        return train(config, device, stop=stop, **options)
+    finally:
+        Trainer.train_step = step  # type: ignore[method-assign]
+
+
+def test_two_workers_that_were_stopped_end_with_the_same_weights(recipe: Path, tmp_path: Path, local_ray: None) -> None:
+    from tatok.pipeline.cluster.training import run_training
+
+    base = load_training_config(recipe)
+    stage = base.stages[0].model_copy(update={"steps": 12})
+    update = {"stages": (stage,), "precision": "float32", "save_every_steps": 100}
+    stopped = base.model_copy(update=update)
+    whole = stopped.model_copy(update={"output": str(tmp_path / "whole")})
+    lines: list[str] = []
+    run_training(whole, num_workers=2, say=lines.append)
+    with pytest.raises(Interrupted, match=r"saved at step 8 of stage joint"):
+        run_training(stopped, num_workers=2, say=lines.append, train=stop_at_eight)
+    run_training(stopped, num_workers=2, say=lines.append)
+    states = [torch.load(Path(each.output) / "state.pt", weights_only=True) for each in (whole, stopped)]
+    for part in ("modules", "average"):
+        assert [name for name, value in states[0][part].items() if not torch.equal(value, states[1][part][name])] == []
+    assert steps_in((tmp_path / "run" / "metrics.jsonl").read_text()) == [("joint", step) for step in range(1, 13)]

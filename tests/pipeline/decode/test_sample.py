@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import textwrap
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from tatok.pipeline.decode.sample import decode_sample
 from tatok.schemas.job import Limits, Preprocessing
 from tatok.schemas.records import Clip, Crop, Reject, Sample
-from tests.support.photos import encoded, jpeg, png_bomb, saved
+from tests.support.photos import encoded, jpeg, png_bomb, png_chunk, saved
 from tests.support.places import ROOT
 
 SMALL = Preprocessing(image_size=32)
@@ -27,9 +28,10 @@ def decode(
     *,
     limits: Limits = LIMITS,
     attachments: Mapping[str, bytes] | None = None,
+    extension: str = "jpg",
 ) -> Clip | Reject:
     sample = Sample(
-        key="k", uri="u", index=7, media="image", extension="jpg", payload=payload, attachments=attachments or {}
+        key="k", uri="u", index=7, media="image", extension=extension, payload=payload, attachments=attachments or {}
     )
     [result] = decode_sample(sample, preprocessing, limits)
     return result
@@ -66,6 +68,21 @@ def test_formats(image_format: str) -> None:
     reference = clip_of(encoded(3, 48, 48, "PNG")).pixels.astype(int)
     difference = np.abs(clip_of(encoded(3, 48, 48, image_format)).pixels.astype(int) - reference)
     assert difference.mean() < 16
+
+
+def test_the_extension_decides_only_where_bytes_cannot() -> None:
+    tga = saved(Image.new("RGB", (48, 48), (10, 200, 30)), "TGA")
+    assert np.array_equal(clip_of(tga, extension="tga").pixels[0, :, 5, 5], (10, 200, 30))
+    assert reason_of(tga) == reason_of(tga, extension="png") == "not_an_image"
+    assert np.array_equal(clip_of(jpeg(0), extension="tga").pixels, clip_of(jpeg(0)).pixels)
+
+
+def test_what_stands_beside_the_pixels_is_in_the_hash_alone() -> None:
+    plain = saved(Image.new("RGB", (48, 48), (10, 200, 30)))
+    text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_400_000)))
+    told = clip_of(plain[:33] + text + plain[33:])
+    assert np.array_equal(told.pixels, clip_of(plain).pixels)
+    assert told.sha256 != clip_of(plain).sha256, "it is that of the bytes as they came"
 
 
 def test_resample_filter_matters() -> None:

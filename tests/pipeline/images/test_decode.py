@@ -16,7 +16,8 @@ from PIL import Image, ImageChops, ImageCms
 
 from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.images import simplejpeg
-from tatok.pipeline.images.decode import FORMATS, View, decode_image
+from tatok.pipeline.images.decode import BY_NAME, FORMATS, View, decode_image
+from tatok.pipeline.images.extras import EXTRAS
 from tatok.pipeline.images.simplejpeg import plain_size, resized
 from tatok.pipeline.verify.dataset import verify_output
 from tatok.schemas.errors import DecodeError
@@ -208,7 +209,8 @@ def test_alpha_shows_the_background(image_format: str, colour: tuple[int, int, i
 def test_the_document_names_formats_and_tests_that_are() -> None:
     text = (ROOT / "docs" / "reference" / "image-formats.md").read_text(encoding="utf-8")
     table = text[: text.index("What is in a file decides")]
-    assert set(re.findall(r"`([A-Z0-9]+)`", table)) == set(FORMATS)
+    of_extras = {extra.image_format for extra in EXTRAS.values()}
+    assert set(re.findall(r"`([A-Z0-9]+)`", table)) == {*FORMATS, *BY_NAME.values(), *of_extras}
     defined = "".join(path.read_text(encoding="utf-8") for path in (TESTS / "pipeline").rglob("test_*.py"))
     named = set(re.findall(r"\b(test_\w+)`", text)) - {"test_decode"}
     assert len(named) >= 12

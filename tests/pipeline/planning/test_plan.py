@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
 
-import tatok.pipeline.planning.plan
 from tatok.pipeline.planning.pending import compare_with_committed
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.schemas.errors import ConfigError, SourceError
@@ -38,31 +35,12 @@ def test_folder_stands_for_its_archives(folder: Path) -> None:
     assert names(folder) == ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar", "c.tar.gz"]
 
 
-@pytest.fixture
-def three_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of more than three names is a large one, and is listed by name."""
-    listed = tatok.pipeline.planning.plan.list_directly_in
-
-    def by_name(*arguments: Any) -> Iterator[dict[str, Any]]:
-        yield from sorted(listed(*arguments), key=lambda info: info["name"])
-
-    monkeypatch.setattr(tatok.pipeline.planning.plan, "_LOOKED_THROUGH", 3)
-    monkeypatch.setattr(tatok.pipeline.planning.plan, "list_directly_in", by_name)
-
-
-@pytest.mark.usefixtures("three_looked_through")
-def test_a_large_folder_stands_for_all_its_archives(folder: Path) -> None:
-    assert names(folder) == ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar", "c.tar.gz"]
-
-
-@pytest.mark.usefixtures("three_looked_through")
-def test_an_archive_after_very_many_images_is_not_passed_over(tmp_path: Path) -> None:
+def test_an_archive_after_images_is_not_passed_over(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
         (tmp_path / name).write_bytes(b"")
     assert len(plan_shards([str(tmp_path)])) == 1
     (tmp_path / "e.tar").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"holds e\.tar among very many other files"):
-        plan_shards([str(tmp_path)])
+    assert names(tmp_path) == ["e.tar", tmp_path.name]
 
 
 def test_existing_file_with_pattern_characters(folder: Path) -> None:

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tatok.pipeline.planning.parquet import split_parquet
 from tatok.pipeline.planning.plan import ShardSizes, plan_shards
 from tatok.pipeline.readers.columns import parquet_columns
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.schemas.errors import ConfigError
-from tatok.schemas.records import Reject, Sample
+from tatok.schemas.records import LeftOut, Reject, Sample
 from tests.support.photos import jpeg
 
 
@@ -63,6 +64,96 @@ def test_a_table_without_a_clear_image_is_refused(types: dict[str, Any], path: P
     assert str(path) in str(caught.value)
     for name in types:
         assert name in str(caught.value)
+
+
+BYTES: dict[str, pa.DataType] = {
+    "binary": pa.binary(),
+    "large": pa.large_binary(),
+    "view": pa.binary_view(),
+    "fixed size": pa.binary(len(jpeg(1))),
+    "dictionary": pa.dictionary(pa.int32(), pa.binary()),
+    "dictionary of large ones": pa.dictionary(pa.int8(), pa.large_binary()),
+    "list": pa.list_(pa.uint8()),
+    "large list": pa.large_list(pa.uint8()),
+    "list of a fixed size": pa.list_(pa.uint8(), len(jpeg(1))),
+}
+
+
+def as_kind(cells: list[bytes | None], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(cells, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(cells, kind)
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes_of_every_type(name: str, path: Path) -> None:
+    photo = jpeg(1)
+    cells = as_kind([photo, None, photo, photo], BYTES[name])
+    pq.write_table(pa.table({"image": cells, "caption": list("abcd")}), path, row_group_size=3)
+    items = read(path)
+    assert [item.payload if isinstance(item, Sample) else item.reason for item in items] == [
+        photo, "no_image", photo, photo
+    ]  # fmt: skip
+    assert next(item.attachments for item in items if isinstance(item, Sample)) == {"txt": b"a"}
+
+
+@pytest.mark.parametrize("name", ["binary", "large", "view", "fixed size", "dictionary", "dictionary of large ones"])
+def test_bytes_of_every_type_in_the_struct(name: str, path: Path) -> None:
+    photo = jpeg(1)
+    paths = pa.array(["a.jpg", "b.jpg", "c.jpg"])
+    structs = pa.StructArray.from_arrays([as_kind([photo, photo, None], BYTES[name]), paths], ["bytes", "path"])
+    pq.write_table(pa.table({"picture": structs}), path)
+    first, second, third = read(path)
+    assert [item.payload for item in (first, second) if isinstance(item, Sample)] == [photo, photo]
+    assert [item.key for item in (first, second, third)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert isinstance(third, Reject)
+    assert third.reason == "missing"
+
+
+def test_a_list_with_nulls_is_no_image(path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([[1, None, 2]], pa.list_(pa.uint8()))}), path)
+    [item] = read(path)
+    assert isinstance(item, Reject)
+    assert item.reason == "no_image"
+
+
+def test_hashes_and_vectors_are_no_images_unless_they_are_named_so() -> None:
+    small, vector = pa.binary(16), pa.list_(pa.uint8())
+    assert chosen(url=pa.string(), md5=small, codes=vector).media == "url"
+    assert chosen(jpg=pa.binary(), content=small).media == "jpg"
+    assert chosen(embedding=pa.binary(), image=small).media == "image"
+    assert chosen(picture=STRUCT, image=vector).media == "picture"
+    found = chosen(image=pa.binary(), md5=small, mask=pa.dictionary(pa.int32(), pa.binary()))
+    assert (found.media, found.metadata) == ("image", ("md5",))
+
+
+@pytest.mark.parametrize(
+    ("types", "left_out"),
+    [
+        ({"words": pa.string(), "embedding": pa.list_(pa.float32())}, "no column of images"),
+        ({"url": pa.string(), "caption": pa.string()}, "a table of URIs: name it by itself"),
+        ({"image": pa.binary()}, None),
+    ],
+)
+def test_a_table_in_a_folder_without_images_is_left_out(
+    types: dict[str, Any], left_out: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.pq"
+    pq.write_table(pa.table({name: pa.array([], kind) for name, kind in types.items()}), path)
+    found = split_parquet(
+        str(path), file_bytes=1, etag="", image_field=None, range_bytes=1, range_rows=1, in_folder=True
+    )
+    assert found == LeftOut(left_out, "pq") if left_out else isinstance(found, list)
+
+
+def test_a_table_in_a_folder_with_two_images_is_refused_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"a": [b"x"], "b": [b"y"]}), path)
+    options = {"file_bytes": 1, "etag": "", "range_bytes": 1, "range_rows": 1, "in_folder": True}
+    with pytest.raises(ConfigError, match="image_field"):
+        split_parquet(str(path), image_field=None, **options)
+    assert isinstance(split_parquet(str(path), image_field="b", **options), list)
+    assert split_parquet(str(path), image_field="c", **options) == LeftOut("no column of images", "parquet")
 
 
 def test_image_field_names_the_column(path: Path) -> None:
@@ -173,6 +264,23 @@ def test_a_footer_that_ends_the_process_when_its_columns_are_asked_for(path: Pat
     assert "histogram size mismatch" in ended.stderr
     [item] = read(path)
     assert isinstance(item, Reject)
+
+
+def test_a_row_group_that_ends_early_is_damaged(path: Path) -> None:
+    """pyarrow gives no batch of this one, and no error."""
+    table = pa.table({"key": list("abcdefghi"), "image": [jpeg(i) for i in range(9)]})
+    pq.write_table(table, path, row_group_size=3, compression="zstd", use_dictionary=False)
+    key = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    assert data[key.data_page_offset : key.data_page_offset + 2] == b"\x15\x00", "a page header: its type, a data page"
+    data[key.data_page_offset + 1] = 0x20  # a type that nobody knows, which is skipped
+    path.write_bytes(data)
+    assert not list(pq.ParquetFile(path).iter_batches(2, row_groups=[0], use_threads=False)), "the fault of this test"
+    reject, *samples = read(path)
+    assert isinstance(reject, Reject)
+    assert (reject.reason, reject.index) == ("corrupt_parquet", 0)
+    assert "3 rows fewer than the footer says" in reject.detail
+    assert [sample.key for sample in samples] == list("defghi")
 
 
 def test_damage_costs_its_row_group(path: Path) -> None:

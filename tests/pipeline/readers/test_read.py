@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import subprocess
 import sys
 import tarfile
@@ -14,7 +13,7 @@ from webdataset import tariterators
 
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.readers.read import ReadOptions, read_samples
-from tatok.pipeline.readers.tar import split_member_name
+from tatok.pipeline.readers.tar_headers import split_member_name
 from tatok.schemas.errors import SourceError
 from tatok.schemas.records import Reject, Sample, Shard
 from tests.support.photos import jpeg, photo_members, tar_bytes
@@ -123,22 +122,6 @@ def test_image_field_chooses_the_member(archive: Path) -> None:
     archive.write_bytes(tar_bytes([("a.jpg", b"1"), ("a.seg.png", b"2"), ("b.jpg", b"3")]))
     items = read(archive, image_field="seg.png")
     assert outline(items) == [(0, "a", "seg.png"), (1, "b", "no_image")]
-
-
-def test_only_regular_members_count(archive: Path) -> None:
-    with tarfile.open(archive, "w") as tar:
-        for kind, name in (
-            (tarfile.DIRTYPE, "folder.jpg"),
-            (tarfile.SYMTYPE, "link.jpg"),
-            (tarfile.LNKTYPE, "hard.jpg"),
-        ):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
-            tar.addfile(info)
-        info = tarfile.TarInfo("a.jpg")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"x"))
-    assert outline(read(archive)) == [(0, "a", "jpg")]
 
 
 def test_name_that_is_not_utf8(archive: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tatok import stopping
 from tatok.dataset.batches import pad
 from tatok.dataset.dataset import TokenDataset
+from tatok.dataset.stream import TokenStream
 from tatok.generator.checkpoint import load_generator, save_generator
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.data import GeneratorData
-from tatok.generator.training import GeneratorRecipe, GeneratorTrainer, heldout_loss, train_generator
+from tatok.generator.recipe import GeneratorRecipe
+from tatok.generator.training import GeneratorTrainer, heldout_loss, train_generator
 from tatok.schemas.errors import ConfigError
-from tatok.training.run_folder import load_from
 from tests.support.synthetic_tokens import VOCAB_SIZE, write_synthetic
 
 CPU = torch.device("cpu")
@@ -223,7 +227,7 @@ def test_data_and_output_in_a_bucket_are_as_good_as_on_a_disk(data: Path, s3_buc
     recipe = replace(TINY, steps=2)
     spent, look = train_generator(url, run, recipe, CPU, heldout=url)
     assert train_generator(url, run, recipe, CPU, heldout=url) == (spent, look)  # done is done, there as well
-    assert load_from(f"{run}/checkpoint", load_generator).training["spent"]["tokens"] == spent.tokens
+    assert load_generator(f"{run}/checkpoint").training["spent"]["tokens"] == spent.tokens
     local, expected = train_generator(data, tmp_path / "disk", recipe, CPU, heldout=data)
     assert spent.tokens == local.tokens
     assert look is not None
@@ -260,3 +264,83 @@ def test_damaged_checkpoints_are_refused(data: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"model.safetensors is missing \(`tatok generator train`"):
         load_generator(folder)
+
+
+OF_TIME = ("seconds", "tokens_per_s", "end")
+
+
+def figures(run: Path) -> list[dict[str, object]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in OF_TIME} for line in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("budget", [{"steps": 12}, {"steps": None, "tokens": 9_000}], ids=str)
+def test_training_that_signals_stop_ends_with_the_same_weights_to_the_bit(
+    data: Path, tmp_path: Path, number: signal.Signals, budget: dict[str, int]
+) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    recipe = replace(TINY, **budget)  # type: ignore[arg-type]
+    train_generator(data, tmp_path / "whole", recipe, CPU, heldout=data, log_every_steps=4)
+    step, look = GeneratorTrainer.step, heldout_loss
+    at = sorted(random.Random(seed).sample(range(1, 6), 3))
+
+    def signalled(self: GeneratorTrainer, *arguments: object) -> tuple[float, float]:
+        if at and self.spent.steps == at[0]:
+            at.pop(0)
+            signal.raise_signal(number)
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    def looked(*arguments: object) -> object:
+        if "looked" not in at:
+            at.append("looked")  # type: ignore[arg-type]
+            signal.raise_signal(number)
+        return look(*arguments)  # type: ignore[arg-type]
+
+    run = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneratorTrainer, "step", signalled)
+        patch.setattr("tatok.generator.training.heldout_loss", looked)
+        for done in [place + 1 for place in at]:
+            with pytest.raises(
+                stopping.Interrupted, match=rf"saved at step {done} in .*resume with the same command"
+            ) as raised:
+                train_generator(data, run, recipe, CPU, heldout=data, log_every_steps=4)
+            assert raised.value.signal_number == number
+        with pytest.raises(stopping.Interrupted, match="saved at step "):  # in looking at the rows held out
+            train_generator(data, run, recipe, CPU, heldout=data, log_every_steps=4)
+        train_generator(data, run, recipe, CPU, heldout=data, log_every_steps=4)
+    assert figures(run) == figures(tmp_path / "whole")
+    wanted = load_generator(tmp_path / "whole" / "checkpoint").generator.state_dict()
+    found = load_generator(run / "checkpoint").generator.state_dict()
+    assert [name for name, value in wanted.items() if not torch.equal(value, found[name])] == []
+
+
+def test_steps_of_a_run_that_died_before_its_first_state_are_not_in_the_figures_twice(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = GeneratorTrainer.step
+
+    def deadly(self: GeneratorTrainer, *arguments: object) -> tuple[float, float]:
+        if self.spent.steps == 3:
+            raise SystemExit
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorTrainer, "step", deadly)
+        with pytest.raises(SystemExit):
+            train_generator(data, tmp_path / "run", TINY, CPU, log_every_steps=1)
+    assert len(figures(tmp_path / "run")) == 3
+    train_generator(data, tmp_path / "run", TINY, CPU, log_every_steps=1)
+    assert "had 3 lines of a run that saved no state" in " ".join(capsys.readouterr().out.split())
+    assert [record.get("steps") for record in figures(tmp_path / "run")] == [*range(1, 7), None]
+
+
+def test_a_stop_before_the_first_step_saves_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenStream, "__iter__", lambda self: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(stopping.Interrupted, match=r"before the first step: nothing is saved in .*; start again"):
+        train_generator(data, tmp_path / "run", TINY, CPU)
+    assert not (tmp_path / "run").exists()

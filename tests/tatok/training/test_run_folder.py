@@ -14,7 +14,7 @@ from tatok.model.checkpoint import load_checkpoint, save_checkpoint
 from tatok.model.dtf import DTFSettings
 from tatok.model.prior import Prior
 from tatok.schemas.errors import CommitError, ConfigError
-from tatok.training.run_folder import RunFolder, load_from
+from tatok.training.run_folder import RunFolder
 
 TINY = TaTokConfig(patch_size=4, num_global=1, codebook_size=8, code_dim=4, width=8, num_heads=1, num_trunk_layers=1,
                    num_base_layers=1, num_refiner_layers=1, num_decoder_layers=1, num_prior_layers=1)  # fmt: skip
@@ -66,12 +66,12 @@ def test_checkpoints_come_back(location: str) -> None:
     for threshold in (7.0, 8.0):
         dtf = DTFSettings(threshold=threshold)
         folder.write_checkpoint("checkpoint", partial(save_checkpoint, model=model, prior=prior, dtf=dtf))
-    loaded = load_from(folder.path("checkpoint"), load_checkpoint)
+    loaded = load_checkpoint(folder.path("checkpoint"))
     assert loaded.dtf.threshold == 8.0
     assert torch.equal(loaded.model.patch_quantizer.codebook_KC, model.patch_quantizer.codebook_KC)
     folder.write("checkpoint/config.json", b"{")
     with pytest.raises(ConfigError, match=f"{location}/checkpoint/config.json is not valid JSON"):
-        load_from(folder.path("checkpoint"), load_checkpoint)
+        load_checkpoint(folder.path("checkpoint"))
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +91,8 @@ def test_unreachable_places_are_named(tmp_path: Path, s3_bucket: str) -> None:
     with pytest.raises(ConfigError, match="output is 'nowhere://x/y'"):
         RunFolder("nowhere://x/y")
     with pytest.raises(ConfigError, match="nowhere://x/y"):
-        load_from("nowhere://x/y", load_checkpoint)
+        load_checkpoint("nowhere://x/y")
     with pytest.raises(ConfigError, match=f"s3://{s3_bucket}/no-such-folder"):
-        load_from(f"s3://{s3_bucket}/no-such-folder", load_checkpoint)
+        load_checkpoint(f"s3://{s3_bucket}/no-such-folder")
     with pytest.raises(CommitError, match=r"s3://no-such-bucket/run/state\.pt"):
         RunFolder("s3://no-such-bucket/run").write("state.pt", b"x")

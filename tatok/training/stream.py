@@ -1,0 +1,98 @@
+"""Where a stage's batches are, so that a run that resumes is given the batches that it would have been given.
+
+A stream is fixed by what it is made of and by the step at which it began. Each worker of a data loader has a stream of
+its own and puts beside each sample where it is after it; the last of a batch is the worker's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from tatok.distributed import num_ranks, rank, sum_over_ranks
+from tatok.training.photos import this_stream
+
+__all__ = ["PlacedSamples", "Samples", "StreamPlace", "digest_of"]
+
+
+class Samples(Protocol):
+    """RandomCrops or RandomClips."""
+
+    START: tuple[int, ...]
+
+    def placed(self, stream: int, num_streams: int, place: Sequence[int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """Samples of one worker's stream from a place on, each with the place after it."""
+
+
+def digest_of(*what: object) -> str:
+    """A short name of what streams are made of; equal names mean equal streams."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPlace:
+    """A place in the batches of a stage on this rank: after `num_given` of those since the step `began`.
+
+    `made_of` is a `digest_of`. `workers` holds where each worker's stream is; those that give whole batches by
+    arithmetic alone have none.
+    """
+
+    made_of: str
+    began: int
+    num_given: int = 0
+    workers: tuple[tuple[int, ...], ...] = ()
+
+    def after(self, worker_place: Sequence[int]) -> StreamPlace:
+        """The place after another batch; workers take turns."""
+        turn = self.num_given % len(self.workers)
+        workers = (*self.workers[:turn], tuple(worker_place), *self.workers[turn + 1 :])
+        return replace(self, num_given=self.num_given + 1, workers=workers)
+
+    def saved(self, device: torch.device) -> dict[str, Any]:
+        """The places of all ranks, which must call this together, as `of` takes them."""
+        own = torch.tensor([self.num_given, *itertools.chain.from_iterable(self.workers)])
+        ranks = torch.zeros(num_ranks(), len(own), dtype=torch.int64, device=device)
+        ranks[rank()] = own.to(device)
+        return {
+            "made_of": self.made_of,
+            "began": self.began,
+            "num_workers": len(self.workers),
+            "ranks": sum_over_ranks(ranks).tolist(),
+        }
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None, made_of: str) -> StreamPlace | None:
+        """This rank's place in what was saved, if that is of a stream made of the same."""
+        if saved is None or saved["made_of"] != made_of:
+            return None
+        num_given, *numbers = saved["ranks"][rank()]
+        each = len(numbers) // max(1, saved["num_workers"])
+        workers = tuple(tuple(numbers[start : start + each]) for start in range(0, len(numbers), max(1, each)))
+        return cls(made_of=made_of, began=saved["began"], num_given=num_given, workers=workers)
+
+    def batches(self, loaded: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, StreamPlace]]:
+        """The batches that a data loader of `PlacedSamples` makes from here on, each with the place after it."""
+        place = self
+        for pixels, places in loaded:
+            place = place.after(places[-1].tolist())
+            yield pixels, place
+
+
+class PlacedSamples(IterableDataset[tuple[Tensor, Tensor]]):
+    """Samples from a place on, each with where its worker's stream is after it, int64 [P]."""
+
+    def __init__(self, samples: Samples, place: StreamPlace) -> None:
+        self.samples, self.place = samples, place
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker, num_workers = this_stream()
+        stream = (worker + self.place.num_given) % num_workers  # a loader begins with its first worker
+        for pixels, after in self.samples.placed(stream, num_workers, self.place.workers[stream]):
+            yield pixels, torch.tensor(after, dtype=torch.int64)
