@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench-clips setup demo test lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: setup
 # longest files go first (tests/conftest.py).
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The other variants of long tests.
+test-long: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m long
 
 lint: setup
 	$(BIN)/ruff check .

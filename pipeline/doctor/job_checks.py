@@ -18,7 +18,7 @@ from tatok.pipeline.tokenization.loading import LoadTokenizer, load_spec
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import SourceError, TatokError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Clip, Shard
+from tatok.schemas.records import Clip, LeftOut, Shard, left_out_text
 
 __all__ = [
     "check_checkpoint",
@@ -42,8 +42,9 @@ def check_option_names(config: JobConfig, notes: Notes) -> None:
 def check_source(config: JobConfig, notes: Notes) -> list[Shard]:
     """The shards; none where the source cannot be listed."""
     seconds = notes.deadline_s + _LISTING_S
+    left_out = Counter[LeftOut]()
     try:
-        shards = within(seconds, lambda: plan_shards(config.source, image_field=config.image_field))
+        shards = within(seconds, lambda: plan_shards(config.source, image_field=config.image_field, left_out=left_out))
     except Unanswered:
         large = "; if the source is merely large, `tatok plan` says how long its listing takes"
         notes.give_up("source", f"cannot list {', '.join(config.source)}", seconds, SILENT_REMEDY + large)
@@ -52,7 +53,8 @@ def check_source(config: JobConfig, notes: Notes) -> list[Shard]:
         notes.fail_by("source", error)
         return []
     num_bytes = sum(shard.num_bytes for shard in shards)
-    notes.ok("source", f"{len(shards):,} shards, {num_bytes / 1e9:,.3f} GB")
+    others = f"; left out: {left_out_text(left_out)}" if left_out else ""
+    notes.ok("source", f"{len(shards):,} shards, {num_bytes / 1e9:,.3f} GB{others}")
     return shards
 
 

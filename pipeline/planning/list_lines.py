@@ -82,7 +82,7 @@ def csv_rows(lines: Lines, uri: str, address_column: Callable[[Sequence[str]], i
             if not line.removesuffix("\r"):
                 continue
             first = number
-        elif header and '"' not in line and _address(line, num_fields, place) is not None:
+        elif header and '"' not in line and _addresses(line, num_fields, place):
             _refuse_row_within(uri, first, number)  # at once: the rest of the list may be large
         pending.append(line)
         is_open ^= line.count('"') % 2 == 1
@@ -120,14 +120,18 @@ def _csv_fields(record: str, uri: str, first: int) -> list[str]:
         at = match.end()
 
 
-def _address(line: str, num_fields: int, place: int) -> tuple[int, int] | None:
-    """Where the address is in a line that is a row, whatever its quotes mean; None where it is none."""
+def _addresses(line: str, num_fields: int, place: int) -> list[tuple[int, int]]:
+    """Where addresses are in a line that is a row, whatever its quotes mean; none where it is no row.
+
+    A caption with commas makes more fields of a line: the address is then in its place from the left or from the right.
+    """
     commas = [-1, *(match.start() for match in _COMMA.finditer(line)), len(line)]
-    if len(commas) != num_fields + 1:
-        return None
-    start, stop = commas[place] + 1, commas[place + 1]
-    address = line[start:stop].strip(' "\r')
-    return (start, stop) if is_media(address) or "://" in address else None
+    num_more = len(commas) - 1 - num_fields
+    if num_more < 0:
+        return []
+    spans = [(commas[at] + 1, commas[at + 1]) for at in {place, place + num_more}]
+    texts = [line[start:stop].strip(' "\r') for start, stop in spans]
+    return [span for span, text in zip(spans, texts, strict=True) if is_media(text) or "://" in text]
 
 
 def _check_no_row_within(record: str, num_fields: int, place: int, uri: str, first: int) -> None:
@@ -135,9 +139,9 @@ def _check_no_row_within(record: str, num_fields: int, place: int, uri: str, fir
     quoted = [match.span() for match in _QUOTED.finditer(record)]
     at = 0
     for number, line in enumerate(record.split("\n"), first):
-        found = _address(line, num_fields, place)
-        if found is not None and any(opened < at + found[0] and at + found[1] < closed for opened, closed in quoted):
-            _refuse_row_within(uri, first, number)
+        for start, stop in _addresses(line, num_fields, place):
+            if any(opened < at + start and at + stop < closed for opened, closed in quoted):
+                _refuse_row_within(uri, first, number)
         at += len(line) + 1
 
 

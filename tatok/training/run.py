@@ -105,13 +105,19 @@ def train(
     with ExitStack() as opened:
         stop = stop or opened.enter_context(stop_by_signals())
         display = opened.enter_context(_display(say))
-        check_batch_sizes(config, num_ranks())
-        check_requirements(config)
-        heldout = expand_sources(config.heldout)
-        run = _Run(Trainer(config, device, start_from), heldout, display, stop)
+        run: _Run | None = None
         try:
+            check_batch_sizes(config, num_ranks())
+            check_requirements(config)
+            heldout = expand_sources(config.heldout)
+            run = _Run(Trainer(config, device, start_from), heldout, display, stop)
             return run.whole()
         except Interrupted as interrupt:
+            if run is None or not run.has_looked:
+                said = (
+                    f"interrupted before the run began: {config.output} is as it was; start again with the same command"
+                )
+                raise Interrupted(interrupt.signal_number, said) from None
             raise run.ended_by(interrupt) from None
 
 
@@ -236,8 +242,6 @@ class _Run:
 
     def ended_by(self, interrupt: Interrupted) -> Interrupted:
         """Save what is not saved yet, unless that is not waited for; what to tell the user."""
-        if not self.has_looked:
-            return interrupt
         if not self.is_saved and not self.stop.is_urgent:
             self._save()
         said = said_of_stop(self.trainer.config.output, saved_at=self.saved_at, is_saved=self.is_saved)

@@ -13,6 +13,13 @@ from tatok.schemas.job import JobConfig
 from tests.support.fake_tokenizer import load_fake
 
 IN_PLACE_TOO = pytest.mark.parametrize("num_decoders", [1, 0], ids=["decoders", "in-place"])
+_LONG = pytest.mark.long
+MOSTLY_BY_DECODERS = pytest.mark.parametrize(
+    "num_decoders", [1, pytest.param(0, marks=_LONG)], ids=["decoders", "in-place"]
+)
+MOSTLY_IN_PLACE = pytest.mark.parametrize(
+    "num_decoders", [pytest.param(1, marks=_LONG), 0], ids=["decoders", "in-place"]
+)
 
 
 def job(source: str, output: Path, **sections: object) -> JobConfig:

@@ -26,7 +26,7 @@ def test_growth_is_told(first_mb: float, last_mb: float, is_flat: bool) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("num_decoders", [0, 2])
+@pytest.mark.parametrize("num_decoders", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_run_is_watched_from_its_first_shard_on(tmp_path: Path, num_decoders: int) -> None:
     # Some twenty looks here; four are needed, also on a machine that is several times as quick.
     sizes = {"num_photos": 6400, "side": 32, "num_shards": 16}

@@ -31,7 +31,7 @@ RUN = Interrupted(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["clips", "generator"])
+@pytest.mark.parametrize("kind", [pytest.param("clips", marks=pytest.mark.long), "generator"])
 def test_commands_that_signals_stop_end_as_those_that_none_has(kind: Kind, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")

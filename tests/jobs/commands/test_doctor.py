@@ -21,13 +21,15 @@ from tatok.jobs.cli import app
 from tatok.pipeline.cluster.sizes import Sizes
 from tatok.pipeline.doctor.dry_run import DryRun, forecast
 from tatok.pipeline.doctor.examine import Check, Diagnosis, examine
+from tatok.pipeline.doctor.job_checks import check_source
+from tatok.pipeline.doctor.notes import Notes
 from tatok.pipeline.doctor.option_names import doubtful_options
 from tatok.pipeline.doctor.recorded_rates import RECORDED, RecordedRate
 from tatok.pipeline.run import run_job
 from tatok.pipeline.storage.options import storage_options
 from tatok.schemas.job import JobConfig
 from tests.support.fake_tokenizer import load_fake
-from tests.support.photos import photo_members, tar_bytes
+from tests.support.photos import jpeg, photo_members, tar_bytes
 from tests.support.places import ROOT
 from tests.support.services.real_services import Store, seaweedfs
 from tests.support.tiny_checkpoint import tiny_checkpoint
@@ -87,6 +89,17 @@ def test_a_good_job(document: dict, store: Store, tmp_path: Path) -> None:
     assert "forecast: 1" in result.output
     assert "the bottleneck is " in result.output
     assert not [name for name in fsspec.filesystem("s3", **store.options).find("tokens") if "good" in name], "no trace"
+
+
+def test_what_a_source_holds_besides_is_said(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "notes.pdf", ".DS_Store"):
+        (tmp_path / "photos" / name).write_bytes(jpeg(0))
+    notes = Notes(lambda check: None, deadline_s=30)
+    config = JobConfig(source=(str(tmp_path / "photos"),), output=str(tmp_path / "out"))
+    assert len(check_source(config, notes)) == 1
+    [check] = notes.checks
+    assert check.message.endswith("; left out: 1 hidden, 1 .pdf (no image, video, tar or table)")
 
 
 def test_the_forecast_is_in_the_json(document: dict, tmp_path: Path) -> None:

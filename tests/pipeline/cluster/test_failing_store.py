@@ -56,7 +56,7 @@ def test_trouble_that_passes(s3_bucket: str, failing_s3: FaultyS3) -> None:
     check_whole(config, 200)
 
 
-@pytest.mark.parametrize("kind", ["slow_down", "drop"])
+@pytest.mark.parametrize("kind", [pytest.param("slow_down", marks=pytest.mark.long), "drop"])
 def test_trouble_that_outlasts_the_client(s3_bucket: str, failing_s3: FaultyS3, kind: str) -> None:
     config = bucket_job(s3_bucket, kind, num_shards=2)
     fault = Fault(kind=kind, method="GET", path=f"{kind}/source/photos-1", times=14)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from tatok.pipeline.monitoring.events import (
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.photos import encoded, photo_members, tar_bytes
 from tests.support.processes import descendants
-from tests.support.runs import IN_PLACE_TOO, job, rejects, rows, run
+from tests.support.runs import IN_PLACE_TOO, MOSTLY_BY_DECODERS, MOSTLY_IN_PLACE, job, rejects, rows, run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -82,7 +82,7 @@ def test_decoders_make_room_for_a_tokenizer_where_a_node_is_lost_before_any_has_
     assert (summary.status, summary.num_rows) == ("complete", 10)
 
 
-@IN_PLACE_TOO
+@MOSTLY_IN_PLACE
 def test_hanging_source_is_given_up_and_named(
     photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
 ) -> None:
@@ -147,7 +147,7 @@ def test_a_file_cut_on_its_way_is_tried_again(photo_shards: Callable[..., str], 
     assert "ended after 10000 of" in retried.reason
 
 
-@IN_PLACE_TOO
+@MOSTLY_BY_DECODERS
 def test_a_sample_that_hangs_its_decoder_is_found(
     photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
 ) -> None:

@@ -17,7 +17,7 @@ from tatok.pipeline.run import RunSummary
 from tatok.schemas.errors import TatokError
 from tatok.schemas.records import TokenSequence
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
-from tests.support.runs import IN_PLACE_TOO, job, rows, run
+from tests.support.runs import job, rows, run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -62,8 +62,17 @@ def run_poisoned(
     return run(config, events, load_tokenizer=load)
 
 
-@IN_PLACE_TOO
-@pytest.mark.parametrize("error", [ILLEGAL, LAUNCH, ODD], ids=["illegal", "cublas", "odd"])
+@pytest.mark.parametrize(
+    ("error", "num_decoders"),
+    [
+        pytest.param(ILLEGAL, 0, id="illegal-in-place"),
+        pytest.param(LAUNCH, 1, id="cublas-decoders"),
+        pytest.param(ODD, 0, id="odd-in-place"),
+        pytest.param(ILLEGAL, 1, id="illegal-decoders", marks=pytest.mark.long),
+        pytest.param(LAUNCH, 0, id="cublas-in-place", marks=pytest.mark.long),
+        pytest.param(ODD, 1, id="odd-decoders", marks=pytest.mark.long),
+    ],
+)
 def test_one_of_two_tokenizers_fails_for_ever(
     photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int, error: Exception
 ) -> None:
@@ -117,5 +126,6 @@ def test_devices_that_fail_everywhere_end_the_run(
 ) -> None:
     monkeypatch.setattr(leases, "DEATHS_APART_S", 0.0)
     monkeypatch.setattr(leases, "RESTART_BACKOFF_S", 0.0)
+    monkeypatch.setattr(leases, "MAX_DEATHS_IN_A_ROW", 4)
     with pytest.raises(TatokError, match=r"busy or unavailable\nlook after the GPUs"):
         run(job(photo_shards(1, 1), tmp_path / "out"), load_tokenizer=load_where_nothing_works)

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tatok.pipeline.planning.list_lines import csv_rows
@@ -198,6 +198,7 @@ def test_what_csv_writers_write_is_read_as_it_was(
     rows=st.lists(st.text(alphabet='"", xy', max_size=6), min_size=1, max_size=6),
     name=st.sampled_from(["l.csv", "l.tsv"]),
 )
+@example(rows=['"', ',"""'], name="l.csv")  # one well-formed row, whose second line has a field more than the header
 def test_no_row_is_swallowed_however_quotes_stand(
     rows: list[str], name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

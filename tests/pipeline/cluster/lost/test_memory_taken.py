@@ -19,7 +19,7 @@ from tatok.pipeline.verify.dataset import verify_output
 from tatok.schemas.job import JobConfig
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.processes import TalkingProcess
-from tests.support.runs import IN_PLACE_TOO
+from tests.support.runs import MOSTLY_BY_DECODERS
 
 MARGIN_BYTES = 4 << 30  # above what is used as a test begins; Ray and the run take about half of it
 MOST_BYTES = 6 << 30
@@ -60,7 +60,7 @@ def monitored() -> dict[str, str]:
     }
 
 
-@IN_PLACE_TOO
+@MOSTLY_BY_DECODERS
 @pytest.mark.timeout(600)
 def test_the_monitor_kills_and_the_run_finishes(
     photo_shards: Callable[..., str], tmp_path: Path, monitored: dict[str, str], num_decoders: int
