@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.machine import python_and_cores
@@ -144,7 +144,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, silent_server() as silent:
         for case in cases(Path(folder), silent):
             if case.name.startswith(options.only):
-                results.append(timed(case))
+                result = timed(case)
+                results.append(replace(result, said=result.said.replace(folder, "FOLDER")))
                 print(f"{results[-1].seconds:6.1f} s  {case.name}: {results[-1].said[:_SHORT]}", flush=True)
     if options.json:
         document = {"machine": python_and_cores(), "results": [asdict(each) for each in results]}

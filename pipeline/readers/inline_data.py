@@ -25,7 +25,7 @@ _URL_SAFE = str.maketrans("-_", "+/")
 _SIGNATURES = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  \r\n",
 )  # fmt: skip
-_SHORT_SIGNATURES = (b"BM", b"\xff\x0a")  # BMP, JPEG XL: in base64 a path may begin so ("/work/...")
+_SHORT_SIGNATURES = (b"BM", b"\xff\x0a")  # BMP, JPEG XL: in base64 a path may begin so ("/worth/...")
 
 
 class InlineData(NamedTuple):
