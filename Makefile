@@ -23,7 +23,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# The other variants of long tests.
+# Tests that take long and whose like is in `make test`.
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m long
 

@@ -64,7 +64,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, local_ray: None, one_threa
         setting_name="tiny",
         images=folder_of_images(folder / "train", 72),
         # Of models this small many patches are worth the same; of these images every wanted count can be met.
-        heldout=folder_of_images(folder / "heldout", 64, first=6000),
+        heldout=folder_of_images(folder / "heldout", 64, first=2000),
         work=folder / "work",
         results=folder / "claims.json",
         processes=0,

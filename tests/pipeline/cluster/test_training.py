@@ -196,6 +196,7 @@ def stop_at_eight(config: TrainingConfig, device: torch.device, *, stop: Stop, *
         Trainer.train_step = step  # type: ignore[method-assign]
 
 
+@pytest.mark.long
 def test_two_workers_that_were_stopped_end_with_the_same_weights(recipe: Path, tmp_path: Path, local_ray: None) -> None:
     from tatok.pipeline.cluster.training import run_training
 

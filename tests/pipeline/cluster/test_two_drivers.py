@@ -36,6 +36,7 @@ def both_end_well(source: str, output: str, log: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_on_a_disk(tmp_path: Path) -> None:
     output = tmp_path / "tokens"
     both_end_well(write_flawed_shards(tmp_path / "source"), str(output), tmp_path / "log")
