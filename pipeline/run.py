@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
-from braceexpand import braceexpand
-from fsspec.utils import glob_translate
-
 from tatok.pipeline.cluster.leases import Failure
 from tatok.pipeline.decode.filters import load_filter
 from tatok.pipeline.monitoring.events import Notice, OnEvent, ShardFailed, ShardsPlanned
 from tatok.pipeline.output.commit import committed_shards, restore_rejects, shards_of_parts
 from tatok.pipeline.output.manifest import claim_output, mark_incomplete, mark_success, record_run, update_manifest
+from tatok.pipeline.planning.patterns import would_match
 from tatok.pipeline.planning.pending import Progress, compare_with_committed
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.storage.options import storage_options
@@ -250,21 +247,11 @@ def refuse_output_in_source(config: JobConfig) -> None:
     output = _address(config.output)
     written = [f"{output}/{name}" for name in _WRITTEN]
     for source in config.source:
-        address = _address(source)
-        is_pattern = any(char in source for char in "*?[{") and not os.path.exists(source)
-        matches = [re.compile(glob_translate(each)).match for each in _braces_expanded(address)] if is_pattern else []
-        if f"{output}/".startswith(f"{address}/") or any(match(name) for match in matches for name in written):
+        if f"{output}/".startswith(f"{_address(source)}/") or would_match(source, written):
             raise ConfigError(
                 f"the output {config.output} lies inside of the source {source}, and would become a part of it",
                 remedy="name an output outside of every source",
             )
-
-
-def _braces_expanded(pattern: str) -> list[str]:
-    try:
-        return list(braceexpand(pattern))
-    except ValueError:
-        return []  # planning says what is wrong with it
 
 
 def _address(url: str) -> str:

@@ -11,16 +11,17 @@ from typing import Any, Literal, NamedTuple
 
 from braceexpand import braceexpand
 from fsspec.spec import AbstractFileSystem
+from fsspec.utils import glob_translate
 
 from tatok.pipeline.storage.background import answered
-from tatok.pipeline.storage.listing import is_local, list_directly_in, list_matching
+from tatok.pipeline.storage.listing import as_glob, is_local, list_directly_in, list_matching
 from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy, spelling_remedy
 from tatok.pipeline.storage.source_file import source_error
 from tatok.schemas.errors import ConfigError, SourceError, TatokError
 from tatok.schemas.records import LeftOut, left_out_text
 from tatok.schemas.urls import filesystem_of, text_of_path
 
-__all__ = ["Expanded", "Found", "expand_pattern"]
+__all__ = ["Expanded", "Found", "expand_pattern", "would_match"]
 
 _LIST_FROM = 8  # this many names in one folder are cheaper to list than to stat one by one
 _WILD = re.compile(r"[*?[{]")
@@ -85,6 +86,27 @@ def expand_pattern(pattern: str, left_out: Counter[LeftOut]) -> Expanded:
             f"cannot list {pattern!r}: {str(error) or type(error).__name__}",
             remedy=access_remedy(error, pattern, "read"),
         ) from error
+
+
+def would_match(pattern: str, addresses: Sequence[str]) -> bool:
+    """Whether the wildcards of a pattern match one of these paths or URLs, which need not be there.
+
+    Raises as `expand_pattern` does, but for what is not there.
+    """
+    if not _WILD.search(pattern):
+        return False
+    fs, path = _open_filesystem(pattern)
+    literal, rest = _as_written(fs, path)
+    if not _WILD.search(rest):
+        return False
+    in_same_store = [each for each in addresses if _scheme(each) == _scheme(pattern)]
+    paths = [str(fs._strip_protocol(each)) for each in in_same_store]
+    globs = [re.compile(glob_translate(as_glob(literal) + each)) for each in _expand_braces(rest, pattern)]
+    return any(glob.match(each) for glob in globs for each in paths)
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0] if "://" in address else ""
 
 
 def _as_written(fs: AbstractFileSystem, path: str) -> tuple[str, str]:

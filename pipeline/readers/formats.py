@@ -29,7 +29,7 @@ __all__ = [
 SourceFormat = Literal["webdataset", "parquet", "list", "media", "unknown"]
 
 ARCHIVE_FORMATS: tuple[SourceFormat, ...] = ("webdataset", "parquet")
-"""Files of many samples; a folder that holds any stands for these."""
+"""Files of many samples."""
 ATTACHMENTS = ("txt", "cls", "json")
 # Pillow registers these only to name or to write them; EPS would run another program.
 _NOT_READ = frozenset(["bufr", "eps", "grib", "h5", "hdf", "iim", "mpeg", "mpg", "pdf", "ps"])

@@ -16,7 +16,16 @@ from tatok.pipeline.storage.background import LISTING_S, answered
 from tatok.schemas.records import LeftOut
 from tatok.schemas.urls import text_of_path
 
-__all__ = ["ListedFile", "etag_of", "hidden_part", "is_local", "list_below", "list_directly_in", "list_matching"]
+__all__ = [
+    "ListedFile",
+    "as_glob",
+    "etag_of",
+    "hidden_part",
+    "is_local",
+    "list_below",
+    "list_directly_in",
+    "list_matching",
+]
 
 _MAGIC = re.compile(r"[*?[]")
 HIDDEN = LeftOut("hidden")
@@ -100,7 +109,7 @@ def list_matching(
 def _matching(
     fs: AbstractFileSystem, literal: str, glob: str, wild: int, left_out: Counter[LeftOut]
 ) -> Iterator[dict[str, Any]]:
-    pattern = _MAGIC.sub(lambda character: f"[{character[0]}]", literal) + glob
+    pattern = as_glob(literal) + glob
     start = f"{literal}{glob[:wild]}"
     bucket, slash, prefix = start.partition("/")
     if "s3" in _protocols(fs) and "/" not in glob[wild:] and slash:
@@ -119,6 +128,11 @@ def _matching(
             left_out[BROKEN_LINK if info.get("islink") else NO_FILE] += 1
         elif "**" not in pattern:  # which matches what is below it, too
             left_out[FOLDER] += 1
+
+
+def as_glob(literal: str) -> str:
+    """A glob that matches this path alone."""
+    return _MAGIC.sub(lambda character: f"[{character[0]}]", literal)
 
 
 def _followed(fs: AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tatok.jobs.cli import app
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.pipeline.run import refuse_output_in_source
+from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Sample
 from tests.support.photos import jpeg, photo_members, tar_bytes
@@ -113,6 +114,17 @@ def test_an_output_inside_a_source_is_refused(
     assert done.exit_code == 1
     assert "lies inside of the source" in " ".join(done.output.split())
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["photos [2023]", "set{a,b}"])
+def test_an_output_inside_a_glob_in_a_folder_of_an_odd_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    for glob in ("**", "*/*/*.parquet", "tokens/{data,runs}/*"):
+        with pytest.raises(ConfigError, match="lies inside of the source"):
+            refuse_output_in_source(
+                JobConfig(source=(f"{tmp_path}/{name}/{glob}",), output=f"{tmp_path}/{name}/tokens")
+            )
+    refuse_output_in_source(JobConfig(source=(f"{tmp_path}/{name}/*.jpg",), output=f"{tmp_path}/{name}/tokens"))
 
 
 def test_an_output_beside_a_source_of_a_like_name_is_fine() -> None:
