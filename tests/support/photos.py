@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from tatok.pipeline.images.decode import decode_image
+from tatok.schemas.errors import DecodeError
+from tatok.schemas.job import Limits
+from tatok.schemas.preprocessing import Preprocessing
+
+EXACT = Preprocessing(image_size=48)
 Members = Sequence[tuple[str, bytes]]
 
 
@@ -94,3 +101,21 @@ def write_flawed_shards(folder: Path, *, num_shards: int = 8, photos_a_shard: in
             members.append((f"tiny-{number}.png", encoded(number, 2, 2, "PNG")))
         (folder / f"photos-{number:04}.tar").write_bytes(tar_bytes(members))
     return f"{folder}/photos-{{0000..{num_shards - 1:04}}}.tar"
+
+
+def photo(width: int = 120, height: int = 90) -> Image.Image:
+    """One with texture, in RGB."""
+    with Image.open(io.BytesIO(encoded(5, width, height, "PNG"))) as image:
+        return image.convert("RGB")
+
+
+def pixels_of(payload: bytes, preprocessing: Preprocessing = EXACT, **limits: int) -> np.ndarray:
+    """The first view of an encoded image, uint8 [T, 3, H, W]."""
+    return next(iter(decode_image(payload, preprocessing, Limits(**limits), sample_id="s"))).pixels  # type: ignore[arg-type]
+
+
+def reason_of(payload: bytes, preprocessing: Preprocessing = EXACT, **limits: int) -> str:
+    """Why an encoded image is refused."""
+    with pytest.raises(DecodeError) as caught:
+        pixels_of(payload, preprocessing, **limits)
+    return caught.value.reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
@@ -10,30 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tatok.pipeline.images.decode import decode_image
-from tatok.schemas.errors import DecodeError
-from tatok.schemas.job import Limits
 from tatok.schemas.preprocessing import Preprocessing
-from tests.support.photos import encoded, png_chunk, saved
+from tests.support.photos import EXACT, photo, pixels_of, png_chunk, reason_of, saved
 
-EXACT = Preprocessing(image_size=48)
 QUICK = Preprocessing(image_size=48, decoder="simplejpeg")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def pixels_of(payload: bytes, preprocessing: Preprocessing = EXACT, **limits: int) -> np.ndarray:
-    return next(iter(decode_image(payload, preprocessing, Limits(**limits), sample_id="s"))).pixels  # type: ignore[arg-type]
-
-
-def reason_of(payload: bytes, preprocessing: Preprocessing = EXACT, **limits: int) -> str:
-    with pytest.raises(DecodeError) as caught:
-        pixels_of(payload, preprocessing, **limits)
-    return caught.value.reason
-
-
-def photo(width: int = 120, height: int = 90) -> Image.Image:
-    with Image.open(io.BytesIO(encoded(5, width, height, "PNG"))) as image:
-        return image.convert("RGB")
 
 
 JPEGS: dict[str, dict[str, object]] = {
