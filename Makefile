@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: bench-one-shard bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -100,6 +100,16 @@ bench-clips: setup
 bench-filtering: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.filtering_cost $(HELDOUT)
 
+# What an image costs beside its model and its decoding, in microseconds of CPU time (docs/results/performance.md).
+bench-python-cost: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.python_cost --side 64 --side 256 --json docs/results/python-cost.json
+
+# The smallest job, from the command to the committed part, beside Ray's own start (docs/results/performance.md).
+BEFORE_PHOTO :=
+.PHONY: bench-one-photo
+bench-one-photo: setup
+	$(BIN)/python -m benchmarks.speed.one_photo $(if $(BEFORE_PHOTO),--before $(BEFORE_PHOTO)) --json docs/results/one-photo.json
+
 # Temporal TaTok and frame by frame on real clips (docs/results/temporal.md).
 VIDEOS ?= ../shared/corpus/video
 
@@ -112,9 +122,32 @@ bench-clip-training: setup
 	$(BIN)/python -m benchmarks.temporal.training --photos '$(PHOTOS)' --heldout $(HELDOUT) --videos $(VIDEOS) \
 		--json docs/results/clip-training.json --document docs/results/temporal.md
 
+# DTF over frozen fixed-rate tokenizers, which it trains first (docs/results/adapt.md): about half an hour of two idle
+# cores; the same command resumes.
+.PHONY: bench-adapt
+bench-adapt: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.adaptation.run
+
+# TaTok over a frozen autoencoder beside the bundled checkpoint (docs/results/adapt.md): about an hour of two cores; the
+# same command resumes. Then what distances between latents are worth (docs/decisions/distances-of-latents.md).
+AUTOENCODER ?= ../shared/corpus/taef2
+ADAPT_LATENTS := runs/adapt-latents/run
+.PHONY: bench-adapt-latents
+bench-adapt-latents: setup
+	$(BIN)/python -m benchmarks.latents.run --autoencoder $(AUTOENCODER) --photos '$(PHOTOS)' --heldout $(HELDOUT) \
+		--output $(ADAPT_LATENTS) --json docs/results/adapt-latents.json --document docs/results/adapt.md \
+		--picture docs/adapt-latents.jpg
+	$(BIN)/python -m benchmarks.latents.distances --autoencoder $(AUTOENCODER) --photos '$(PHOTOS)' \
+		--heldout $(HELDOUT) --output $(ADAPT_LATENTS) --json docs/results/latent-distances.json
+
 # The driver with a million shards and a thousand GPU actors, simulated (docs/results/scale.md).
 bench-scale: setup
 	$(BIN)/python -m benchmarks.speed.scale --json docs/results/scale.json
+
+# One tar, one Parquet file, one folder of videos: by one process and by all cores (docs/results/performance.md).
+bench-one-shard: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.one_shard --json docs/results/one-shard.json \
+		--document docs/results/performance.md
 
 # A few ratios of `tatok bench` against those on record; warns where one has become worse.
 RECORD :=

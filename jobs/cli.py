@@ -10,15 +10,14 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from tatok.jobs.commands.bench import bench
 from tatok.jobs.commands.config import config as config_commands
 from tatok.jobs.commands.demo import demo
-from tatok.jobs.commands.doctor import doctor
+from tatok.jobs.commands.doctor import check_tokenizer, doctor
 from tatok.jobs.commands.export import compact, exports
 from tatok.jobs.commands.generator import generator
-from tatok.jobs.commands.model import calibrate, distance, evaluate, train
+from tatok.jobs.commands.model import adapt, calibrate, distance, evaluate, train
 from tatok.jobs.commands.pictures import decode, report, show
 from tatok.jobs.commands.plan import plan
 from tatok.jobs.commands.statistics import query, stats
@@ -27,13 +26,14 @@ from tatok.jobs.commands.submit import submit
 from tatok.jobs.commands.tokenize import tokenize
 from tatok.jobs.commands.verify import verify
 from tatok.jobs.exit_codes import EXIT_ERROR, TOKENIZE_EPILOG, TRAIN_EPILOG, exit_code_of
+from tatok.jobs.help import HelpedGroup, group_commands
 from tatok.schemas.errors import TatokError
 from tatok.stopping import terminable
 
 __all__ = ["app"]
 
 
-class _Group(TyperGroup):
+class _Group(HelpedGroup):
     """Turns the errors that tatok raises on purpose into one message and an exit code."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
@@ -95,6 +95,7 @@ app.command(epilog=TOKENIZE_EPILOG)(tokenize)
 app.command()(demo)
 app.command()(plan)
 app.command(epilog=TRAIN_EPILOG)(train)
+app.command(epilog=TRAIN_EPILOG)(adapt)
 app.command()(calibrate)
 app.command("eval")(evaluate)
 app.command()(distance)
@@ -108,10 +109,22 @@ app.command()(compact)
 app.add_typer(exports, name="export")
 app.add_typer(generator, name="generator")
 app.command()(doctor)
+app.command("check-tokenizer")(check_tokenizer)
 app.command()(bench)
 app.command()(submit)
 app.add_typer(jobs_commands, name="jobs")
 app.add_typer(config_commands, name="config")
+
+group_commands(
+    app,
+    {
+        "Tokenize": ("tokenize", "demo", "plan", "doctor", "check-tokenizer", "bench", "config"),
+        "On a cluster": ("submit", "jobs"),
+        "Look at a dataset": ("stats", "query", "report", "show", "decode"),
+        "Check it and hand it on": ("verify", "compact", "export"),
+        "Models": ("train", "adapt", "calibrate", "eval", "distance", "generator"),
+    },
+)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,18 @@ import typer
 
 if TYPE_CHECKING:
     from tatok.schemas.job import JobConfig
+    from tatok.schemas.settings_file import SettingsFile
 
-__all__ = ["JobFile", "SetOption", "job_text", "read_job"]
+__all__ = [
+    "JobFile",
+    "SetOption",
+    "TokenizerName",
+    "TokenizerSettings",
+    "job_text",
+    "read_job",
+    "read_job_settings",
+    "tokenizer_options",
+]
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
 SetOption = Annotated[
@@ -20,6 +30,19 @@ SetOption = Annotated[
         "--set",
         metavar="NAME=VALUE",
         help="Override a setting of the job file, such as resources.batch_size=64. May be repeated.",
+    ),
+]
+
+TokenizerName = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="A tokenizer of your own: my_tokenizer.py:load; see docs/guides/tokenizers.md."),
+]
+TokenizerSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokenizer-option",
+        metavar="NAME=VALUE",
+        help="What its function is given beside the device. May be repeated.",
     ),
 ]
 
@@ -32,12 +55,35 @@ def read_job(path: Path, assignments: list[str] | None = None) -> JobConfig:
     import os
 
     from tatok.schemas.job import JobConfig
-    from tatok.schemas.settings_file import read_settings
 
-    settings = read_settings(path)
+    settings = read_job_settings(path)
     settings.override_from(os.environ)
     settings.override_with(assignments or [])
     return settings.validated(JobConfig)
+
+
+def tokenizer_options(assignments: list[str] | None) -> dict[str, Any]:
+    """The values of `--tokenizer-option`; raises ConfigError."""
+    from tatok.schemas.settings_file import parse_assignment
+
+    return dict(parse_assignment(assignment, "--tokenizer-option") for assignment in assignments or [])
+
+
+def read_job_settings(path: Path) -> SettingsFile:
+    """The settings of a job file, not validated yet; raises ConfigError as `read_settings` does.
+
+    The file of a tokenizer that is not in the current folder is the one beside the job file, where there is one.
+    """
+    from tatok.schemas.settings_file import read_settings
+    from tatok.user_code import names_a_file
+
+    settings = read_settings(path)
+    name = settings.values.get("tokenizer")
+    if isinstance(name, str) and names_a_file(name):
+        file = Path(name.rpartition(":")[0]).expanduser()
+        if not file.exists() and (path.parent / file).is_file():
+            settings.values["tokenizer"] = f"{path.parent / name}"
+    return settings
 
 
 def job_text(job: JobConfig, *, one_line: bool = False) -> str:

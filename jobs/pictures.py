@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,9 @@ from tatok.report.rows import Examples
 from tatok.report.shown_frames import shown_frames
 from tatok.schemas.errors import CommitError, ConfigError, SourceError
 from tatok.schemas.records import TokenSequence
-from tatok.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tatok.tokenizer.protocol import AnyTokenizer
 
 __all__ = ["DrawnRow", "Heat", "Pictured", "draw_row", "file_name", "file_names", "picture_examples", "write_whole"]
 
@@ -63,7 +65,7 @@ class Pictured:
 def draw_row(
     data: TokenizedData,
     key: str,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     *,
     most_frames: int = 6,
     heat: Heat | None = None,
@@ -78,18 +80,21 @@ def draw_row(
     [place] = source_places(table)
     found = read_originals([place], Recipe.of_run(data.run), max_seconds=max_seconds)[place]
     [row], [sequence] = table.to_pylist(), token_sequences(table)
-    [rebuilt_T3HW] = rebuilt_clips(data, [sequence], tokenizer)
-    entropy = sequence.entropy
+    rebuilt: np.ndarray | str
+    try:
+        [rebuilt] = rebuilt_clips(data, [sequence], tokenizer)
+    except ConfigError as error:  # it makes tokens alone
+        rebuilt = f"no reconstruction: {error}"
     lines = [
-        f"{entropy.entropy_bits:,.0f} bits: {entropy.kept_entropy_bits:,.0f} in kept patches, "
-        f"{entropy.residual_bits:,.0f} dropped",
+        *_bits_words(sequence),
         f"{shown_text(place.uri)} [{place.index}], sample {row['sample_id']}",
         *(f"{name}: {shown_text(row[name])}" for name in ("caption", "label") if row[name]),
     ]
     original = f"no original: {shown_text(found.why)}" if isinstance(found, NotFound) else found.pixels
-    is_clip, pts_s = sequence.grid.frames > 1, row.get("frame_pts_s")
+    num_frames = sequence.grid.frames if sequence.num_frames is None else sequence.num_frames
+    is_clip, pts_s = num_frames > 1, row.get("frame_pts_s")
     if is_clip:
-        lines.insert(0, f"in all {sequence.num_tokens} tokens in {sequence.grid.frames} frames")
+        lines.insert(0, f"in all {sequence.num_tokens} tokens in {num_frames} frames")
     scale = heat_scale([sequence], criterion=criterion_of(data), kind=heat)
     rows = [
         PictureRow(
@@ -99,15 +104,15 @@ def draw_row(
             sequence=frame.sequence,
             lines=tuple(lines) if frame.number == 0 else (),
         )
-        for frame in shown_frames(sequence, original, rebuilt_T3HW, most=most_frames)
+        for frame in shown_frames(sequence, original, rebuilt, most=most_frames)
     ]
     number = f"-{place.clip_index}" if place.clip_index else ""  # the rows of one sample share its key
     moving, panels = None, ""
-    if is_clip:
-        every = shown_frames(sequence, original, rebuilt_T3HW, most=sequence.grid.frames)
+    if is_clip and not isinstance(rebuilt, str):
+        every = shown_frames(sequence, original, rebuilt, most=num_frames)
         pictures = [
             side_by_side(frame.original, frame.sequence, pixels, scale)
-            for frame, pixels in zip(every, rebuilt_T3HW, strict=True)
+            for frame, pixels in zip(every, rebuilt, strict=True)
         ]
         moving = animated_webp(pictures, pts_s)
         panels = "" if isinstance(every[0].original, str) else "original, "
@@ -118,7 +123,7 @@ def draw_row(
         picture=draw_picture(rows, scale),
         why_no_original=found.why if isinstance(found, NotFound) else None,
         moving=moving,
-        num_moving=sequence.grid.frames if is_clip else 0,
+        num_moving=num_frames if is_clip else 0,
         panels=panels,
     )
 
@@ -129,11 +134,14 @@ def picture_examples(
     *,
     checkpoint: str | None = None,
     device: str | None = None,
+    tokenizer: str | None = None,
+    options: Mapping[str, Any] | None = None,
     max_seconds: float = 30.0,
 ) -> Pictured:
     """The rows that a report shows, with originals and reconstructions as far as they can be had.
 
-    Raises ConfigError where a `checkpoint` that was named did not make the tokens, SourceError for a damaged part.
+    Raises ConfigError where a `checkpoint` or `tokenizer` that was named did not make the tokens, SourceError for a
+    damaged part.
     """
     kinds = [kind for kind in _KINDS for _ in getattr(examples, kind)]
     if not kinds:
@@ -143,9 +151,10 @@ def picture_examples(
     why_not_rebuilt = None
     rebuilt: Sequence[np.ndarray | str]
     try:
-        rebuilt = list(rebuilt_clips(data, sequences, tokenizer_of(data, checkpoint, device)))
+        made_by = tokenizer_of(data, checkpoint, device, tokenizer=tokenizer, options=options)
+        rebuilt = list(rebuilt_clips(data, sequences, made_by))
     except ConfigError as error:
-        if checkpoint is not None:
+        if checkpoint is not None or tokenizer is not None:
             raise
         why_not_rebuilt = str(error)
         rebuilt = [f"no reconstruction: {why_not_rebuilt}"] * len(kinds)
@@ -207,6 +216,16 @@ def write_whole(path: Path, content: bytes | Image.Image) -> None:
             scratch.unlink(missing_ok=True)
     except OSError as error:
         raise CommitError(f"cannot write {path}: {error}; choose another place with -o") from error
+
+
+def _bits_words(sequence: TokenSequence) -> list[str]:
+    entropy = sequence.entropy
+    if entropy is None:
+        return []
+    return [
+        f"{entropy.entropy_bits:,.0f} bits: {entropy.kept_entropy_bits:,.0f} in kept patches, "
+        f"{entropy.residual_bits:,.0f} dropped"
+    ]
 
 
 def _frame_words(clip_index: int, number: int, pts_s: Sequence[float] | None) -> str:

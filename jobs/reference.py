@@ -146,7 +146,9 @@ def columns_page() -> str:
         "## `data/`: one row an image or clip",
         _columns(tokens, COLUMNS),
         "Codes are `uint32` where a codebook has more than 65,536. `patch_entropy_bits` is there unless "
-        "`write.patch_entropy` is false, `patch_worth_bits` where `write.patch_worth` is true.",
+        "`write.patch_entropy` is false, `patch_worth_bits` where `write.patch_worth` is true. All columns of bits are "
+        "null in datasets of a [tokenizer of your own](../guides/tokenizers.md) that says no entropies; where it gives "
+        "several codes a position, `positions` repeats it.",
         "## `rejects/`: one row a sample that did not become one",
         _columns(REJECTS_SCHEMA, COLUMNS | _OF_REJECTS),
     ]

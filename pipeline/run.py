@@ -22,7 +22,7 @@ from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.storage.options import storage_options
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.fingerprint import run_fingerprint
-from tatok.pipeline.tokenization.loading import LoadTokenizer, check_job_checkpoint, configured_loader, load_spec
+from tatok.pipeline.tokenization.loading import LoadTokenizer, check_job_tokenizer, configured_loader, load_spec
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
@@ -48,6 +48,8 @@ class RunSummary:
     failed: Mapping[Shard, Failure]
     num_parts: int
     num_rows: int
+    num_clips: int
+    num_frames: int
     num_tokens: int
     rejects: Mapping[str, int]
     left_out: Mapping[LeftOut, int]
@@ -84,7 +86,7 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
     started, started_at = time.monotonic(), datetime.now(UTC)
     refuse_output_in_source(config)
     if load_tokenizer is None:
-        check_job_checkpoint(config)
+        check_job_tokenizer(config)
         load_tokenizer = configured_loader(config)
     if config.filter is not None:
         load_filter(config.filter)  # what is wrong with it is said before anything starts
@@ -118,6 +120,8 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
         failed=outcome.failed,
         num_parts=len(manifest.parts),
         num_rows=manifest.num_rows,
+        num_clips=manifest.num_clips,
+        num_frames=manifest.num_frames,
         num_tokens=manifest.num_tokens,
         rejects=manifest.rejects,
         left_out=manifest.left_out,
@@ -264,8 +268,9 @@ def check_image_size(config: JobConfig, spec: TokenizerSpec) -> None:
     named = "side_multiple" if preprocessing.mode in ("resize", "buckets") else "image_size"
     size = preprocessing.sides_divide_by
     if size % patch:
+        what = "checkpoint" if config.tokenizer is None else "tokenizer"
         raise ConfigError(
-            f"preprocessing.{named} is {size}; it must be a multiple of the checkpoint's patch of "
+            f"preprocessing.{named} is {size}; it must be a multiple of the {what}'s patch of "
             f"{patch} pixels, such as {max(size // patch, 1) * patch}",
             remedy=f"set preprocessing.{named} to a multiple of the patch",
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from tatok.schemas.preprocessing import Preprocessing
 from tatok.schemas.secrets import REMEDY, credential_in_url, literal_credentials
@@ -72,7 +72,10 @@ class Resources(Section):
         "them are more than max_bytes_in_flight, and where the device's memory does not suffice.",
     )
     max_bytes_in_flight: int = Field(
-        default=256 << 20, ge=1 << 20, description="Bound on encoded and decoded bytes that one shard in flight holds."
+        default=256 << 20,
+        ge=1 << 20,
+        description="Bound on encoded and decoded bytes that one shard in flight holds, and a quarter of it on those "
+        "that a process holds which helps with the shard.",
     )
     decode_timeout_s: float = Field(default=60.0, gt=0, description="A batch whose decoding takes longer is given up.")
     gpu_wait_s: float = Field(
@@ -128,6 +131,16 @@ class JobConfig(Section):
     )
     output: str = Field(description="Folder or fsspec URL of the dataset.")
     checkpoint: str | None = Field(default=None, description="Checkpoint folder; default: the bundled checkpoint.")
+    tokenizer: str | None = Field(
+        default=None,
+        description="A tokenizer of your own in place of a checkpoint: the function that makes it, as module:function "
+        "or file.py:function (in the current folder, or beside the job file), or transformers, diffusers, torchscript.",
+    )
+    tokenizer_options: dict[str, JsonValue] = Field(
+        default={},
+        description="What that function is given beside the device, by name; an option that holds a credential is a "
+        "reference, {env: NAME}.",
+    )
     device: str | None = Field(
         default=None,
         description="cuda or cpu, or another kind of torch device, without a number; default: cuda where there is one, "
@@ -202,6 +215,25 @@ class JobConfig(Section):
             raise ValueError(f"precision is tf32, which {self.device} does not have; say device: cuda, or another one")
         return self
 
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> Self:
+        if self.tokenizer is None:
+            if self.tokenizer_options:
+                raise ValueError("tokenizer_options are for a tokenizer of your own; name it as tokenizer")
+            return self
+        if self.checkpoint is not None:
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is of tatok's own tokenizer, and the job names another one, "
+                f"{self.tokenizer!r}; leave one of the two out"
+            )
+        given = [name for name, value in self.dtf if value is not None]
+        if given:
+            raise ValueError(
+                f"dtf.{given[0]} is a setting of tatok's own tokenizer, of which {self.tokenizer!r} knows nothing; "
+                "leave it out"
+            )
+        return self
+
     @field_validator("source", "output", "checkpoint")
     @classmethod
     def _no_credential_in_urls(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
@@ -213,10 +245,10 @@ class JobConfig(Section):
                 )
         return value
 
-    @field_validator("storage")
+    @field_validator("storage", "tokenizer_options")
     @classmethod
-    def _credentials_by_reference(cls, value: dict[str, dict[str, JsonValue]]) -> dict[str, dict[str, JsonValue]]:
-        literal = list(literal_credentials(value, "storage"))
+    def _credentials_by_reference(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        literal = list(literal_credentials(value, str(info.field_name)))
         if literal:
             raise ValueError(
                 f"{', '.join(literal)} would be written to run.json; {REMEDY}: "

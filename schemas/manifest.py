@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tatok.schemas.records import LeftOut, is_intended
-from tatok.schemas.tokens import FOOTER_LEFT_OUT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
+from tatok.schemas.tokens import FOOTER_CLIPS, FOOTER_LEFT_OUT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ __all__ = [
     "Part",
     "RunDocument",
     "RunRecord",
+    "clips_of_footer",
     "left_out_from_json",
     "left_out_to_json",
 ]
@@ -37,7 +38,7 @@ class Part:
     """One published token part; `checksum` is "sha256:..." or the store's own "etag:...".
 
     `row_group_rows` counts the rows of each row group, in order; they sum to `num_rows`. `left_out` counts members of
-    its archive that belong to no sample.
+    its archive that belong to no sample. `num_clips` of its rows are clips of videos, with `num_frames` in all.
     """
 
     name: str
@@ -48,11 +49,14 @@ class Part:
     rejects: Mapping[str, int]
     checksum: str
     left_out: Mapping[LeftOut, int] = field(default_factory=dict)
+    num_clips: int = 0
+    num_frames: int = 0
 
     @staticmethod
     def of_footer(name: str, footer: pq.FileMetaData, *, num_bytes: int, checksum: str) -> Part:
         """What a part's footer says of it; raises KeyError, TypeError or ValueError if tatok did not write it."""
         metadata = footer.metadata or {}
+        num_clips, num_frames = clips_of_footer(footer)
         return Part(
             name=name,
             num_rows=footer.num_rows,
@@ -62,12 +66,16 @@ class Part:
             rejects=json.loads(metadata[FOOTER_NUM_REJECTS.encode()]),
             checksum=checksum,
             left_out=left_out_from_json(json.loads(metadata.get(FOOTER_LEFT_OUT.encode(), b"[]"))),
+            num_clips=num_clips,
+            num_frames=num_frames,
         )
 
     def to_json(self) -> dict[str, Any]:
         """The part's entry in manifest.json."""
         document = {each.name: getattr(self, each.name) for each in fields(self)}
-        del document["left_out"]
+        for name in ("left_out", "num_clips", "num_frames"):  # there only where there is something
+            if not document[name]:
+                del document[name]
         return document | ({"left_out": left_out_to_json(self.left_out)} if self.left_out else {})
 
     @staticmethod
@@ -88,6 +96,16 @@ class Manifest:
     def num_rows(self) -> int:
         """Images and clips in all parts."""
         return sum(part.num_rows for part in self.parts)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips in all parts."""
+        return sum(part.num_clips for part in self.parts)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips."""
+        return sum(part.num_frames for part in self.parts)
 
     @property
     def num_tokens(self) -> int:
@@ -142,6 +160,12 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError):
             return None
+
+
+def clips_of_footer(footer: pq.FileMetaData) -> tuple[int, int]:
+    """Of a part's rows, how many are clips of videos, and of how many frames all of them together."""
+    num_clips, num_frames = json.loads((footer.metadata or {}).get(FOOTER_CLIPS.encode(), b"[0, 0]"))
+    return num_clips, num_frames
 
 
 def left_out_to_json(counts: Mapping[LeftOut, int]) -> list[dict[str, Any]]:

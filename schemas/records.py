@@ -236,15 +236,18 @@ class TokenSequence:
     Global and patch codes have codebooks of their own, so both count from 0 to vocab_size - 1.
     The globals of a clip come frame by frame, too: frame 0 has one for every cell, a later frame for the cells that it
     renews. `global_frames` and `global_cells`, integer [M], tell them apart; both are None for an image, which has all.
+    `num_frames` are the frames of pixels, where the tokenizer's grid has fewer of them; else None.
+    `entropy` is None where the tokenizer has no prior. Where a position has several codes, `positions` repeats it.
     """
 
     codes: np.ndarray
     positions: np.ndarray
     num_global: int
     grid: Grid
-    entropy: EntropyStatistics
+    entropy: EntropyStatistics | None = None
     global_frames: np.ndarray | None = None
     global_cells: np.ndarray | None = None
+    num_frames: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -253,8 +256,13 @@ class TokenSequence:
 
     @property
     def num_patches(self) -> int:
-        """K, the kept patches."""
+        """K, the codes of kept patches."""
         return len(self.positions)
+
+    @property
+    def num_kept(self) -> int:
+        """Patches that are kept: K, unless each has several codes."""
+        return len(np.unique(self.positions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +285,7 @@ class Reject:
 class ShardReport:
     """What one committed shard came to; `rejects` maps a reason to its count.
 
+    Of its rows, `num_clips` are clips of videos, with `num_frames` in all; the others are images.
     `left_out` counts members of an archive that belong to no sample. `part_bytes`, `row_group_rows` (the rows of each
     row group) and `part_sha256` are those of the token part as published; the checksum is None where another attempt
     had published the shard first.
@@ -291,6 +300,8 @@ class ShardReport:
     row_group_rows: tuple[int, ...]
     part_sha256: str | None
     left_out: Mapping[LeftOut, int] = field(default_factory=dict)
+    num_clips: int = 0
+    num_frames: int = 0
 
     @property
     def num_rejects(self) -> int:

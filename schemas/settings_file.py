@@ -90,12 +90,12 @@ def read_settings(path: str | Path, *, environment: Mapping[str, str] | None = N
         raise ConfigError(f"{path} is not valid YAML: {error or type(error).__name__}") from error
 
 
-def parse_assignment(text: str) -> tuple[str, Any]:
+def parse_assignment(text: str, option: str = "--set") -> tuple[str, Any]:
     """ "NAME=VALUE" -> the dotted name, and the value as YAML would read it. Raises ConfigError."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r} is no assignment; write NAME=VALUE, such as resources.batch_size=64")
-    return name.strip(), _parse(value, f"--set {name}")
+        raise ConfigError(f"{option} {text!r} is no assignment; write NAME=VALUE, such as resources.batch_size=64")
+    return name.strip(), _parse(value, f"{option} {name}")
 
 
 def _parse(text: str, what: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,8 @@ import pyarrow as pa
 from tatok.schemas.errors import ConfigError
 
 __all__ = [
+    "ENTROPY_COLUMNS",
+    "FOOTER_CLIPS",
     "FOOTER_FINGERPRINT",
     "FOOTER_LEFT_OUT",
     "FOOTER_NUM_REJECTS",
@@ -22,6 +25,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "code_dtype",
     "code_type",
+    "recorded_schema",
     "token_schema",
 ]
 
@@ -31,6 +35,7 @@ SCHEMA_VERSION = "2"
 Version 1 had no `clip_index` and no `flipped` (0 and false in all its rows), and no clips of several frames, whose
 globals `global_frames` and `global_cells` place. Its datasets are read as they are:
 loaded, queried, decoded. What checks, merges or adds to parts asks for the present version.
+Datasets whose fingerprint says `entropy: none` have nulls in the six columns of entropies, which are else never null.
 """
 
 # Keys of the Parquet footer's metadata; the values are UTF-8 text.
@@ -41,9 +46,20 @@ FOOTER_SHARDS = "tatok.shards"  # in its place in a merged part: JSON list of th
 FOOTER_NUM_TOKENS = "tatok.num_tokens"  # decimal
 FOOTER_NUM_REJECTS = "tatok.num_rejects"  # JSON object: reason -> count
 FOOTER_LEFT_OUT = "tatok.left_out"  # JSON list of {reason, extension, count}; not there where nothing was left out
+FOOTER_CLIPS = "tatok.clips"  # JSON list: rows that are clips of videos, and their frames; not there where none are
 FOOTER_REJECTS = "tatok.rejects"  # the rejects themselves: an Arrow stream of the table, zstd, in base64
 
 MAX_POSITIONS = 1 << 16
+
+ENTROPY_COLUMNS = (
+    "entropy_bits",
+    "kept_entropy_bits",
+    "residual_bits",
+    "surprisal_bits",
+    "entropy_mean_bits",
+    "entropy_max_bits",
+)
+"""What a tokenizer's prior says of an image as a whole; null where it has none."""
 
 
 def code_type(vocab_size: int) -> pa.DataType:
@@ -62,12 +78,15 @@ def code_dtype(vocab_size: int) -> np.dtype[np.integer]:
 
 
 @cache  # one is asked for with every batch of rows
-def token_schema(vocab_size: int, *, patch_entropy: bool, patch_worth: bool = False) -> pa.Schema:
+def token_schema(
+    vocab_size: int, *, patch_entropy: bool, patch_worth: bool = False, has_entropy: bool = True
+) -> pa.Schema:
     """The token table: one row an image or clip.
 
     `global_frames` and `global_cells` give the place of each global token of a clip; they are null for images.
     With `patch_entropy` the column `patch_entropy_bits` (float16, all N positions in raster order) is there,
-    with `patch_worth` the column `patch_worth_bits` of the same kind.
+    with `patch_worth` the column `patch_worth_bits` of the same kind. Without `has_entropy` all columns of entropies
+    are there, and null.
     """
     fields = [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -98,12 +117,7 @@ def token_schema(vocab_size: int, *, patch_entropy: bool, patch_worth: bool = Fa
         pa.field("grid_frames", pa.int32(), nullable=False),
         pa.field("grid_height", pa.int32(), nullable=False),
         pa.field("grid_width", pa.int32(), nullable=False),
-        pa.field("entropy_bits", pa.float32(), nullable=False),
-        pa.field("kept_entropy_bits", pa.float32(), nullable=False),
-        pa.field("residual_bits", pa.float32(), nullable=False),
-        pa.field("surprisal_bits", pa.float32(), nullable=False),
-        pa.field("entropy_mean_bits", pa.float32(), nullable=False),
-        pa.field("entropy_max_bits", pa.float32(), nullable=False),
+        *(pa.field(name, pa.float32(), nullable=not has_entropy) for name in ENTROPY_COLUMNS),
     ]
     if patch_entropy:
         fields.append(pa.field("patch_entropy_bits", pa.list_(pa.field("element", pa.float16(), nullable=False))))
@@ -115,6 +129,16 @@ def token_schema(vocab_size: int, *, patch_entropy: bool, patch_worth: bool = Fa
         pa.field("metadata", pa.string()),
     ]
     return pa.schema(fields)
+
+
+def recorded_schema(fingerprint: Mapping[str, str]) -> pa.Schema:
+    """The token table of a dataset with this fingerprint; raises KeyError or ValueError if it is none."""
+    return token_schema(
+        int(fingerprint["vocab_size"]),
+        patch_entropy=fingerprint.get("patch_entropy") != "false",
+        patch_worth=fingerprint.get("patch_worth") == "true",
+        has_entropy=fingerprint.get("entropy") != "none",
+    )
 
 
 REJECTS_SCHEMA = pa.schema(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tatok.dataset.dataset import TokenDataset
     from tatok.dataset.packing import Bucketing, Packing, Rows
     from tatok.dataset.rows import token_sequences
+    from tatok.tokenizer.named import load_tokenizer
     from tatok.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "TokenSequence",
     "Tokenizer",
     "__version__",
+    "load_tokenizer",
     "pack",
     "pad",
     "statistics",
@@ -41,6 +43,7 @@ _MODULES = {
     "Rows": "tatok.dataset.packing",
     "TokenDataset": "tatok.dataset.dataset",
     "Tokenizer": "tatok.tokenizer.tokenizer",
+    "load_tokenizer": "tatok.tokenizer.named",
     "pack": "tatok.dataset.batches",
     "pad": "tatok.dataset.batches",
     "statistics": "tatok.statistics",

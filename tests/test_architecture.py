@@ -25,12 +25,23 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.distributed": (),
     "tatok.stopping": (),
     "tatok.checkpoint_files": (),
-    "tatok.model": ("tatok.distributed", "tatok.checkpoint_files"),
-    "tatok.tokenizer": ("tatok.model",),
+    "tatok.user_code": (),
+    "tatok.autoencoders": ("tatok.user_code",),
+    "tatok.model": ("tatok.distributed", "tatok.checkpoint_files", "tatok.autoencoders"),
+    "tatok.frozen": ("tatok.model",),
+    "tatok.tokenizer": ("tatok.model", "tatok.frozen", "tatok.user_code"),
+    "tatok.adapters": ("tatok.model",),
     "tatok.dataset": (),
     "tatok.statistics": ("tatok.dataset",),
     "tatok.evaluation": ("tatok.model", "tatok.tokenizer", "tatok.statistics"),
-    "tatok.training": ("tatok.distributed", "tatok.stopping", "tatok.model", "tatok.evaluation"),
+    "tatok.training": (
+        "tatok.distributed",
+        "tatok.stopping",
+        "tatok.autoencoders",
+        "tatok.model",
+        "tatok.evaluation",
+    ),
+    "tatok.adaptation": ("tatok.frozen", "tatok.model", "tatok.tokenizer", "tatok.training"),
     "tatok.generator": ("tatok.stopping", "tatok.checkpoint_files", "tatok.dataset", "tatok.training"),
     "tatok.report": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),
     # the pipeline
@@ -53,9 +64,14 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     ),
     f"{P}.cluster": (
         *(f"{P}.{room}" for room in ("storage", "monitoring", "output", "readers", "tokenization")),
+        f"{P}.cluster.workers",
         "tatok.stopping",
         "tatok.training",
         "tatok",  # where it is installed
+    ),
+    f"{P}.cluster.workers": (
+        f"{P}.cluster",  # what an attempt and its failure are
+        *(f"{P}.{room}" for room in ("storage", "monitoring", "output", "tokenization")),
     ),
     f"{P}.run": tuple(
         f"{P}.{room}" for room in ("storage", "monitoring", "decode", "output", "planning", "tokenization", "cluster")
@@ -73,9 +89,17 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     # how people run it
     "tatok.jobs.exit_codes": ("tatok.stopping",),
     "tatok.jobs.interruption": ("tatok.jobs.exit_codes", "tatok.stopping"),
-    "tatok.jobs.job_file": (),
+    "tatok.jobs.help": (),
+    "tatok.jobs.job_file": ("tatok.user_code",),
     "tatok.jobs.pictures": (f"{P}.decode", "tatok.dataset", "tatok.report", "tatok.tokenizer"),
-    "tatok.jobs.submission": ("tatok", "tatok.jobs.exit_codes", "tatok.jobs.job_file", f"{P}.images"),
+    "tatok.jobs.submission": (
+        "tatok",
+        "tatok.user_code",
+        "tatok.tokenizer",
+        "tatok.jobs.exit_codes",
+        "tatok.jobs.job_file",
+        f"{P}.images",
+    ),
     "tatok.jobs.text": ("tatok.statistics", "tatok.evaluation", f"{P}.run"),
     "tatok.jobs": (),
 }

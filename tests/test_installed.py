@@ -118,7 +118,7 @@ def test_the_main_job_verify_and_the_loader_among_modules_of_the_same_names(inst
 def test_the_demo_and_the_recipes_are_installed(installed: Installed) -> None:
     demo = installed.run("tatok", "demo", "--output", "demo-output")
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert (installed.folder / "demo-output" / "picture.png").stat().st_size > 10_000
+    assert (installed.folder / "demo-output.png").stat().st_size > 10_000
     assert ds.dataset(installed.folder / "demo-output" / "data").count_rows() == 9
     unknown = installed.run("tatok", "train", "no-such-recipe")
     assert unknown.returncode != 0

@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ class Peer:
     variants: tuple[str, ...]
 
 
-TATOK = Peer(name="tatok", module="benchmarks.peers.contenders.tatok", variants=("pillow", "simplejpeg"))
+TATOK = Peer(name="tatok", module="benchmarks.peers.contenders.tatok", variants=("default resources",))
 PEERS = (
     TATOK,
     Peer(
@@ -59,13 +60,13 @@ PEERS = (
     ),
     Peer(name="script", module="benchmarks.peers.contenders.script", variants=("2 workers", "1 worker")),
     Peer(name="datasets", module="benchmarks.peers.contenders.datasets", variants=("map", "map, 2 processes")),
-    Peer(name="Daft", module="benchmarks.peers.contenders.daft", variants=("model in a process",)),
+    Peer(name="Daft", module="benchmarks.peers.contenders.daft", variants=("files", "files, model in a process")),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What all are given; `tokenizer` is the bundled checkpoint ("real") or the tests' near-free one."""
+    """What all are given; `tokenizer` is the bundled checkpoint ("real") or `NearFree`."""
 
     name: str
     tokenizer: str
@@ -73,6 +74,7 @@ class Work:
     num_photos: int
     image_size: int
     batch_size: int
+    decoder: str = "pillow"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +204,7 @@ def bench(
             batch_size=work.batch_size,
             image_size=work.image_size,
             num_cpus=num_cpus,
+            decoder=work.decoder,  # type: ignore[arg-type]
         )
         tatok = quickest.get(TATOK.name)
         limit_s = _LIMIT_S if tatok is None or not check else _START_S + _TIMES_SLOWER * tatok.seconds
@@ -294,28 +297,39 @@ def main(
 ) -> None:
     """Measure tatok and its peers, with a near-free model (overhead alone) and with the bundled checkpoint."""
     num_cpus = num_cores()
-    works: dict[str, dict[str, Any]] = {}
+    works: dict[tuple[str, str], dict[str, Any]] = {}
+    num_photos: dict[str, int] = {}
     if only is not None and json_file is not None and json_file.exists():
-        works = {each["work"]["tokenizer"]: each for each in json.loads(json_file.read_text())["works"]}
+        works = {
+            (each["work"]["tokenizer"], each["work"].get("decoder", "pillow")): each
+            for each in json.loads(json_file.read_text())["works"]
+        }
     with tempfile.TemporaryDirectory(prefix="tatok-peers-") as folder:
         real = sorted(Path().glob(photos)) if not Path(photos).is_absolute() else sorted(Path("/").glob(photos[1:]))
         if not real:
             raise typer.BadParameter(f"no tar matches {photos}", param_hint="--photos")
         small = own_photos(Path(folder) / "small", 20, small_photos // 20, 64)
         large = repeated(real, Path(folder) / "large", shards)
-        for name, tokenizer, tars, side in (
-            ("Overhead: a near-free model, photos of 64x64", "near-free", small, 64),
-            ("The bundled checkpoint, raw photos", "real", large, 256),
+        near_free = ("Overhead: a near-free model, photos of 64x64", "near-free", small, 64)
+        real_model = ("The bundled checkpoint, raw photos", "real", large, 256)
+        for (name, tokenizer, tars, side), (decoder, by) in product(
+            (near_free, real_model),
+            (("pillow", "the default decoder of each (Pillow)"), ("simplejpeg", "simplejpeg for all")),
         ):
             if only not in (None, tokenizer):
                 continue
-            scratch = Path(folder) / tokenizer
+            scratch = Path(folder) / f"{tokenizer}-{decoder}"
             scratch.mkdir()
+            files = Path(folder) / f"{tokenizer}-files"  # of both decoders
+            if not files.exists():
+                num_photos[tokenizer] = as_files(tars, files)
+            (scratch / "files").symlink_to(files)
             work = Work(
-                name=name,
+                name=f"{name}; {by}",
+                decoder=decoder,
                 tokenizer=tokenizer,
                 num_shards=len(tars),
-                num_photos=as_files(tars, scratch / "files"),
+                num_photos=num_photos[tokenizer],
                 image_size=side,
                 batch_size=16,
             )
@@ -323,7 +337,7 @@ def main(
             measured, failures = bench(
                 work, tars, scratch, peers=PEERS, rounds=rounds, num_cpus=num_cpus, num_tried=num_tried
             )
-            works[tokenizer] = {
+            works[tokenizer, decoder] = {
                 "work": asdict(work),
                 "rounds": [[asdict(run) for run in results] for results in measured],
                 "failures": [asdict(failure) for failure in failures],

@@ -16,11 +16,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from tatok.schemas.records import Grid
+from tatok.schemas.token_batch import EntropyColumns, TokenBatch
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tatok.schemas.records import TokenSequence
     from tatok.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["ENTROPIES", "SCHEMA", "Row", "Task", "pixels_of", "record", "rows_of", "token_table", "tokenize"]
+__all__ = [
+    "ENTROPIES",
+    "SCHEMA",
+    "NearFree",
+    "Row",
+    "Task",
+    "pixels_of",
+    "record",
+    "rows_of",
+    "token_table",
+    "tokenize",
+]
 
 ENTROPIES = (
     "entropy_bits", "kept_entropy_bits", "residual_bits", "surprisal_bits", "entropy_mean_bits", "entropy_max_bits",
@@ -46,7 +62,8 @@ class Task:
     """What a peer shall do: tokenize the photos of `shards` (tars) into `output`, a folder that is not there yet.
 
     `folder` holds the same photos as files, a folder a shard, for those who read files. `tokenizer` is the default
-    checkpoint ("real") or the tests' near-free one. All use `num_cpus` cores and as many torch threads.
+    checkpoint ("real") or `NearFree`. All use `num_cpus` cores and as many torch threads. All decode by Pillow, which
+    is the default of each, or all by simplejpeg, and resize by torch, as tatok's option of that name does.
     """
 
     shards: tuple[str, ...]
@@ -56,13 +73,12 @@ class Task:
     batch_size: int
     image_size: int
     num_cpus: int
+    decoder: Literal["pillow", "simplejpeg"] = "pillow"
 
     def load_tokenizer(self, device: str = "cpu") -> Tokenizer:
         """The one tokenizer, in whichever process it is wanted; all peers compute on the CPU."""
         if self.tokenizer == "near-free":
-            from tests.support.fake_tokenizer import load_fake
-
-            return load_fake()  # type: ignore[return-value]  # it has the public face of the real one
+            return NearFree()  # type: ignore[return-value]  # it has as much of the real one's face as is called here
         from tatok.tokenizer.tokenizer import Tokenizer
 
         return Tokenizer.load(device=device)
@@ -73,6 +89,55 @@ class Task:
 
         torch.set_num_threads(num_threads or self.num_cpus)
         return self.load_tokenizer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearFree:
+    """A tokenizer that costs nearly nothing, so that all else is measured: it looks at one pixel of each patch."""
+
+    vocab_size: int = 1024
+    patch_size: int = 16
+    num_global: int = 4
+    codes_per_position: int = 1
+    has_entropy: bool = True
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """A name."""
+        return {"weights": "near-free"}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the name."""
+        return "0" * 64
+
+    def encode_clips(self, pixels: Tensor) -> TokenBatch:
+        """Of images, uint8 [B, 1, 3, H, W]."""
+        half = self.patch_size // 2
+        seen_B3hw = pixels[:, 0, :, half :: self.patch_size, half :: self.patch_size].numpy().astype(np.int64)
+        number_BN = np.tensordot(seen_B3hw, (65_536, 257, 1), (1, 0)).reshape(len(seen_B3hw), -1)
+        codes_BN, kept_BN = number_BN % self.vocab_size, number_BN % 7 < 4
+        bits_BN = (number_BN % 1000 / 100).astype(np.float32)
+        kept_bits_B, sum_B = (bits_BN * kept_BN).sum(1, dtype=np.float64), bits_BN.sum(1, dtype=np.float64)
+        is_code = np.concatenate([np.ones((len(kept_BN), self.num_global), bool), kept_BN], axis=1)
+        offsets = np.concatenate([[0], kept_BN.sum(1).cumsum()])
+        return TokenBatch(
+            codes=np.concatenate([codes_BN[:, : self.num_global], codes_BN], axis=1)[is_code],
+            code_offsets=offsets + self.num_global * np.arange(len(offsets)),
+            positions=kept_BN.nonzero()[1],
+            position_offsets=offsets,
+            num_global_B=np.full(len(kept_BN), self.num_global),
+            grid=Grid(1, *seen_B3hw.shape[2:]),
+            entropy=EntropyColumns(
+                entropy_bits=sum_B,
+                kept_entropy_bits=kept_bits_B,
+                residual_bits=sum_B - kept_bits_B,
+                surprisal_bits=sum_B,
+                entropy_mean_bits=sum_B / bits_BN.shape[1],
+                entropy_max_bits=bits_BN.max(1).astype(np.float64),
+                patch_entropy_bits_BN=bits_BN,
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -87,14 +152,38 @@ class Row:
     patch_entropy_bits: bytes
 
 
-def pixels_of(image: bytes | Image.Image, size: int) -> np.ndarray:
-    """The largest centred square, upright, resized by Pillow: uint8 [3, size, size]."""
+def pixels_of(image: bytes | Image.Image, task: Task) -> np.ndarray:
+    """The largest centred square, upright, resized: uint8 [3, size, size]."""
+    size = task.image_size
+    if task.decoder == "simplejpeg":
+        assert isinstance(image, bytes)
+        quick = _by_simplejpeg(image, size)
+        if quick is not None:
+            return quick
     opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
     rgb = ImageOps.exif_transpose(opened).convert("RGB")
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    square = rgb.crop((left, top, left + side, top + side))
+    if task.decoder == "simplejpeg":
+        from tatok.pipeline.images.simplejpeg import resized
+
+        return np.ascontiguousarray(resized(np.asarray(square), (size, size), "bicubic").transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(square.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1))
+
+
+def _by_simplejpeg(payload: bytes, size: int) -> np.ndarray | None:
+    """The same of a JPEG that needs no turning and no colours converted, else None."""
+    from tatok.pipeline.images.simplejpeg import decode_jpeg, plain_size, resized
+
+    found = plain_size(payload)
+    pixels_HWC = None if found is None else decode_jpeg(payload, found)
+    if found is None or pixels_HWC is None:
+        return None
+    side = min(found)
+    left, top = (found[0] - side) // 2, (found[1] - side) // 2
+    square = pixels_HWC[top : top + side, left : left + side]
+    return np.ascontiguousarray(resized(square, (size, size), "bicubic").transpose(2, 0, 1))
 
 
 def tokenize(tokenizer: Tokenizer, pixels_BCHW: np.ndarray) -> Sequence[TokenSequence]:
@@ -105,29 +194,34 @@ def tokenize(tokenizer: Tokenizer, pixels_BCHW: np.ndarray) -> Sequence[TokenSeq
 
 
 def token_table(keys: Sequence[str], sequences: Sequence[TokenSequence]) -> pa.Table:
-    """A row a photo, after SCHEMA."""
-    entropies = [sequence.entropy for sequence in sequences]
+    """A row a photo, after SCHEMA; in columns, as the tokenizer gives them."""
+    batch = TokenBatch.of(sequences)
+    entropy = batch.entropy
+    assert entropy is not None
+    num_rows, num_positions = entropy.patch_entropy_bits_BN.shape
     columns: dict[str, pa.Array] = {
         "key": pa.array(keys, pa.string()),
-        "tokens": _lists([sequence.codes for sequence in sequences], np.uint16),
-        "positions": _lists([sequence.positions for sequence in sequences], np.uint16),
-        "num_tokens": pa.array([sequence.num_tokens for sequence in sequences], pa.int32()),
-        "num_global_tokens": pa.array([sequence.num_global for sequence in sequences], pa.int32()),
-        "num_patch_tokens": pa.array([sequence.num_patches for sequence in sequences], pa.int32()),
-        **{name: pa.array([getattr(entropy, name) for entropy in entropies], pa.float32()) for name in ENTROPIES},
-        "patch_entropy_bits": _lists([entropy.patch_entropy_bits_N for entropy in entropies], np.float16),
+        "tokens": _lists(batch.codes, batch.code_offsets, np.uint16),
+        "positions": _lists(batch.positions, batch.position_offsets, np.uint16),
+        "num_tokens": pa.array(np.diff(batch.code_offsets).astype(np.int32)),
+        "num_global_tokens": pa.array(batch.num_global_B.astype(np.int32)),
+        "num_patch_tokens": pa.array(np.diff(batch.position_offsets).astype(np.int32)),
+        **{name: pa.array(getattr(entropy, name).astype(np.float32)) for name in ENTROPIES},
+        "patch_entropy_bits": _lists(
+            entropy.patch_entropy_bits_BN.ravel(), np.arange(num_rows + 1) * num_positions, np.float16
+        ),
     }
     return pa.table(columns, schema=SCHEMA)
 
 
-def _lists(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays).astype(dtype)))
+def _lists(values: np.ndarray, offsets: np.ndarray, dtype: type[np.generic]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(dtype)))
 
 
 def record(key: str, sequence: TokenSequence) -> np.ndarray:
     """The same row for a .npy file of its own: one structured value, which is quicker to save than an .npz."""
     entropy = sequence.entropy
+    assert entropy is not None
     fields = [
         ("key", f"S{len(key.encode())}"),
         ("tokens", "u2", (sequence.num_tokens,)),

@@ -2,9 +2,10 @@
 
     make chaos RUNS=100 SEED=0
 
-A run is `chaos_driver.py` over a handful of shards with a few broken samples. At random moments one to three
-processes are killed (SIGKILL) or stopped (SIGSTOP): a decoder, a tokenizer, the driver, a node's raylet. A driver that
-was killed is started again. Then `tatok verify --source` must find nothing: no row lost, none twice.
+A run is `chaos_driver.py` over a handful of shards with a few broken samples: eight of them, or two, on which all
+processes work together from the start, these with decoders and with tokenizers that decode, in turn. At random moments
+one to three processes are killed (SIGKILL) or stopped (SIGSTOP): a decoder, a tokenizer, the driver, a node's raylet. A
+driver that was killed is started again. Then `tatok verify --source` must find nothing: no row lost, none twice.
 
 The seed decides on victims and moments, these as shares of an undisturbed run's duration; `--only 17` does the
 seed's run 17 again. What the processes were doing at such a moment is the machine's affair.
@@ -34,11 +35,26 @@ from tests.support.photos import write_flawed_shards
 from tests.support.processes import descendants
 
 Victim = Literal["decoder", "tokenizer", "stopped tokenizer", "driver", "raylet"]
-_NUM_SHARDS = 8
-_PHOTOS_A_SHARD = 12
 _DELAY_S = 0.25  # of the fake model for a batch of four
 _MOST_TRIES = 6
 _MOST_S = 300.0  # for one try; longer is a hang
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A source and who works on it; without decoders tokenizers decode."""
+
+    num_shards: int
+    photos_a_shard: int
+    num_decoders: int
+
+
+SETUPS = (
+    Setup(num_shards=8, photos_a_shard=12, num_decoders=3),
+    Setup(num_shards=2, photos_a_shard=48, num_decoders=3),
+    Setup(num_shards=2, photos_a_shard=48, num_decoders=0),
+)
+"""Of the runs, in turn; the undisturbed one has the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +81,7 @@ class ChaosRun:
     num_rows: int
     num_rejects: int
     findings: tuple[str, ...]
+    setup: Setup = SETUPS[0]
 
 
 class Nodes:
@@ -120,7 +137,7 @@ def one_run(
     kills: tuple[Kill, ...],
     nodes: Nodes,
     *,
-    source: str,
+    setup: Setup = SETUPS[0],
     work: Path,
     rng: random.Random,
     span_s: float = 0.0,
@@ -128,13 +145,16 @@ def one_run(
     """Carry out the kills on a run into a new dataset, run again until it ends with 0, verify."""
     output, log = work / f"run-{number:03}", work / f"run-{number:03}.log"
     shutil.rmtree(output, ignore_errors=True)
+    source = write_flawed_shards(
+        work / f"source-{setup.num_shards}", num_shards=setup.num_shards, photos_a_shard=setup.photos_a_shard
+    )
     started = time.monotonic()
     pending, hit, num_starts = list(kills), list[Victim](), 0
     findings: list[str] = []
     with log.open("wb") as lines:
         while True:
             num_starts += 1
-            driver = _start_driver(source, output, nodes.address, lines)
+            driver = _start_driver(source, output, setup.num_decoders, nodes.address, lines)
             began = time.monotonic()
             while driver.poll() is None:
                 now = time.monotonic()
@@ -169,6 +189,7 @@ def one_run(
         num_rows=verification.num_rows,
         num_rejects=verification.num_rejects,
         findings=tuple(findings),
+        setup=setup,
     )
 
 
@@ -176,8 +197,9 @@ def _num_parts(output: Path) -> int:
     return len(list((output / "data").glob("*.parquet")))
 
 
-def _start_driver(source: str, output: Path, address: str, log: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "benchmarks.robustness.chaos_driver", source, str(output), str(_DELAY_S)]
+def _start_driver(source: str, output: Path, num_decoders: int, address: str, log: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "benchmarks.robustness.chaos_driver"]
+    command += [source, str(output), str(_DELAY_S), str(num_decoders)]
     environment = os.environ | {"RAY_ADDRESS": address}
     return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -206,18 +228,18 @@ def chaos(
 ) -> list[ChaosRun]:
     """An undisturbed run, for its duration, and the disturbed ones of these numbers; `plan` may choose the kills."""
     work.mkdir(parents=True, exist_ok=True)
-    source = write_flawed_shards(work / "source")
     nodes = Nodes()
     runs: list[ChaosRun] = []
     try:
         rng = random.Random(seed)
-        calm = one_run(0, (), nodes, source=source, work=work, rng=rng)
+        calm = one_run(0, (), nodes, work=work, rng=rng)
         on_run(calm)
         runs.append(calm)
         for number in numbers:
             kills = plan(number) if plan else plan_kills(seed, number)
             rng = random.Random(f"{seed}/{number}/victim")
-            run = one_run(number, kills, nodes, source=source, work=work, rng=rng, span_s=calm.seconds)
+            setup = SETUPS[number % len(SETUPS)]
+            run = one_run(number, kills, nodes, setup=setup, work=work, rng=rng, span_s=calm.seconds)
             on_run(run)
             runs.append(run)
     finally:
@@ -260,8 +282,13 @@ def _read_runs(path: Path, seed: int) -> list[ChaosRun]:
         raise SystemExit(f"{path} holds runs of the seed {document['seed']}")
     runs = []
     for run in document["runs"]:
-        kills = tuple(Kill(**kill) for kill in run["kills"])
-        runs.append(ChaosRun(**run | {"kills": kills, "hit": tuple(run["hit"]), "findings": tuple(run["findings"])}))
+        read = {
+            "kills": tuple(Kill(**kill) for kill in run["kills"]),
+            "hit": tuple(run["hit"]),
+            "findings": tuple(run["findings"]),
+            "setup": Setup(**run["setup"]) if "setup" in run else SETUPS[0],
+        }
+        runs.append(ChaosRun(**run | read))
     return runs
 
 

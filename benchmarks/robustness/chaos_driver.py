@@ -1,6 +1,6 @@
 """One run of the real job with the tests' fake model: what chaos.py starts, kills and starts again.
 
-python chaos_driver.py SOURCE OUTPUT DELAY_S
+python chaos_driver.py SOURCE OUTPUT DELAY_S [NUM_DECODERS]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 
+from tatok.pipeline.cluster import sizes
 from tatok.pipeline.monitoring.events import Event, Notice, ShardFailed, ShardRetried
 from tatok.pipeline.run import run_job
 from tatok.schemas.job import JobConfig
@@ -21,8 +22,9 @@ def _print(event: Event) -> None:
         print(f"notice: {event.message}", flush=True)
 
 
-def main(source: str, output: str, delay_s: float) -> int:
+def main(source: str, output: str, delay_s: float, num_decoders: int = 3) -> int:
     """The exit code of `tatok tokenize`: 0 complete, 3 not."""
+    sizes._PIECE_BYTES = 1 << 10  # small photos are to be worth as many processes as large ones
     config = JobConfig.model_validate(
         {
             "source": source,
@@ -32,7 +34,7 @@ def main(source: str, output: str, delay_s: float) -> int:
             "resources": {
                 "batch_size": 4,
                 "num_tokenizers": 2,
-                "num_decoders": 3,
+                "num_decoders": num_decoders,
                 "decode_timeout_s": 20,
                 "lease_timeout_s": 80,
             },
@@ -44,4 +46,4 @@ def main(source: str, output: str, delay_s: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *map(int, sys.argv[4:])))

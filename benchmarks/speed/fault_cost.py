@@ -85,9 +85,16 @@ class Tree:
 
 
 def measure(
-    before: Path, tokenizer: str, num_pairs: int, work: Path, *, num_shards: int = NUM_SHARDS, photos_a_shard: int = 0
+    before: Path,
+    tokenizer: str,
+    num_pairs: int,
+    work: Path,
+    *,
+    num_shards: int = NUM_SHARDS,
+    photos_a_shard: int = 0,
+    is_warmed_up: bool = True,
 ) -> CostReport:
-    """Run the pairs, after one that warms both up."""
+    """Run the pairs, after one that warms both up if wanted."""
     from tests.support.photos import jpeg, tar_bytes
 
     source = work / f"source-{tokenizer}"
@@ -102,7 +109,7 @@ def measure(
     }
     seconds: dict[str, list[float]] = {"before": [], "now": []}
     try:
-        for pair in range(-1, num_pairs):
+        for pair in range(-1 if is_warmed_up else 0, num_pairs):
             for name in ("before", "now") if pair % 2 else ("now", "before"):
                 took = trees[name].run(work / f"{tokenizer}-{name}-{pair}")
                 if pair >= 0:

@@ -2,7 +2,8 @@
 
     make bench-clips
 
-Seconds are of this process's own CPU time.
+Seconds are of this process's own CPU time. How often a frame is decoded to choose its cheapest way is most of what it
+costs, and the same in every run.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ import torch
 import typer
 
 from benchmarks.temporal.clips import read_clip
+from tatok.model.autoencoder import TaTok
 from tatok.pipeline.tokenization.allocator import keep_freed_memory
-from tatok.tokenizer.codec import Codec
+from tatok.tokenizer.encoding import Encoding
 from tatok.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["clip_costs"]
 
-_STEPS = ("full_rate", "full_rate_after", "filter", "rebuild_codes", "rebuild_after")
+_STEPS = ("see", "full_rate_seen", "full_rate_after", "filter", "rebuild", "rebuild_after")
+_DECODINGS = ("decode_codes", "decode_codes_after")
 
 
 def clip_costs(tokenizer: Tokenizer, clips_BT3HW: torch.Tensor, *, turns: int) -> dict[str, Any]:
-    """Milliseconds of a frame and of an image, their ratio in each turn, and the steps of the last turn."""
+    """Milliseconds of a frame and of an image, their ratio in each turn, and steps and decodings of the last turn."""
     num_clips, num_frames = clips_BT3HW.shape[:2]
     images = clips_BT3HW.flatten(0, 1)
     frame_ms: list[float] = []
     image_ms: list[float] = []
     seconds: dict[str, float] = {}
+    decodings: list[int] = []
     for turn in range(-1, turns):  # one warms up
         started = time.process_time()
         for first in range(0, len(images), num_clips):
             tokenizer.encode(images[first : first + num_clips])
         of_images = time.process_time() - started
-        seconds = dict.fromkeys(_STEPS, 0.0)
-        with _timed(seconds):
+        seconds, decodings = dict.fromkeys(_STEPS, 0.0), []
+        with _timed(seconds), _counted(decodings):
             started = time.process_time()
             tokenizer.encode_clips(clips_BT3HW)
             of_frames = time.process_time() - started
@@ -54,6 +58,7 @@ def clip_costs(tokenizer: Tokenizer, clips_BT3HW: torch.Tensor, *, turns: int) -
         "frame_ms": round(statistics.median(frame_ms), 1),
         "image_ms": round(statistics.median(image_ms), 1),
         "frame_over_image": [round(value, 2) for value in (statistics.median(ratios), ratios[0], ratios[-1])],
+        "decodings_a_frame": round(sum(decodings) / (num_clips * num_frames), 2),
         "step_ms_a_frame": {step: round(1e3 * each / (num_clips * num_frames), 1) for step, each in seconds.items()},
     }
 
@@ -70,8 +75,24 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
 
         return call
 
-    patches = {step: timed(step, getattr(Codec, step)) for step in _STEPS}
-    with mock.patch.multiple(Codec, **patches):
+    patches = {step: timed(step, getattr(Encoding, step)) for step in _STEPS}
+    with mock.patch.multiple(Encoding, **patches):
+        yield
+
+
+@contextmanager
+def _counted(decodings: list[int]) -> Iterator[None]:
+    """Add the frames of each decoding."""
+
+    def counted(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def call(model: TaTok, codes: Any, *arguments: Any) -> Any:
+            decodings.append(len(codes.patch_BN))
+            return decode(model, codes, *arguments)
+
+        return call
+
+    patches = {name: counted(getattr(TaTok, name)) for name in _DECODINGS}
+    with mock.patch.multiple(TaTok, **patches):
         yield
 
 

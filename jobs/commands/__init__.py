@@ -3,7 +3,7 @@
 tokenize         tokenize
 demo             demo
 plan             plan
-doctor           doctor
+doctor           doctor, check-tokenizer
 verify           verify
 statistics       stats, query
 pictures         report, show, decode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tatok.jobs.job_file import SetOption
+from tatok.jobs.job_file import SetOption, read_job_settings
 
 if TYPE_CHECKING:
     from tatok.pipeline.bench.speed import Speed
@@ -46,15 +46,15 @@ def bench(
     """
     from tatok.pipeline.bench.speed import measure_speed
     from tatok.pipeline.storage.options import storage_options
-    from tatok.pipeline.tokenization.loading import check_job_checkpoint
+    from tatok.pipeline.tokenization.loading import check_job_tokenizer
     from tatok.schemas.errors import ConfigError
     from tatok.schemas.job import JobConfig
-    from tatok.schemas.settings_file import SettingsFile, read_settings
+    from tatok.schemas.settings_file import SettingsFile
 
     if not source and config is None:
         raise ConfigError("name a SOURCE, or a job file with --config; see `tatok bench --help`")
     with tempfile.TemporaryDirectory(prefix="tatok-bench-") as folder:
-        settings = read_settings(config) if config else SettingsFile(origin="the command line")
+        settings = read_job_settings(config) if config else SettingsFile(origin="the command line")
         if source:
             settings.override("source", source, place="SOURCE")
         settings.override("output", output or folder, place="--output")
@@ -62,7 +62,7 @@ def bench(
         settings.override_with(assignments or [])
         job = settings.validated(JobConfig)
         with storage_options(job.storage):
-            check_job_checkpoint(job)  # the stages before it take a while
+            check_job_tokenizer(job)  # the stages before it take a while
         speed = measure_speed(job, seconds=seconds, most_run_s=run_seconds, trace=profile, on_event=_tell)
     print(json.dumps(speed_document(speed), indent=1) if as_json else _text(speed))
     if profile is not None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-PICTURE = "picture.png"
 MOST_PICTURED = 9
 
 
@@ -59,7 +58,7 @@ def _show(config: JobConfig, output: Path) -> None:
     for path in sorted(p for p in output.rglob("*") if p.is_file() and not p.is_relative_to(output / ".tmp")):
         console.print(f"  {path.relative_to(output)}  {path.stat().st_size:,} bytes", highlight=False)
     console.print(_statistics(table))
-    picture = output / PICTURE
+    picture = output.with_name(f"{output.name}.png")  # beside the dataset: a folder of Parquet is read as one table
     _draw(config, table.slice(0, MOST_PICTURED)).save(picture)
     console.print(f"\nPicture (original, worth of each patch, kept patches, reconstruction): [bold]{picture}[/bold]")
 

@@ -1,4 +1,4 @@
-"""The command that examines a job before it runs: doctor."""
+"""The commands that examine a job, or its tokenizer, before it runs: doctor, check-tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tatok.jobs.exit_codes import EXIT_FINDINGS
-from tatok.jobs.job_file import JobFile, SetOption, read_job
+from tatok.jobs.job_file import JobFile, SetOption, TokenizerName, TokenizerSettings, read_job, tokenizer_options
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tatok.pipeline.doctor.examine import Check
     from tatok.schemas.job import JobConfig
 
-__all__ = ["doctor"]
+__all__ = ["check_tokenizer", "doctor"]
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failed": ("FAILED", "red")}
 
@@ -67,6 +67,55 @@ def doctor(
         sys.stdout.flush()
         os._exit(EXIT_FINDINGS)
     if not diagnosis.passed:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def check_tokenizer(
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tars, Parquet files or folders of images; default: the demo photos.", show_default=False),
+    ] = None,
+    tokenizer: TokenizerName = None,
+    tokenizer_option: TokenizerSettings = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A checkpoint instead, its folder or URL; default: the bundled one.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the square that is tokenized, in pixels.")] = 256,
+    num_images: Annotated[int, typer.Option("--images", min=2, help="Images to try, in one batch.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Try a tokenizer by itself: grid, codes, repeated, in other batches, by threads, decoded; its speed and memory.
+
+    Exit codes: 0 it keeps what the pipeline asks of a tokenizer; 3 a check failed, and its line says what to do.
+    """
+    import torch
+
+    from tatok.examples import demo_photos
+    from tatok.pipeline.doctor.tokenizer_checks import check_tokenizer as tried
+    from tatok.pipeline.doctor.tokenizer_checks import read_images
+    from tatok.pipeline.tokenization.loading import configured_loader
+    from tatok.schemas.job import JobConfig
+    from tatok.schemas.settings_file import SettingsFile
+
+    settings = SettingsFile(origin="the command line")
+    settings.override("source", photos or [demo_photos()], place="PHOTOS")
+    settings.override("output", "nowhere", place="no output")
+    settings.override("preprocessing.image_size", image_size, place="--image-size")
+    for name, value in (("tokenizer", tokenizer), ("checkpoint", checkpoint)):
+        if value is not None:
+            settings.override(name, value, place=f"--{name}")
+    for name, value in tokenizer_options(tokenizer_option).items():
+        settings.override(f"tokenizer_options.{name}", value, place=f"--tokenizer-option {name}")
+    config = settings.validated(JobConfig)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    images = read_images(config, num_images)
+    found = tried(configured_loader(config), images, chosen, on_check=(lambda check: None) if as_json else _say)
+    if as_json:
+        print(json.dumps({"passed": found.passed} | asdict(found), indent=1))
+    if not found.passed:
         raise typer.Exit(EXIT_FINDINGS)
 
 

@@ -1,4 +1,4 @@
-"""The commands that make and measure checkpoints: train, calibrate, eval, distance."""
+"""The commands that make and measure checkpoints: train, adapt, calibrate, eval, distance."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tatok.jobs.interruption import resumable
+from tatok.jobs.job_file import SetOption, TokenizerName, TokenizerSettings, tokenizer_options
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from tatok.evaluation.calibration import EncodedPhotos
+    from tatok.jobs.text.evaluation import EvaluationResult
     from tatok.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["calibrate", "distance", "evaluate", "train"]
+__all__ = ["adapt", "calibrate", "distance", "evaluate", "train"]
 
 DISTANCE_BATCH = 64
 
@@ -83,6 +85,114 @@ def train(
     run(config, torch.device(chosen), start_from=start_from)
 
 
+@resumable()
+def adapt(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="Training file (YAML); the options override it.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="The frozen tokenizer: my_tokenizer.py:load, or transformers, diffusers, torchscript."),
+    ] = None,
+    tokenizer_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What its function is given beside the device. May be repeated."),
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="A frozen continuous autoencoder in its place: diffusers, or my_autoencoder.py:load."),
+    ] = None,
+    autoencoder_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What its function is given beside the device. May be repeated."),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Photos to train on: tars, Parquet files, folders (globs, brace patterns). May be repeated."),
+    ] = None,
+    heldout: Annotated[list[str] | None, typer.Option(help="Photos for validation. May be repeated.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder or URL of the run; its checkpoint lies there.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the crops of the stages that come without a file, in pixels.")
+    ] = None,
+    assignments: SetOption = None,
+    device: Device = None,
+    start_from: Annotated[str | None, typer.Option(help="Adapted checkpoint whose weights to start from.")] = None,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share each batch, by Ray Train: a GPU each where there are any.")
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray."),
+    ] = None,
+) -> None:
+    """Give a frozen fixed-rate tokenizer global tokens, a prior and Dynamic Token Filtering.
+
+    Its encoder, codebook and decoder stay as they are. The checkpoint names it by its identity, and is used as any
+    other: `tatok tokenize --checkpoint`, `calibrate`, `eval`. The same command again resumes where it stopped. Over a
+    continuous autoencoder TaTok codes its latents in place of pixels; the recipe is then train-latents-256 unless one
+    is named, and is what `tatok train` takes.
+    """
+    from tatok.examples import recipe_path
+    from tatok.schemas.settings_file import SettingsFile, parse_assignment, read_settings
+
+    if autoencoder is not None and (tokenizer is not None or image_size is not None):
+        raise ConfigError("--autoencoder goes with neither --tokenizer nor --image-size; leave them out")
+    if autoencoder is not None and recipe is None:
+        recipe, heldout = recipe_path("train-latents-256"), heldout or []
+    settings = read_settings(recipe) if recipe is not None else SettingsFile(origin="the command line")
+    if autoencoder is not None:  # a recipe's options are those of its own
+        settings.override("latents.autoencoder", autoencoder, place="the option for autoencoder")
+        settings.override("latents.autoencoder_options", {}, place="the option for autoencoder")
+    settings.override_with(assignments or [])
+    overrides = {
+        "tokenizer": tokenizer,
+        "photos": images,
+        "heldout": heldout,
+        "output": output,
+        "image_size": image_size,
+    }
+    for name, value in overrides.items():
+        if value is not None:
+            settings.override(name, value, place=f"the option for {name}")
+    for assignment in tokenizer_option or []:
+        name, value = parse_assignment(assignment, "--tokenizer-option")
+        settings.override(f"tokenizer_options.{name}", value, place=f"--tokenizer-option {name}")
+    for assignment in autoencoder_option or []:
+        name, value = parse_assignment(assignment, "--autoencoder-option")
+        settings.override(f"latents.autoencoder_options.{name}", value, place=f"--autoencoder-option {name}")
+    import torch
+
+    from tatok.adaptation.run import train_adapted, training_config
+    from tatok.adaptation.settings import AdaptationConfig
+    from tatok.training.config import TrainingConfig
+    from tatok.training.run import train as train_over_latents
+
+    is_over_latents = settings.values.get("latents") is not None
+    run = train_over_latents if is_over_latents else train_adapted
+    if is_over_latents:
+        config = settings.validated(TrainingConfig)
+    else:
+        config = training_config(settings.validated(AdaptationConfig))
+    if num_workers > 1:
+        from tatok.pipeline.cluster.training import run_training
+        from tatok.training.requirements import check_requirements
+
+        check_requirements(config)
+        run_training(
+            config,
+            num_workers=num_workers,
+            device=device,
+            address=address,
+            start_from=start_from,
+            train=run,
+        )
+        return
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run(config, torch.device(chosen), start_from=start_from)
+
+
 def _encode(tokenizer: Tokenizer, photos: list[str], image_size: int, limit: int | None) -> EncodedPhotos:
     from rich.console import Console
     from rich.progress import track
@@ -142,6 +252,8 @@ def evaluate(
     photos: Photos,
     tokens: Annotated[float, typer.Option(help="Mean tokens an image at which policies are compared.")] = 56,
     checkpoint: CheckpointOption = None,
+    own: TokenizerName = None,
+    own_options: TokenizerSettings = None,
     image_size: ImageSize = 256,
     limit: Limit = None,
     device: Device = None,
@@ -171,10 +283,18 @@ def evaluate(
     """
     from tatok.checkpoint_files import check_checkpoint
     from tatok.evaluation.requirements import check_evaluation, require_installed
+    from tatok.jobs.text.evaluation import evaluation_text
+    from tatok.statistics.json_text import json_text
 
     if all_policies and policy:
         raise ConfigError("--all and --policy exclude each other; leave one out")
     require_installed()
+    if own is not None:
+        if checkpoint is not None or all_policies or policy:
+            raise ConfigError("--tokenizer stands alone: no checkpoint is asked, and no policy chooses its tokens")
+        result = _evaluate_own(own, own_options, photos, image_size, limit, device, features if distances else None)
+        print(json_text(result) if as_json else evaluation_text(result), end="")
+        return
     if checkpoint is not None:
         check_checkpoint(checkpoint)  # before torch is imported, and what else takes its time
 
@@ -182,8 +302,7 @@ def evaluate(
     from tatok.evaluation.diagnostics import tokenizer_report
     from tatok.evaluation.distances import ImageFeatures, load_features
     from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
-    from tatok.jobs.text.evaluation import EvaluationResult, evaluation_text
-    from tatok.statistics.json_text import json_text
+    from tatok.jobs.text.evaluation import EvaluationResult
     from tatok.tokenizer.tokenizer import Tokenizer
 
     check_evaluation()
@@ -203,6 +322,39 @@ def evaluate(
         tokenizer=tokenizer_report(encoded),
     )
     print(json_text(result) if as_json else evaluation_text(result), end="")
+
+
+def _evaluate_own(
+    name: str,
+    assignments: list[str] | None,
+    photos: list[str],
+    image_size: int,
+    limit: int | None,
+    device: str | None,
+    features: str | None,
+) -> EvaluationResult:
+    """Figures of a tokenizer of the user's own; `features` names the network of set distances, None for none."""
+    from tatok.tokenizer.named import NamedTokenizer
+
+    named = NamedTokenizer.of(name, tokenizer_options(assignments))
+    named.check()  # before torch is imported, and what else takes its time
+
+    import torch
+
+    from tatok.evaluation.comparison import evaluate_tokenizer
+    from tatok.evaluation.distances import load_features
+    from tatok.evaluation.requirements import check_evaluation
+    from tatok.jobs.text.evaluation import EvaluationResult
+    from tatok.training.photos import centre_crops, expand_sources
+
+    check_evaluation()
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    crops = centre_crops(expand_sources(photos), image_size, limit)
+    network = None if features is None else load_features(features)
+    found = evaluate_tokenizer(named.load(chosen), crops, chosen, network=network)
+    return EvaluationResult(
+        num_images=found.num_images, image_size=image_size, tokens=found.mean_tokens, features=features, scores=[found]
+    )
 
 
 def distance(

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from tatok.jobs.job_file import TokenizerSettings, tokenizer_options
+
 __all__ = ["decode", "report", "show"]
 
 Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a tokenized dataset.")]
@@ -14,6 +16,12 @@ KEY_HELP = "key of an image, or its sample_id (its first 8 digits do)."
 CheckpointOption = Annotated[
     str | None,
     typer.Option(help="Checkpoint folder, or its URL, that made the tokens; default: the one that run.json names."),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The tokenizer of your own that made the tokens, such as my_tokenizer.py:load; default: as above."
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the sources of the originals.")]
@@ -27,6 +35,8 @@ def report(
         bool, typer.Option("--pictures/--no-pictures", help="Show images with their entropies and reconstructions.")
     ] = True,
     checkpoint: CheckpointOption = None,
+    tokenizer: TokenizerOption = None,
+    tokenizer_option: TokenizerSettings = None,
     device: Device = None,
     timeout: Timeout = 30.0,
 ) -> None:
@@ -48,7 +58,15 @@ def report(
     against, examples = look_at_rows(data)
     pictured = Pictured(images=[], why_none="left out by --no-pictures")
     if pictures:
-        pictured = picture_examples(data, examples, checkpoint=checkpoint, device=device, max_seconds=timeout)
+        pictured = picture_examples(
+            data,
+            examples,
+            checkpoint=checkpoint,
+            device=device,
+            tokenizer=tokenizer,
+            options=tokenizer_options(tokenizer_option),
+            max_seconds=timeout,
+        )
     if pictured.why_not_rebuilt:
         typer.secho(f"warning: no reconstructions: {pictured.why_not_rebuilt}", fg="yellow", err=True)
     try:
@@ -82,6 +100,8 @@ def show(
         Path | None, typer.Option("-o", "--output", help="The PNG file to write; default: KEY-tokens.png here.")
     ] = None,
     checkpoint: CheckpointOption = None,
+    tokenizer: TokenizerOption = None,
+    tokenizer_option: TokenizerSettings = None,
     device: Device = None,
     timeout: Timeout = 60.0,
     frames: Annotated[int, typer.Option(min=1, help="Of a clip: how many frames to draw, evenly spread over it.")] = 6,
@@ -99,8 +119,8 @@ def show(
     from tatok.report.rebuilt import tokenizer_of
 
     data = TokenizedData.open(output)
-    tokenizer = tokenizer_of(data, checkpoint, device)
-    drawn = draw_row(data, key, tokenizer, most_frames=frames, heat=heat, max_seconds=timeout)
+    made_by = tokenizer_of(data, checkpoint, device, tokenizer=tokenizer, options=tokenizer_options(tokenizer_option))
+    drawn = draw_row(data, key, made_by, most_frames=frames, heat=heat, max_seconds=timeout)
     if drawn.why_no_original:
         typer.secho(f"no original: {drawn.why_no_original}", fg="yellow", err=True)
     path, sequence = picture or Path(f"{drawn.name}.png"), drawn.sequence
@@ -117,6 +137,8 @@ def decode(
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help=f"One or more images, each the {KEY_HELP}")],
     folder: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")],
     checkpoint: CheckpointOption = None,
+    tokenizer: TokenizerOption = None,
+    tokenizer_option: TokenizerSettings = None,
     device: Device = None,
 ) -> None:
     """Turn tokens back into PNG files, one KEY.png each; existing files are replaced.
@@ -136,7 +158,8 @@ def decode(
     data = TokenizedData.open(output)
     table = read_rows(data, list(dict.fromkeys(find_rows(data, keys))))
     sequences = token_sequences(table)
-    clips = rebuilt_clips(data, sequences, tokenizer_of(data, checkpoint, device))
+    made_by = tokenizer_of(data, checkpoint, device, tokenizer=tokenizer, options=tokenizer_options(tokenizer_option))
+    clips = rebuilt_clips(data, sequences, made_by)
     for row, name, sequence, pixels_T3HW in zip(table.to_pylist(), file_names(table), sequences, clips, strict=True):
         frames_HW3 = [pixels_3HW.transpose(1, 2, 0) for pixels_3HW in pixels_T3HW]
         path = folder / f"{name}.png"

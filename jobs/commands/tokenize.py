@@ -13,7 +13,7 @@ import typer
 
 from tatok.jobs.exit_codes import EXIT_INCOMPLETE, EXIT_REJECTS
 from tatok.jobs.interruption import resumable
-from tatok.jobs.job_file import SetOption
+from tatok.jobs.job_file import SetOption, TokenizerName, TokenizerSettings, read_job_settings, tokenizer_options
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def tokenize(
     ] = None,
     assignments: SetOption = None,
     checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; default: the bundled one.")] = None,
+    tokenizer: TokenizerName = None,
+    tokenizer_option: TokenizerSettings = None,
     device: Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one.")] = None,
     image_field: Annotated[str | None, typer.Option(help="Tar member (jpg) or table column to tokenize.")] = None,
     label_from_folder: Annotated[
@@ -75,9 +77,9 @@ def tokenize(
     from tatok.pipeline.monitoring.progress import ProgressDisplay
     from tatok.pipeline.run import run_job
     from tatok.schemas.job import JobConfig
-    from tatok.schemas.settings_file import SettingsFile, read_settings
+    from tatok.schemas.settings_file import SettingsFile
 
-    settings = read_settings(config) if config is not None else SettingsFile(origin="the command line")
+    settings = read_job_settings(config) if config is not None else SettingsFile(origin="the command line")
     if paths:
         if len(paths) < 2:
             raise ConfigError(f"name at least one SOURCE and then the OUTPUT; there is only {paths[0]!r}")
@@ -89,6 +91,7 @@ def tokenize(
     settings.override_with(assignments or [])
     overrides = {
         "checkpoint": checkpoint,
+        "tokenizer": tokenizer,
         "device": device,
         "image_field": image_field,
         "label_from_folder": label_from_folder,
@@ -109,6 +112,8 @@ def tokenize(
     for name, value in overrides.items():
         if value is not None:
             settings.override(name, value, place=f"the option for {name}")
+    for name, value in tokenizer_options(tokenizer_option).items():
+        settings.override(f"tokenizer_options.{name}", value, place=f"--tokenizer-option {name}")
     job = settings.validated(JobConfig)
     with resumable(), ProgressDisplay() as display, _logging(log) as write:
 

@@ -1,8 +1,9 @@
 """A job -> what runs it on Kubernetes with KubeRay: a RayJob that holds the job file.
 
 The RayJob makes its own Ray cluster: a head that works on nothing, GPU pods that hold the model, CPU pods that decode;
-with `device: cpu`, CPU pods alone. The job file is an annotation of the head's pod, mounted there as a file: another
-object, such as a ConfigMap, could change or be missing when the RayJob starts an attempt.
+with `device: cpu`, CPU pods alone. The job file, and the file of its tokenizer if it has one, are annotations of
+the head's pod, mounted there as files: another object, such as a ConfigMap, could change or be missing when the RayJob
+starts an attempt.
 
 Credentials come from the service account or from a Secret that is named, never from here. The head keeps no state that
 matters, because all state is in the output: a job whose head is lost starts again and resumes from the committed parts.
@@ -21,14 +22,14 @@ from typing import Any
 import yaml
 
 from tatok.jobs.job_file import job_text
-from tatok.jobs.submission.package import JOB, for_the_cluster, refuse_credentials, tokenize_command
+from tatok.jobs.submission.package import JOB, for_the_cluster, refuse_credentials, tokenize_command, tokenizer_file
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 
 __all__ = ["Kubernetes", "rendered"]
 
 _MOUNT = "/etc/tatok"
-_ANNOTATION = "tatok-job"
+_ANNOTATION, _TOKENIZER_ANNOTATION = "tatok-job", "tatok-tokenizer"
 _MAX_BYTES = 200_000  # Kubernetes takes 256 KiB of annotations, and KubeRay adds some
 _CPUS_A_POD = 8
 # Taints of spot nodes on GKE, EKS (as its guides set it) and AKS.
@@ -70,15 +71,17 @@ def rendered(job: JobConfig, name: str, kubernetes: Kubernetes, *, log: str | No
 
     Raises ConfigError where the job cannot run elsewhere, holds a credential of this shell, or is too long.
     """
+    files = {JOB: job_text(for_the_cluster(job, packs_checkpoint=False))}
+    if found := tokenizer_file(job):
+        files[found[0]] = found[1]
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
-    document = job_text(for_the_cluster(job, packs_checkpoint=False))
-    if len(document.encode()) > _MAX_BYTES:
+    if sum(len(text.encode()) for text in files.values()) > _MAX_BYTES:
         raise ConfigError(
-            f"the job file is longer than the {_MAX_BYTES:,} bytes that a pod can carry; name its sources by patterns, "
-            "or by a list of URIs in a file"
+            f"the job file{' and its tokenizer are' if len(files) > 1 else ' is'} longer than the {_MAX_BYTES:,} bytes "
+            "that a pod can carry; name its sources by patterns, or by a list of URIs in a file"
         )
     text = yaml.dump(
-        _ray_job(job, document, name, kubernetes, tokenize_command(log)),
+        _ray_job(job, files, name, kubernetes, tokenize_command(log)),
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
@@ -98,7 +101,9 @@ _Dumper.add_representer(
 )
 
 
-def _ray_job(job: JobConfig, document: str, name: str, kubernetes: Kubernetes, command: str) -> dict[str, Any]:
+def _ray_job(
+    job: JobConfig, files: Mapping[str, str], name: str, kubernetes: Kubernetes, command: str
+) -> dict[str, Any]:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -118,7 +123,7 @@ def _ray_job(job: JobConfig, document: str, name: str, kubernetes: Kubernetes, c
                 "headGroupSpec": {
                     # No CPUs: actors go to the workers, so that the head outlives them.
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                    "template": _pod("ray-head", kubernetes, {"cpu": "2", "memory": "8Gi"}, document=document),
+                    "template": _pod("ray-head", kubernetes, {"cpu": "2", "memory": "8Gi"}, files=files),
                 },
                 "workerGroupSpecs": _workers(job, kubernetes),
             },
@@ -156,7 +161,7 @@ def _group(name: str, pod: dict[str, Any], replicas: int, *, least: int, most: i
 
 
 def _pod(
-    container_name: str, kubernetes: Kubernetes, resources: Mapping[str, str], *, document: str | None = None
+    container_name: str, kubernetes: Kubernetes, resources: Mapping[str, str], *, files: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": container_name,
@@ -168,11 +173,15 @@ def _pod(
         container["envFrom"] = [{"secretRef": {"name": kubernetes.secret}}]
     if kubernetes.service_account is not None:
         spec["serviceAccountName"] = kubernetes.service_account
-    if document is not None:
+    if files is not None:
         container["volumeMounts"] = [{"name": "job", "mountPath": _MOUNT, "readOnly": True}]
-        annotation = {"fieldPath": f"metadata.annotations['{_ANNOTATION}']"}
-        spec["volumes"] = [{"name": "job", "downwardAPI": {"items": [{"path": JOB, "fieldRef": annotation}]}}]
-        return {"metadata": {"annotations": {_ANNOTATION: document}}, "spec": spec}
+        of_file = {name: _ANNOTATION if name == JOB else _TOKENIZER_ANNOTATION for name in files}
+        items = [
+            {"path": name, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+            for name, annotation in of_file.items()
+        ]
+        spec["volumes"] = [{"name": "job", "downwardAPI": {"items": items}}]
+        return {"metadata": {"annotations": {of_file[name]: text for name, text in files.items()}}, "spec": spec}
     if kubernetes.spot:  # never the head: its loss costs the attempt
         spec["tolerations"] = [
             {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} for key, value in _SPOT_TAINTS

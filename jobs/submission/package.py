@@ -1,4 +1,5 @@
-"""What a submitted job takes along: settings, tatok's own packages, a local checkpoint and filter, requirements.
+"""What a submitted job takes along: settings, tatok's own packages, a local checkpoint, the files of a filter and a
+tokenizer, requirements.
 
 No credential is among it: whatever is packed or submitted can be read by everybody who may look at the cluster's jobs.
 """
@@ -21,6 +22,8 @@ from tatok.pipeline.images.extras import EXTRAS
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.secrets import REMEDY, names_a_credential
+from tatok.tokenizer.named import ADAPTERS
+from tatok.user_code import UserFunction, names_a_file
 
 __all__ = [
     "CHECKPOINT",
@@ -30,6 +33,7 @@ __all__ = [
     "pinned_requirements",
     "refuse_credentials",
     "tokenize_command",
+    "tokenizer_file",
 ]
 
 JOB = "job.yaml"
@@ -39,13 +43,15 @@ _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
     "adl": "azure", "hf": "hf", "http": "http", "https": "http",
 }  # fmt: skip
+_ADAPTERS_EXTRAS = frozenset({"transformers", "diffusers"})  # named as the adapters are
 _MIN_CREDENTIAL = 8  # shorter values turn up by chance
 
 
 def for_the_cluster(job: JobConfig, *, packs_checkpoint: bool) -> JobConfig:
     """The job as it makes sense on another machine: a local checkpoint is named by its place in the package.
 
-    Raises ConfigError for a source or an output that only this machine could find.
+    So is the file of a tokenizer, which lies beside the job file wherever that goes. Raises ConfigError for a source or
+    an output that only this machine could find.
     """
     for name, urls in (("source", job.source), ("output", (job.output,))):
         for url in urls:
@@ -54,6 +60,9 @@ def for_the_cluster(job: JobConfig, *, packs_checkpoint: bool) -> JobConfig:
                     f"{name} {url!r} is relative to this machine's folder, which the cluster does not see; "
                     "name a bucket's URL, or an absolute path on a disk that every node mounts"
                 )
+    if job.tokenizer is not None and names_a_file(job.tokenizer):
+        place, _, function = job.tokenizer.rpartition(":")
+        return job.model_copy(update={"tokenizer": f"{Path(place).name}:{function}"})
     checkpoint = job.checkpoint
     if checkpoint is None or "://" in checkpoint or not packs_checkpoint:
         return job
@@ -74,11 +83,23 @@ def tokenize_command(log: str | None = None) -> str:
     return f"tokenize --log {shlex.quote(log)} --config"
 
 
-def pack(job: JobConfig, folder: Path, *, cluster_has_filter: bool = False) -> JobConfig:
+def tokenizer_file(job: JobConfig) -> tuple[str, str] | None:
+    """Name and text of the file that makes the job's tokenizer; None where that is in none.
+
+    Raises ConfigError where it cannot be read, or holds a credential of this shell.
+    """
+    if job.tokenizer is None or not names_a_file(job.tokenizer):
+        return None
+    function = UserFunction.named(job.tokenizer, "tokenizer", example="my_tokenizer.py:load")
+    refuse_credentials(function.source, os.environ)
+    return function.file_name, function.source
+
+
+def pack(job: JobConfig, folder: Path, *, cluster_has_code: bool = False) -> JobConfig:
     """Fill an empty folder with all that the driver and the workers need but requirements; returns the packed job.
 
-    Nothing of the current folder travels but a checkpoint that the job names by its path, and the file of its filter.
-    Raises ConfigError where the filter is in no such file, unless `cluster_has_filter`.
+    Nothing of the current folder travels but a checkpoint that the job names by its path, and the files of its filter
+    and its tokenizer. Raises ConfigError where these are in no such file, unless `cluster_has_code`.
     """
     packed = for_the_cluster(job, packs_checkpoint=True)
     text = job_text(packed)
@@ -94,7 +115,12 @@ def pack(job: JobConfig, folder: Path, *, cluster_has_filter: bool = False) -> J
         shutil.copytree(source, folder / "tatok" / name, ignore=ignore, dirs_exist_ok=True)
     if packed.checkpoint == CHECKPOINT:
         shutil.copytree(Path(str(job.checkpoint)).expanduser(), folder / CHECKPOINT)
-    _pack_filter(job, folder, cluster_has_filter=cluster_has_filter)
+    if found := tokenizer_file(job):
+        (folder / found[0]).write_text(found[1], encoding="utf-8")
+    elif job.tokenizer is not None:
+        _pack_module("tokenizer", ADAPTERS.get(job.tokenizer, job.tokenizer), folder, cluster_has_it=cluster_has_code)
+    if job.filter is not None:
+        _pack_module("filter", job.filter, folder, cluster_has_it=cluster_has_code)
     return packed
 
 
@@ -111,6 +137,7 @@ def pinned_requirements(job: JobConfig) -> list[str]:
         extras.add("fast")
     # Which images are read must be the same on every machine, and this one has planned by what it has.
     extras |= {name for name, extra in EXTRAS.items() if extra.is_installed}
+    extras |= {job.tokenizer} & _ADAPTERS_EXTRAS if job.tokenizer else set()
     pins = {name: version for name, version in _closure("tatok", extras) if name not in ("tatok", "ray")}
     return [f"{name}{version}" for name, version in sorted(pins.items())]
 
@@ -124,17 +151,17 @@ def refuse_credentials(text: str, environment: Mapping[str, str]) -> None:
             )
 
 
-def _pack_filter(job: JobConfig, folder: Path, *, cluster_has_filter: bool) -> None:
-    module = (job.filter or "").partition(":")[0]
-    if job.filter is None or module.partition(".")[0] == "tatok":
+def _pack_module(what: str, path: str, folder: Path, *, cluster_has_it: bool) -> None:
+    module = path.partition(":")[0]
+    if module.partition(".")[0] == "tatok":
         return
     file = Path(f"{module}.py")
     if module.isidentifier() and file.is_file():
         refuse_credentials(file.read_text(encoding="utf-8"), os.environ)
         shutil.copy(file, folder / file.name)
-    elif not cluster_has_filter:
+    elif not cluster_has_it:
         raise ConfigError(
-            f"filter {job.filter!r}: there is no {module}.py in the current folder, and nothing else of it would "
+            f"{what} {path!r}: there is no {module}.py in the current folder, and nothing else of it would "
             "travel; put the function into one file here, or have the module on the cluster's PYTHONPATH and say "
             "--dependencies installed, or in an --image"
         )

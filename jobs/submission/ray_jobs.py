@@ -32,6 +32,7 @@ from tatok.jobs.submission.package import (
     pinned_requirements,
     refuse_credentials,
     tokenize_command,
+    tokenizer_file,
 )
 from tatok.schemas.errors import ConfigError, TatokError
 from tatok.schemas.job import JobConfig
@@ -80,7 +81,7 @@ class Cluster:
             self._refuse_credentials(entrypoint, metadata)
             return self._submit(entrypoint, {"image_uri": image}, metadata, name)
         with tempfile.TemporaryDirectory(prefix="tatok-submit-") as folder:
-            pack(job, Path(folder), cluster_has_filter=dependencies == "installed")
+            pack(job, Path(folder), cluster_has_code=dependencies == "installed")
             environment: dict[str, Any] = {"working_dir": folder}
             if dependencies == "pinned":
                 environment["pip"] = pinned_requirements(job)
@@ -156,9 +157,14 @@ class Cluster:
 
 
 def image_entrypoint(job: JobConfig, command: str = tokenize_command()) -> str:
-    """The driver's command where tatok comes with a container image; the job is on the command line."""
+    """The driver's command where tatok comes with a container image; the job is on the command line.
+
+    So is the file of its tokenizer, which the driver writes into its folder.
+    """
     document = job_text(for_the_cluster(job, packs_checkpoint=False), one_line=True)
-    return f"printf %s {shlex.quote(document)} | {_PYTHON} {command} /dev/stdin"
+    found = tokenizer_file(job)
+    beside = "" if found is None else f"printf %s {shlex.quote(found[1])} > {shlex.quote(found[0])} && "
+    return f"{beside}printf %s {shlex.quote(document)} | {_PYTHON} {command} /dev/stdin"
 
 
 def _require_answer(address: str) -> None:

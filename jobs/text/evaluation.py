@@ -17,15 +17,18 @@ __all__ = ["DistanceResult", "EvaluationResult", "distance_text", "evaluation_te
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """What `tatok eval --json` prints; `features` names the network of the set distances, None without them."""
+    """What `tatok eval --json` prints; `features` names the network of the set distances, None without them.
+
+    `weights_sha256` and `tokenizer` are None for a tokenizer of the user's own.
+    """
 
     num_images: int
     image_size: int
     tokens: float
-    weights_sha256: str
     features: str | None
     scores: Sequence[PolicyScore]
-    tokenizer: TokenizerReport
+    weights_sha256: str | None = None
+    tokenizer: TokenizerReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,9 @@ class DistanceResult:
 
 def evaluation_text(result: EvaluationResult) -> str:
     """The table of policies, the table of quartiles, and what the codes and the prior are like."""
-    parts = [_scores(result), _quartiles(result.scores), _tokenizer(result.tokenizer)]
+    parts = [_scores(result), _quartiles(result.scores)]
+    if result.tokenizer is not None:
+        parts.append(_tokenizer(result.tokenizer))
     return "\n".join("\n".join(lines) + "\n" for lines in parts if lines)
 
 

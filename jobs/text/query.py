@@ -29,6 +29,8 @@ OutputFormat = Literal["table", "csv", "json", "parquet"]
 _TABLE_ROWS = 1_000
 _LIST_ITEMS = 6
 _CELL_CHARACTERS = 60
+_GAP = "…"  # in place of the columns that have no room
+_BETWEEN = 3  # characters that the table has between two columns, or at its edges
 
 
 def format_of(wanted: OutputFormat | None, output: str | None) -> OutputFormat:
@@ -92,21 +94,41 @@ def _print_rich(result: QueryResult) -> None:
 
     names, rows, notes = _cells(result)
     console = Console(highlight=False)
-    table, room = Table(box=SIMPLE_HEAD, pad_edge=False), console.width
-    num_shown = 0
-    for name, column, right in zip(names, zip(*rows, strict=True) if rows else names, _numeric(result), strict=True):
-        room -= max(len(name), *map(len, column)) + 2
-        if room < 0 and num_shown:
-            break
-        table.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
-        num_shown += 1
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    numeric = _numeric(result)
+    first, last = _fitting(widths, console.width)
+    shown = [*range(first), *range(len(names) - last, len(names))]
+    is_elided = len(shown) < len(names)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index in shown:
+        if is_elided and index == len(names) - last:
+            table.add_column(Text(_GAP))
+        table.add_column(Text(names[index]), justify="right" if numeric[index] else "left", no_wrap=True)
+    if is_elided and not last:
+        table.add_column(Text(_GAP))
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row[:num_shown]))
+        cells = [Text(row[index]) for index in shown]
+        table.add_row(*cells[:first], *([Text(_GAP)] if is_elided else []), *cells[first:])
     console.print(table)
-    if num_shown < len(names):
-        notes.append(f"no room for {', '.join(names[num_shown:])}; choose columns, or use --format json")
+    if is_elided:
+        hidden = names[first : len(names) - last]
+        notes.append(f"no room for {', '.join(hidden)}; choose columns, or use --format json")
     for note in notes:
         console.print(Text(f"({note})"), soft_wrap=True)
+
+
+def _fitting(widths: Sequence[int], room: int) -> tuple[int, int]:
+    """How many of the first and of the last columns fit side by side; at least the first one is shown."""
+    if sum(widths) + _BETWEEN * len(widths) <= room:
+        return len(widths), 0
+    first, last, room = 1, 0, room - widths[0] - len(_GAP) - 2 * _BETWEEN
+    is_open = [True, True]  # whether the next column fits, from the start and from the end; they take turns
+    while any(is_open):
+        for side, width in enumerate((widths[first], widths[-1 - last])):
+            is_open[side] = is_open[side] and width + _BETWEEN <= room
+            if is_open[side]:
+                first, last, room = first + (side == 0), last + (side == 1), room - width - _BETWEEN
+    return first, last
 
 
 def _cells(result: QueryResult) -> tuple[list[str], list[list[str]], list[str]]:

@@ -9,19 +9,20 @@ from tatok.schemas.records import left_out_text
 
 if TYPE_CHECKING:
     from tatok.pipeline.run import RunSummary
+    from tatok.schemas.records import ShardReport
 
 __all__ = ["print_summary"]
 
 
 def print_summary(summary: RunSummary) -> None:
     """What there is now, what this run did, and what was lost with what to do about it."""
-    images = sum(report.num_rows for report in summary.reports)
+    row = "row" if summary.num_clips < summary.num_rows else "clip"
     print(
-        f"{summary.output}: {summary.num_parts} parts, {summary.num_rows:,} images, {summary.num_tokens:,} tokens "
-        f"({summary.num_tokens / max(summary.num_rows, 1):.1f} an image)"
+        f"{summary.output}: {summary.num_parts} parts, {_rows(summary)}, {summary.num_tokens:,} tokens "
+        f"({summary.num_tokens / max(summary.num_rows, 1):.1f} {f'a {row}' if summary.num_clips else 'an image'})"
     )
     if summary.reports:
-        print(f"this run: {len(summary.reports)} shards, {images:,} images in {summary.seconds:.1f} s")
+        print(f"this run: {len(summary.reports)} shards, {_rows(*summary.reports)} in {summary.seconds:.1f} s")
     elif summary.status == "complete":
         print(f"nothing to do: all {summary.num_shards} shards are committed ({summary.seconds:.1f} s)")
     if summary.num_rejects:
@@ -45,3 +46,13 @@ def print_summary(summary: RunSummary) -> None:
             "then fix the source or raise --max-reject-fraction",
             file=sys.stderr,
         )
+
+
+def _rows(*counted: RunSummary | ShardReport) -> str:
+    num_rows, num_clips, num_frames = (
+        sum(getattr(each, name) for each in counted) for name in ("num_rows", "num_clips", "num_frames")
+    )
+    clips = f"{num_clips:,} clips of {num_frames:,} frames"
+    if not num_clips:
+        return f"{num_rows:,} images"
+    return clips if num_clips == num_rows else f"{num_rows - num_clips:,} images and {clips}"

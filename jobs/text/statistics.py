@@ -43,9 +43,10 @@ def groups_text(grouped: GroupedStatistics) -> str:
     for label, group in zip(labels, grouped.groups, strict=True):
         # The end of a long value says more: sources differ in their last characters.
         name = label if len(label) <= width else f"…{label[1 - width :]}"
+        bits = "none" if group.mean_entropy_bits is None else _short(group.mean_entropy_bits)
         lines.append(
             f"{name:{width}} {group.num_rows:11,} {group.token_share:7.1%} {_short(group.mean_tokens):>7} "
-            f"{_short(group.p95_tokens):>6} {_short(group.mean_entropy_bits):>12}"
+            f"{_short(group.p95_tokens):>6} {bits:>12}"
         )
     if grouped.num_groups > len(grouped.groups):
         lines.append(f"the {len(grouped.groups)} largest of {grouped.num_groups:,} groups; --limit shows more")
@@ -61,6 +62,8 @@ def _sections(statistics: DatasetStatistics) -> Iterator[list[str]]:
     for distribution in statistics.distributions:
         if distribution.column in _HISTOGRAMS:
             yield _histogram(_HISTOGRAMS[distribution.column], distribution)
+    if statistics.num_rows and not statistics.has_entropy:
+        yield ["no entropies: the dataset's tokenizer does not say how surprising its codes are"]
     if statistics.num_tokens:
         yield _codebooks(statistics)
     if statistics.kept_share is not None:
@@ -108,7 +111,9 @@ def _histogram(title: str, distribution: Distribution) -> list[str]:
 
 
 def _codebooks(statistics: DatasetStatistics) -> list[str]:
-    lines = [_codebook(use) for use in statistics.codebooks]
+    lines = [_codebook(use) for use in statistics.codebooks if use.num_tokens]
+    if not statistics.codebooks:
+        return [f"the codebook has {statistics.vocab_size:,} codes, too many to count the use of each"]
     return lines if statistics.token_basis.exact else [*lines, _sample_note(statistics.token_basis)]
 
 
@@ -121,6 +126,8 @@ def _codebook(use: CodebookUse) -> str:
 
 def _kept(statistics: DatasetStatistics, kept: KeptShare) -> list[str]:
     frames, height, width = kept.grid
+    if len(statistics.grids) == 1 and (kept.share_THW == 1).all():
+        return [f"every row has every position of its {frames} x {height} x {width} grid"]
     share_HW, block = _pooled(kept.share_THW.mean(axis=0), _MAX_GRID_COLUMNS)
     number_of_rows = statistics.grids[0].num_rows
     others = f" ({number_of_rows / statistics.row_basis.num_rows:.1%} of rows)" if len(statistics.grids) > 1 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from tatok.schemas.records import TokenSequence
+    from tatok.tokenizer.protocol import AnyTokenizer
     from tatok.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["ModelRates", "ModelStage", "measure_model", "num_cores"]
@@ -35,6 +36,7 @@ class ModelRates:
     items_per_s: dict[ModelStage, float]
     device: str
     vocab_size: int
+    has_entropy: bool
     encoded: Sequence[TokenSequence]
 
 
@@ -61,9 +63,7 @@ def measure_model(
     of_a_core: dict[ModelStage, float] = {
         name: sum(each.items_per_s[name] for each in found) / num_cores() for name in found[0].items_per_s
     }
-    return ModelRates(
-        items_per_s=of_a_core, device=found[0].device, vocab_size=found[0].vocab_size, encoded=found[0].encoded
-    )
+    return replace(found[0], items_per_s=of_a_core)
 
 
 def _measure(
@@ -78,21 +78,27 @@ def _measure(
     tokenizer = load_tokenizer(device)
     pixels = torch.from_numpy(pixels_BTCHW)
     encoded = tokenizer.encode_clips(pixels)
-    on_cuda = tokenizer.device.type == "cuda"
+    there = torch.device(device)
     return ModelRates(
-        items_per_s=_timed_batches(tokenizer, pixels, seconds),
-        device=torch.cuda.get_device_name(tokenizer.device) if on_cuda else tokenizer.device.type,
+        items_per_s=_timed_batches(tokenizer, there, pixels, seconds),
+        device=torch.cuda.get_device_name(there) if there.type == "cuda" else there.type,
         vocab_size=tokenizer.vocab_size,
+        has_entropy=tokenizer.has_entropy,
         encoded=encoded,
     )
 
 
-def _timed_batches(tokenizer: Tokenizer, pixels_BTCHW: torch.Tensor, seconds: float) -> dict[ModelStage, float]:
+def _timed_batches(
+    tokenizer: AnyTokenizer, device: torch.device, pixels_BTCHW: torch.Tensor, seconds: float
+) -> dict[ModelStage, float]:
     """Items a second of the stages, timed one by one on whole batches, once all processes have met."""
-    clock = _Clock(tokenizer)
-    if pixels_BTCHW.shape[1] > 1:  # frames are coded one after another; their steps are not told apart
+    from tatok.tokenizer.tokenizer import Tokenizer
+
+    clock = _Clock(device)
+    # Frames are coded one after another, and a user's own tokenizer is one step: these are not told apart.
+    if pixels_BTCHW.shape[1] > 1 or not isinstance(tokenizer, Tokenizer):
         one_batch: Callable[[], Sequence[Any]] = partial(_clips, clock, tokenizer, pixels_BTCHW)
-    elif tokenizer.device.type == "cpu":
+    elif device.type == "cpu":
         one_batch = partial(_steps, clock, tokenizer, pixels_BTCHW[:, 0])
     else:
         one_batch = partial(_on_device, clock, tokenizer, pixels_BTCHW[:, 0])
@@ -109,8 +115,8 @@ def _timed_batches(tokenizer: Tokenizer, pixels_BTCHW: torch.Tensor, seconds: fl
 class _Clock:
     """Seconds by stage, the device's work included."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._device = tokenizer.device
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.spent: dict[ModelStage, float] = {}
 
     def add(self, name: ModelStage, seconds: float) -> None:
@@ -131,7 +137,7 @@ class _Clock:
         return result
 
 
-def _clips(clock: _Clock, tokenizer: Tokenizer, pixels_BTCHW: torch.Tensor) -> Sequence[Any]:
+def _clips(clock: _Clock, tokenizer: AnyTokenizer, pixels_BTCHW: torch.Tensor) -> Sequence[Any]:
     return clock.timed("encode", lambda: tokenizer.encode_clips(pixels_BTCHW))
 
 

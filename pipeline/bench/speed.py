@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from tatok.pipeline.bench.model_rates import num_cores
 from tatok.pipeline.bench.stages import STAGES, StageName, StageRate, StageSamples, measure_stages, read_for_stages
 from tatok.pipeline.bench.trace import CommittedShard, write_trace
-from tatok.pipeline.cluster.sizes import plan_sizes
+from tatok.pipeline.cluster.sizes import count_pieces, plan_sizes
 from tatok.pipeline.monitoring.events import Event, ShardCommitted, Throughput
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.run import run_job
@@ -145,7 +145,9 @@ def measure_speed(
         shards = plan_shards(config.source, image_field=config.image_field)
         cores = num_cores() if cluster is None else max(int(cluster.num_cpus), 1)
         num_gpus = _local_gpus() if cluster is None else cluster.num_gpus
-        sizes = plan_sizes(config, num_shards=len(shards), num_cpus=cores, num_gpus=num_gpus)
+        sizes = plan_sizes(
+            config, num_shards=len(shards), num_pieces=count_pieces(shards), num_cpus=cores, num_gpus=num_gpus
+        )
 
         def measured(what: str) -> tuple[list[StageRate], str, StageSamples]:
             on_event(f"reading {config.source[0]}")

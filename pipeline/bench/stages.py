@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tatok.pipeline.bench.model_rates import measure_model, num_cores
+from tatok.pipeline.bench.model_rates import ModelRates, measure_model, num_cores
 from tatok.pipeline.bench.own_processes import meet, processes
 from tatok.pipeline.cluster.sizes import Sizes
 from tatok.pipeline.tokenization.loading import LoadTokenizer
@@ -135,9 +135,10 @@ def measure_stages(
         vocab_size=model.vocab_size,
         patch_entropy=config.write.patch_entropy,
         patch_worth=config.write.patch_worth,
+        has_entropy=model.has_entropy,
     )
     batch = TokenizedBatch(rows=rows, rejects=(), num_tokens=sum(sequence.num_tokens for sequence in model.encoded))
-    write_rate = _write_rate(config, found, model.vocab_size, batch, store, seconds)
+    write_rate = _write_rate(config, found, model, batch, store, seconds)
     rates: dict[StageName, float] = {"read": found.read_items_per_s, "decode": decode_rate, "write": write_rate}
     rates.update(model.items_per_s.items())
     on_device = _ON_DEVICE if sizes.gpus_per_tokenizer else ()
@@ -193,7 +194,7 @@ def batch_of(clips: Sequence[Clip], batch_size: int) -> tuple[np.ndarray, list[C
 def _write_rate(
     config: JobConfig,
     found: StageSamples,
-    vocab_size: int,
+    model: ModelRates,
     batch: TokenizedBatch,
     store: OutputStore,
     seconds: float,
@@ -211,9 +212,10 @@ def _write_rate(
             replace(found.shard, shard_id=f"{number:032x}"),
             [batch] * batches,
             fingerprint={},
-            vocab_size=vocab_size,
+            vocab_size=model.vocab_size,
             patch_entropy=config.write.patch_entropy,
             patch_worth=config.write.patch_worth,
+            has_entropy=model.has_entropy,
             row_group_rows=config.write.row_group_rows,
         )
         num_rows += report.num_rows

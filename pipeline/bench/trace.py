@@ -100,14 +100,14 @@ def _device_trace(load_tokenizer: LoadTokenizer, device: str, batch_BTCHW: np.nd
     from torch.profiler import ProfilerActivity, profile, record_function
 
     tokenizer, pixels_BTCHW = load_tokenizer(device), torch.from_numpy(batch_BTCHW)
-    on_cuda = tokenizer.device.type == "cuda"
+    on_cuda = torch.device(device).type == "cuda"
     tokenizer.encode_clips(pixels_BTCHW)  # kernels are chosen at the first call
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiler:
         for number in range(_NUM_BATCHES):
             with record_function(f"batch {number}"):
                 tokenizer.encode_clips(pixels_BTCHW)
         if on_cuda:
-            torch.cuda.synchronize(tokenizer.device)
+            torch.cuda.synchronize(torch.device(device))
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(exported))

@@ -1,9 +1,10 @@
 """The job on Ray, the only room that imports it (beside jobs/submission/ray_jobs).
 
 driver           shards -> actors; starts Ray where none runs
-actors           tokenizers and decoders
+workers/         tokenizers and decoders
 scheduler        which shard goes where, and when again
 crew             actors started and replaced, more as the cluster grows; what is asked of Ray
+loans            who is idle helps with the shards of others
 leases           a shard's attempts, and when they count as failed
 slots            places for shards on tokenizers
 sizes            how many actors of which kind

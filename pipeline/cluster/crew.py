@@ -12,16 +12,17 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayError
 
-from tatok.pipeline.cluster.actors import Ready, death_text, start_error, was_killed
 from tatok.pipeline.cluster.idle_decoders import Decoder, IdleDecoders
 from tatok.pipeline.cluster.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
-from tatok.pipeline.cluster.sizes import Sizes, resize
+from tatok.pipeline.cluster.sizes import Sizes, count_pieces, resize
 from tatok.pipeline.cluster.slots import Slots, TokenizerSlot
+from tatok.pipeline.cluster.workers.deaths import death_text, start_error, was_killed
+from tatok.pipeline.cluster.workers.reports import Ready
 from tatok.pipeline.monitoring.events import Notice, OnEvent
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import TatokError
-from tatok.schemas.fingerprints import require_equal
+from tatok.schemas.identity import require_equal
 from tatok.schemas.job import JobConfig
 
 __all__ = ["Calls", "Crew"]
@@ -50,6 +51,9 @@ class Calls(Protocol):
     def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
         """Reference to the attempt's ShardReport or Failure."""
 
+    def lend(self, tokenizer: Any, attempt: Attempt, tokenizers: Sequence[Any], decoders: Sequence[Any]) -> None:
+        """Tell the attempt's tokenizer who helps with it from now on, beside who is its own."""
+
     def pulse(self, tokenizer: Any) -> Any:
         """Reference to the tokenizer's Pulse."""
 
@@ -72,7 +76,7 @@ class Calls(Protocol):
 class Crew:
     """The tokenizers and decoders of a run, in their slots and idle; `spec` is known once all tokenizers have loaded.
 
-    `starting` holds Ray's references to the actors that start.
+    `starting` holds Ray's references to the actors that start, and to decoders that come back from a loan.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Crew:
         self._later: list[tuple[float, int, TokenizerSlot | None]] = []
         self._num_later = count()
         self._deaths = DeathsInARow(clock=calls.now)
+        self._recalled: dict[Any, float] = {}  # those of `starting` that come back: since when
         self._resized_at = self._room_wanted_at = 0.0
 
     @property
@@ -135,9 +140,16 @@ class Crew:
         if decoder is not None:
             self._calls.kill(decoder.actor)
 
+    def recall_decoder(self, decoder: Decoder) -> None:
+        """A loan of it is over: it is idle once it says so, having finished what it was given."""
+        reference = self._calls.ready(decoder.actor)
+        self.starting[reference] = decoder.actor
+        self._recalled[reference] = self._calls.now()
+
     def settle_start(self, reference: Any) -> None:
         """An actor can work, or cannot: a process that was killed is replaced, an error that it raised is raised."""
         started = self.starting.pop(reference)
+        was_lent = self._recalled.pop(reference, None) is not None
         is_tokenizer = isinstance(started, TokenizerSlot)
         try:
             ready: Ready = self._calls.result(reference)
@@ -145,7 +157,7 @@ class Crew:
             # What an actor raises as it starts is the same on every attempt; a killed process may be chance.
             if not was_killed(error):
                 raise start_error("tokenizer" if is_tokenizer else "decoder", error) from error
-            message = f"a process died while it started: {death_text(error)}"
+            message = f"a process died while it {'was lent' if was_lent else 'started'}: {death_text(error)}"
             self.count_death(message)
             self._announce_backoff(message)
             if is_tokenizer:
@@ -207,7 +219,12 @@ class Crew:
             )
 
     def start_postponed(self, now: float) -> None:
-        """Start what has waited for long enough since processes died in a row."""
+        """Start what has waited for long enough since processes died in a row, and successors of what hangs."""
+        while self._recalled and now - next(iter(self._recalled.values())) > self._config.resources.lease_timeout_s:
+            reference = next(iter(self._recalled))
+            del self._recalled[reference]
+            self.discard_decoder(Decoder(actor=self.starting.pop(reference), node=""))
+            self.start_decoder()
         while self._later and self._later[0][0] <= now:
             _, _, predecessor = heapq.heappop(self._later)
             if predecessor is None:
@@ -224,7 +241,14 @@ class Crew:
         num_cpus, num_gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
         if self.spec is not None:
             num_shards = self._ledger.num_unsettled
-            sizes = resize(self._sizes, self._config, num_shards=num_shards, num_cpus=num_cpus, num_gpus=num_gpus)
+            sizes = resize(
+                self._sizes,
+                self._config,
+                num_shards=num_shards,
+                num_pieces=count_pieces(self._ledger.unsettled()),
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+            )
             num_there = len(self.slots) + sum(slot is not None for _, _, slot in self._later)
             for _ in range(sizes.num_tokenizers - num_there - self.slots.num_abandoned):
                 self._start_tokenizer()

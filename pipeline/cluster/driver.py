@@ -20,13 +20,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from tatok.pipeline.cluster.actors import DecodeWorker, TokenizerWorker
 from tatok.pipeline.cluster.gpu_wait import size_with_gpus
 from tatok.pipeline.cluster.leases import Attempt
 from tatok.pipeline.cluster.metrics import RayMetrics
 from tatok.pipeline.cluster.probe import refuse_another_tatok, require_head
 from tatok.pipeline.cluster.scheduler import Outcome, Scheduler
-from tatok.pipeline.cluster.sizes import Sizes, plan_sizes
+from tatok.pipeline.cluster.sizes import Sizes, count_pieces, plan_sizes
+from tatok.pipeline.cluster.workers.decoder import DecodeWorker
+from tatok.pipeline.cluster.workers.tokenizer import TokenizerWorker
 from tatok.pipeline.monitoring.events import Event, Notice, OnEvent, ShardsPlanned
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
@@ -61,7 +62,7 @@ def run_shards(
         start_ray(config, len(shards))
     calls = _RayCalls(config, store, load_tokenizer)
     try:
-        sizes = _planned(config, len(shards), started_ray=started_ray, on_event=on_event)
+        sizes = _planned(config, shards, started_ray=started_ray, on_event=on_event)
         metrics = RayMetrics()
         metrics(planned)
 
@@ -76,7 +77,8 @@ def run_shards(
             ray.shutdown()
 
 
-def _planned(config: JobConfig, num_shards: int, *, started_ray: bool, on_event: OnEvent) -> Sizes:
+def _planned(config: JobConfig, shards: Sequence[Shard], *, started_ray: bool, on_event: OnEvent) -> Sizes:
+    num_shards = len(shards)
     names_cluster = cluster_address() is not None
     may_grow = names_cluster or (config.device == "cuda" and not started_ray)
     found = size_with_gpus(config, most_gpus=num_shards, may_grow=may_grow, on_event=on_event)
@@ -85,7 +87,13 @@ def _planned(config: JobConfig, num_shards: int, *, started_ray: bool, on_event:
     if may_grow and 1 <= num_gpus < wanted and config.device in (None, "cuda"):
         on_event(Notice(message=f"Ray has {num_gpus:g} GPU(s) for {wanted} tokenizers; the others wait for theirs"))
         num_gpus = wanted
-    return plan_sizes(config, num_shards=num_shards, num_cpus=found.num_cpus or 1.0, num_gpus=num_gpus)
+    return plan_sizes(
+        config,
+        num_shards=num_shards,
+        num_pieces=count_pieces(shards),
+        num_cpus=found.num_cpus or 1.0,
+        num_gpus=num_gpus,
+    )
 
 
 def cluster_address() -> str | None:
@@ -147,6 +155,9 @@ class _RayCalls:
 
     def run_shard(self, tokenizer: Any, attempt: Attempt, decoder: Any, fingerprint: Mapping[str, str]) -> Any:
         return tokenizer.run_shard.remote(attempt, decoder, fingerprint)
+
+    def lend(self, tokenizer: Any, attempt: Attempt, tokenizers: Sequence[Any], decoders: Sequence[Any]) -> None:
+        tokenizer.lend.remote(attempt, tokenizers, decoders)
 
     def pulse(self, tokenizer: Any) -> Any:
         return tokenizer.pulse.remote()

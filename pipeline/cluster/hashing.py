@@ -12,8 +12,8 @@ from tatok.pipeline.cluster.driver import start_ray
 import ray  # isort: skip
 from ray.exceptions import RayError, RayTaskError  # isort: skip
 
-from tatok.pipeline.cluster.actors import death_text, first_line, is_blameless
 from tatok.pipeline.cluster.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
+from tatok.pipeline.cluster.workers.deaths import death_text, first_line, is_blameless
 from tatok.pipeline.monitoring.events import Notice, OnEvent
 from tatok.pipeline.storage.options import use_storage
 from tatok.pipeline.storage.store import OutputStore

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,11 +63,13 @@ class Attempt:
     """One lease of a shard; `number` tells the leases of a run apart.
 
     `guarded` says that an earlier one lost its decoder, so that each sample is to be decoded in a child process.
+    `alone`: an earlier one met a device that works no more, which is to be no other tokenizer's fate.
     """
 
     shard: Shard
     number: int
     guarded: bool
+    alone: bool = False
 
     def __hash__(self) -> int:
         return self.number  # a shard's many fields would be hashed at every look-up
@@ -110,6 +112,12 @@ class ShardLedger:
         """Shards that are neither committed nor given up."""
         return len(self._fresh) + len(self._delayed) + len(self._at_work)
 
+    def unsettled(self) -> Iterator[Shard]:
+        """Those shards, in no order that means anything."""
+        yield from self._fresh
+        yield from (shard for _, _, shard in self._delayed)
+        yield from (next(iter(attempts)).shard for attempts in self._at_work.values())
+
     @property
     def has_waiting(self) -> bool:
         """A shard can be leased now."""
@@ -125,6 +133,16 @@ class ShardLedger:
         None where shards wait, where no shard has been at work for `STRAGGLER_S` and for several times as long as
         committed ones took, or where the one that has is at work twice already.
         """
+        shard = self._straggler
+        return None if shard is None else self._lease(shard)
+
+    @property
+    def has_straggler(self) -> bool:
+        """Whether `lease_straggler` would take one."""
+        return self._straggler is not None
+
+    @property
+    def _straggler(self) -> Shard | None:
         if self._fresh or self._delayed or not self._at_work:
             return None
         attempts = min(self._at_work.values(), key=lambda attempts: min(attempts.values()))
@@ -132,7 +150,7 @@ class ShardLedger:
         patience_s = max(STRAGGLER_S, STRAGGLER_RATIO * statistics.median(took) if took else math.inf)
         if len(attempts) > 1 or self._clock() - min(attempts.values()) < patience_s:
             return None
-        return self._lease(next(iter(attempts)).shard)
+        return next(iter(attempts)).shard
 
     def is_open(self, attempt: Attempt) -> bool:
         """Whether the attempt's shard still waits for its outcome; another one may have settled it."""
@@ -144,11 +162,12 @@ class ShardLedger:
             return False
         self.reports.append(report)
         self._latest_s.append(report.seconds)
-        before = self.committed
-        self.committed = Throughput(
-            num_rows=before.num_rows + report.num_rows,
-            num_tokens=before.num_tokens + report.num_tokens,
-            num_rejects=before.num_rejects + report.num_faults,
+        self.committed += Throughput(
+            num_rows=report.num_rows,
+            num_tokens=report.num_tokens,
+            num_rejects=report.num_faults,
+            num_clips=report.num_clips,
+            num_frames=report.num_frames,
         )
         return True
 
@@ -197,6 +216,7 @@ class ShardLedger:
             shard=shard,
             number=self._num_leases,
             guarded=any(failure.kind in SAMPLES_FAULT for failure in failures),
+            alone=any(failure.kind == "device_lost" for failure in failures),
         )
         self._at_work.setdefault(shard.shard_id, {})[attempt] = self._clock()
         return attempt

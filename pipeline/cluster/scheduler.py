@@ -3,7 +3,8 @@
 A tokenizer works on several shards at a time, each with a decoder of its own; a decoder reads and decodes one shard.
 Any failure of an attempt costs its decoder process and the attempt, never the model: commits are idempotent, so
 whatever is in doubt is done again. Where tokenizers decode in place, None stands for a decoder, and what may be the
-decoding's fault costs the tokenizer. All state is in the output. The processes themselves are `Crew`'s.
+decoding's fault costs the tokenizer. Once no shard waits, processes without work are lent to those at work (`Loans`).
+All state is in the output. The processes themselves are `Crew`'s.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError, RayTaskError
 
-from tatok.pipeline.cluster.actors import death_text, first_line, is_blameless
 from tatok.pipeline.cluster.crew import Calls, Crew
 from tatok.pipeline.cluster.leases import Attempt, Failure, FailureKind, ShardLedger
+from tatok.pipeline.cluster.loans import Loans
 from tatok.pipeline.cluster.sizes import Sizes
 from tatok.pipeline.cluster.slots import Lease, TokenizerSlot
+from tatok.pipeline.cluster.workers.deaths import death_text, first_line, is_blameless
 from tatok.pipeline.monitoring.events import (
     Load,
     Notice,
@@ -70,6 +72,7 @@ class Scheduler:
         self._ledger = ShardLedger(shards, clock=calls.now)
         self._crew = Crew(config, self._ledger, sizes, calls, claim, on_event)
         self._slots, self._idle_decoders = self._crew.slots, self._crew.idle_decoders
+        self._loans = Loans(self._crew, calls)
         self._on_event = on_event
         # Ray object reference -> what it will settle
         self._running: dict[Any, Lease] = {}
@@ -85,6 +88,7 @@ class Scheduler:
         told_at = started
         while not self._ledger.is_finished:
             self._lease_out()
+            self._lend_or_call_in()
             references = chain(self._crew.starting, self._running, self._polls)
             for reference in self._calls.wait(references, timeout_s=_POLL_S):
                 self._settle(reference)
@@ -119,9 +123,21 @@ class Scheduler:
             lease = Lease(attempt=attempt, slot=slot, decoder=decoder, alive_at=self._calls.now())
             slot.leases[attempt] = lease
             self._slots.note_room(slot)
+            self._loans.take_back(slot)
             actor = None if decoder is None else decoder.actor
             reference = self._calls.run_shard(slot.actor, attempt, actor, self._crew.fingerprint)
             self._running[reference] = lease
+
+    def _lend_or_call_in(self) -> None:
+        """Where no shard waits nobody is to be idle; one that does, or straggles, comes before that."""
+        now = self._calls.now()
+        if self._ledger.has_waiting:
+            self._loans.call_in()
+        elif self._crew.is_ready and self._loans.take_turn(len(self._running), now):
+            if not self._ledger.has_straggler or self._slots.best() is None:
+                self._loans.lend_out(self._running.values(), now)
+            elif not self._idle_decoders:
+                self._loans.call_in()
 
     def _straggler(self) -> Attempt | None:
         if self._asked_at == self._polled_at:
@@ -135,7 +151,7 @@ class Scheduler:
         self._on_event(self._load())
         for slot in self._slots:
             if slot.is_ready and not slot.is_polled:
-                slot.is_polled = True
+                slot.is_polled, slot.polled_at = True, self._calls.now()
                 self._polls[self._calls.pulse(slot.actor)] = slot
 
     def _expire_leases(self, now: float) -> None:
@@ -162,6 +178,7 @@ class Scheduler:
     def _settle_lease(self, reference: Any, lease: Lease) -> None:
         del lease.slot.leases[lease.attempt]
         self._slots.note_room(lease.slot)
+        self._loans.end(lease)
         try:
             result: ShardReport | Failure = self._calls.result(reference)
         except RayTaskError as error:
@@ -229,9 +246,15 @@ class Scheduler:
         slot.is_polled = False
         try:
             slot.pulse = self._calls.result(reference)
-        except RayError:
-            # The slot's leases fail too, and are settled there.
+        except RayError as error:
+            # The slot's leases, if it has any, fail too, and are settled there.
             slot.pulse = replace(slot.pulse, heartbeats={}, overdue=frozenset())
+            if not slot.leases and slot in self._slots:
+                message = f"the tokenizer process died: {death_text(error)}"
+                self._crew.bury(slot, Failure(kind="tokenizer_died", message=message))
+        if slot.pulse.broken is not None and not slot.leases and slot in self._slots:
+            message = f"the device works no more: {slot.pulse.broken}"
+            self._crew.condemn(slot, Failure(kind="device_lost", message=message))
         for attempt, heartbeat in slot.pulse.heartbeats.items():
             lease = slot.leases.get(attempt)
             if lease is not None and heartbeat != lease.heartbeat:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from tatok.pipeline.cluster.actors import Heartbeat, Pulse
 from tatok.pipeline.cluster.idle_decoders import Decoder
 from tatok.pipeline.cluster.leases import SAMPLES_FAULT, Attempt, Failure, ShardLedger
+from tatok.pipeline.cluster.workers.reports import Heartbeat, Pulse
 from tatok.pipeline.monitoring.events import Throughput
 
 __all__ = ["MAX_FAILURES_IN_A_ROW", "MAX_LOSSES_IN_A_ROW", "Lease", "Slots", "TokenizerSlot"]
@@ -37,8 +37,10 @@ class TokenizerSlot:
     node: str = ""  # once it is ready
     is_ready: bool = False
     is_polled: bool = False
+    polled_at: float = 0.0
     is_condemned: bool = False
     leases: dict[Attempt, Lease] = field(default_factory=dict)
+    lent_to: Lease | None = None
     pulse: Pulse = _NO_PULSE
     losses_in_a_row: int = 0  # predecessors that were replaced for their own sake, without a commit since
     failures_in_a_row: int = 0
@@ -83,7 +85,10 @@ class TokenizerSlot:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """An attempt at work; it is lost when no heartbeat differs from `heartbeat` for `resources.lease_timeout_s`."""
+    """An attempt at work; it is lost when no heartbeat differs from `heartbeat` for `resources.lease_timeout_s`.
+
+    `tokenizers` and `decoders` are lent to it, beside those that are its own.
+    """
 
     attempt: Attempt
     slot: TokenizerSlot
@@ -92,6 +97,8 @@ class Lease:
     heartbeat: Heartbeat | None = None
     is_overdue: bool = False  # its decoding, in place, hangs
     is_silent: bool = False  # it was lost so
+    tokenizers: list[TokenizerSlot] = field(default_factory=list)
+    decoders: list[Decoder] = field(default_factory=list)
 
 
 class Slots:
@@ -172,7 +179,6 @@ class Slots:
 
     def throughput(self, ledger: ShardLedger) -> Throughput:
         """What is committed and what is at work."""
-        done = ledger.committed
         # The last poll may still count a shard that has since been committed; of twins only one counts.
         at_work = {
             attempt.shard.shard_id: heartbeat.counts
@@ -180,8 +186,4 @@ class Slots:
             for attempt, heartbeat in slot.pulse.heartbeats.items()
             if ledger.is_open(attempt)
         }.values()
-        return Throughput(
-            num_rows=done.num_rows + sum(counts.num_rows for counts in at_work),
-            num_tokens=done.num_tokens + sum(counts.num_tokens for counts in at_work),
-            num_rejects=done.num_rejects + sum(counts.num_rejects for counts in at_work),
-        )
+        return sum(at_work, ledger.committed)

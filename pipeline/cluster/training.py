@@ -149,11 +149,12 @@ def _placed(config: TrainingConfig, start_from: str | None) -> tuple[TrainingCon
     def placed(path: str) -> str:
         return path if is_url(path) else os.path.abspath(path)
 
-    update = {
+    update: dict[str, Any] = {
         "output": placed(config.output),
         "photos": tuple(placed(path) for path in expand_sources(config.photos)),
         "videos": tuple(placed(path) for path in expand_sources(config.videos)),
         "heldout": tuple(placed(path) for path in expand_sources(config.heldout)),
+        "latents": None if config.latents is None else config.latents.from_anywhere(),
     }
     return config.model_copy(update=update), None if start_from is None else placed(start_from)
 

@@ -12,9 +12,9 @@ from typing import IO
 
 from tatok.pipeline.images.decode import View, decode_image
 from tatok.schemas.errors import DecodeError
+from tatok.schemas.identity import sample_id
 from tatok.schemas.job import Limits, Preprocessing
 from tatok.schemas.records import Clip, Reject, Sample
-from tatok.schemas.sample_ids import sample_id
 from tatok.schemas.video import Video
 
 __all__ = ["decode_sample"]

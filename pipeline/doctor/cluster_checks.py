@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tatok.pipeline.doctor.notes import Notes
 from tatok.schemas.errors import TatokError
-from tatok.schemas.fingerprints import describe_difference
+from tatok.schemas.identity import describe_difference
 from tatok.schemas.job import JobConfig
 
 if TYPE_CHECKING:

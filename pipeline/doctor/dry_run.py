@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tatok.pipeline.tokenization.tokenize import TooLarge
     from tatok.schemas.records import TokenSequence
-    from tatok.tokenizer.tokenizer import Tokenizer
+    from tatok.tokenizer.protocol import AnyTokenizer
 
 __all__ = ["DryRun", "Forecast", "dry_run", "forecast", "read_some"]
 
@@ -103,7 +103,7 @@ def dry_run(
     rejects, seen, bytes_of = Counter[str](), set[int](), list[int]()
     deadline = time.monotonic() + most_s
 
-    def encode(pixels_BTCHW: torch.Tensor) -> list[TokenSequence | TooLarge]:
+    def encode(pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
         nonlocal encode_s, num_frames, num_pixels
         num_clips, frames, _, height, width = pixels_BTCHW.shape
         num_frames, num_pixels = num_frames + num_clips * frames, num_pixels + num_clips * frames * height * width
@@ -127,8 +127,12 @@ def dry_run(
             yield result
 
     fitting = FittingEncode(tokenizer.encode_clips)
-    patches = {"patch_entropy": config.write.patch_entropy, "patch_worth": config.write.patch_worth}
-    schema = token_schema(tokenizer.vocab_size, **patches)
+    columns = {
+        "patch_entropy": config.write.patch_entropy,
+        "patch_worth": config.write.patch_worth,
+        "has_entropy": tokenizer.has_entropy,
+    }
+    schema = token_schema(tokenizer.vocab_size, **columns)
     num_tokens = 0
     with storage_options(config.storage), tempfile.TemporaryDirectory(prefix="tatok-dry-run-") as folder:
         part = Path(folder) / "part.parquet"
@@ -138,7 +142,7 @@ def dry_run(
                 encode,
                 batch_size=sizes.batch_size,
                 vocab_size=tokenizer.vocab_size,
-                **patches,
+                **columns,
             ):
                 writer.write(batch.rows)
                 rejects.update(each.reason for each in batch.rejects if each.stage == "tokenize")
@@ -211,7 +215,7 @@ def _num_threads() -> int:
     return torch.get_num_threads()
 
 
-def _encode_blank(tokenizer: Tokenizer, size: int) -> None:
+def _encode_blank(tokenizer: AnyTokenizer, size: int) -> None:
     import torch
 
     tokenizer.encode(torch.zeros((1, 3, size, size), dtype=torch.uint8))

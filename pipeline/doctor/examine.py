@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tatok.pipeline.cluster.sizes import Sizes, plan_sizes
+from tatok.pipeline.cluster.sizes import Sizes, count_pieces, plan_sizes
 from tatok.pipeline.doctor.cluster_checks import Machines, check_cluster, check_gpus
 from tatok.pipeline.doctor.dry_run import DryRun, Forecast, dry_run, forecast
 from tatok.pipeline.doctor.job_checks import (
-    check_checkpoint,
     check_first_sample,
     check_option_names,
     check_output,
     check_recipe,
     check_source,
+    check_tokenizer,
 )
 from tatok.pipeline.doctor.notes import Check, Notes
 from tatok.pipeline.doctor.recorded_rates import RECORDED
@@ -65,7 +65,6 @@ def examine(
     The cluster is the Ray at RAY_ADDRESS, else this machine. What does not depend on a failed check is checked all
     the same. Only an empty object or folder `.tmp` is written to the output, and removed again.
     """
-    load_tokenizer = load_tokenizer or configured_loader(config)
     notes = Notes(on_check, deadline_s)
     found: Forecast | None = None
     try:
@@ -76,20 +75,23 @@ def examine(
     return Diagnosis(checks=tuple(notes.checks), forecast=found, is_stuck=notes.is_stuck)
 
 
-def _examine(config: JobConfig, notes: Notes, load_tokenizer: LoadTokenizer, num_samples: int) -> Forecast | None:
+def _examine(
+    config: JobConfig, notes: Notes, load_tokenizer: LoadTokenizer | None, num_samples: int
+) -> Forecast | None:
     check_option_names(config, notes)
     shards = check_source(config, notes)
     is_readable = bool(shards) and check_first_sample(config, notes, shards[0])
     store = check_output(config, notes)
-    spec = check_checkpoint(config, notes, load_tokenizer)
+    load_tokenizer = load_tokenizer or _loader(config, notes)
+    spec = None if load_tokenizer is None else check_tokenizer(config, notes, load_tokenizer)
     if store is not None and spec is not None:
         check_recipe(config, notes, store, spec)
     with ExitStack() as stack:
         machines = check_cluster(notes, stack)
         has_gpus = machines is not None and check_gpus(config, notes, machines)
-        if machines is None or not (is_readable and spec is not None and has_gpus):
+        if machines is None or load_tokenizer is None or not (is_readable and spec is not None and has_gpus):
             return None
-        sizes = _planned(config, machines, len(shards))
+        sizes = _planned(config, machines, shards)
         work = functools.partial(
             dry_run, config, shards[0], load_tokenizer, sizes, num_samples=num_samples, most_s=_DRY_RUN_S
         )
@@ -98,11 +100,25 @@ def _examine(config: JobConfig, notes: Notes, load_tokenizer: LoadTokenizer, num
     return None if found is None else _forecast(config, found, sizes, shards, machines)
 
 
-def _planned(config: JobConfig, machines: Machines, num_shards: int) -> Sizes:
+def _loader(config: JobConfig, notes: Notes) -> LoadTokenizer | None:
+    try:
+        return configured_loader(config)
+    except ConfigError as error:  # the file of a user's own tokenizer
+        notes.fail_by("tokenizer", error)
+        return None
+
+
+def _planned(config: JobConfig, machines: Machines, shards: Sequence[Shard]) -> Sizes:
     num_gpus = machines.num_gpus
     if num_gpus >= 1:  # those that are not there yet are counted
         num_gpus = max(num_gpus, config.resources.num_tokenizers or 1)
-    return plan_sizes(config, num_shards=num_shards, num_cpus=machines.num_cpus, num_gpus=num_gpus)
+    return plan_sizes(
+        config,
+        num_shards=len(shards),
+        num_pieces=count_pieces(shards),
+        num_cpus=machines.num_cpus,
+        num_gpus=num_gpus,
+    )
 
 
 def _try(config: JobConfig, notes: Notes, work: Callable[[], DryRun], what: str, *, on_gpu: bool) -> DryRun | None:
@@ -138,6 +154,6 @@ def _done_on_a_gpu(work: Callable[[], DryRun]) -> DryRun:
 
 def _forecast(config: JobConfig, found: DryRun, sizes: Sizes, shards: Sequence[Shard], machines: Machines) -> Forecast:
     num_bytes = sum(shard.num_bytes for shard in shards)
-    is_bundled = config.checkpoint is None
+    is_bundled = config.checkpoint is None and config.tokenizer is None
     fitting = (rate for rate in RECORDED if is_bundled and rate.precision == config.precision)
     return forecast(found, sizes, source_bytes=num_bytes, num_cpus=machines.num_cpus, recorded=next(fitting, None))

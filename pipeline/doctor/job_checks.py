@@ -21,12 +21,12 @@ from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Clip, LeftOut, Shard, left_out_text
 
 __all__ = [
-    "check_checkpoint",
     "check_first_sample",
     "check_option_names",
     "check_output",
     "check_recipe",
     "check_source",
+    "check_tokenizer",
 ]
 
 _FIRST_SAMPLES = 20  # in which there must be a good one
@@ -119,26 +119,31 @@ def check_output(config: JobConfig, notes: Notes) -> OutputStore | None:
     return store
 
 
-def check_checkpoint(config: JobConfig, notes: Notes, load_tokenizer: LoadTokenizer) -> TokenizerSpec | None:
-    """What the checkpoint is, where it loads and the job's images fit its patches."""
-    name = config.checkpoint or "the bundled checkpoint"
+def check_tokenizer(config: JobConfig, notes: Notes, load_tokenizer: LoadTokenizer) -> TokenizerSpec | None:
+    """What the checkpoint, or the user's own tokenizer, is, where it loads and the job's images fit its patches."""
+    what = "checkpoint" if config.tokenizer is None else "tokenizer"
+    name = config.tokenizer or config.checkpoint or "the bundled checkpoint"
     seconds = notes.deadline_s + _LISTING_S  # torch may have to be imported
     try:
         spec = within(seconds, lambda: load_spec(config, load_tokenizer))
         check_image_size(config, spec)
     except Unanswered:
-        notes.give_up("checkpoint", name, seconds)
+        notes.give_up(what, name, seconds)
         return None
-    except (TatokError, OSError, ValueError, RuntimeError) as error:
-        remedy = error.remedy if isinstance(error, TatokError) else None
+    except Exception as error:  # whatever the user's own does
+        if config.tokenizer is None and not isinstance(error, TatokError | OSError | ValueError | RuntimeError):
+            raise
+        remedy = "name the folder that `tatok train` wrote as checkpoint, or leave it out for tatok's own"
+        if config.tokenizer is not None:
+            remedy = "fix it; `tatok check-tokenizer` tries it by itself"
         notes.fail(
-            "checkpoint",
+            what,
             f"{name}: {str(error).strip() or type(error).__name__}",
-            remedy or "name the folder that `tatok train` wrote as checkpoint, or leave it out for tatok's own",
+            (error.remedy if isinstance(error, TatokError) else None) or remedy,
         )
         return None
     notes.ok(
-        "checkpoint",
+        what,
         f"{name}: {spec.vocab_size:,} codes, patch {spec.patch_size}, {spec.num_global} global tokens, "
         f"{spec.fingerprint[:12]}",
     )

@@ -95,7 +95,7 @@ def card(
     yaml_text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
     sections = [
         f"# {_plain(title)}",
-        _introduction(statistics, license_id),
+        _introduction(statistics, run, license_id),
         _figures(statistics, num_bytes),
         _loading(run),
         _columns(schema),
@@ -104,12 +104,16 @@ def card(
     return f"---\n{yaml_text}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _introduction(statistics: DatasetStatistics, license_id: str | None) -> str:
-    text = (
-        f"{statistics.num_rows:,} images as sequences of discrete tokens, made with TaTok: a few global tokens an "
-        "image, and patch tokens only where the image says something that the globals do not. So sequences vary in "
-        "length, and every image carries its token count and entropies."
-    )
+def _introduction(statistics: DatasetStatistics, run: RunDocument, license_id: str | None) -> str:
+    text = f"{statistics.num_rows:,} images as sequences of discrete tokens, made with "
+    if run.config.get("tokenizer") is None:
+        text += (
+            "TaTok: a few global tokens an image, and patch tokens only where the image says something that the "
+            "globals do not. So sequences vary in length, and every image carries its token count and entropies."
+        )
+    else:
+        text += f"the tokenizer `{_made_by(run)}` by tatok's pipeline."
+        text += "" if statistics.has_entropy else " It says no entropies, so that their columns are null."
     if not statistics.complete:
         text += " The job that wrote it had not finished: not all of its source is here."
     if license_id is None:
@@ -133,6 +137,8 @@ def _figures(statistics: DatasetStatistics, num_bytes: int) -> str:
                     (phrase, ", ".join(f"{word} {number:,.5g}" for word, number in zip(words, numbers, strict=True)))
                 )
     for codebook in statistics.codebooks:
+        if not codebook.num_tokens:
+            continue
         rows.append(
             (
                 f"{codebook.kind} codebook",
@@ -149,15 +155,12 @@ def _figures(statistics: DatasetStatistics, num_bytes: int) -> str:
     return "\n\n".join([f"## In figures\n\n| | |\n|---|---|\n{table}", *notes])
 
 
+def _made_by(run: RunDocument) -> str:
+    """What run.json calls a tokenizer of the user's own, without the folder that its file lay in."""
+    return _plain(str(run.config["tokenizer"]).rpartition("/")[2])
+
+
 def _loading(run: RunDocument) -> str:
-    checkpoint = run.config.get("checkpoint")
-    weights = run.fingerprint.get("tokenizer.weights_sha256", "unknown")
-    if checkpoint is None:
-        argument, origin = "", "that comes with tatok"
-    else:
-        # The last name only: the rest is of the machine that it lay on.
-        name = str(checkpoint).rstrip("/").rpartition("/")[2]
-        argument, origin = repr(name), f"`{_plain(name)}`"
     return f"""## Load and decode
 
 ```python
@@ -167,7 +170,32 @@ rows = load_dataset("USER/NAME", split="train")
 rows[0]["tokens"], rows[0]["positions"]
 ```
 
-Back to pixels, with the checkpoint {origin} (SHA-256 of its weights: `{_plain(weights)}`):
+{_decoding(run) if run.config.get("tokenizer") is None else _decoding_by_own(run)}"""
+
+
+def _decoding_by_own(run: RunDocument) -> str:
+    codes_each = run.fingerprint.get("codes_per_position")
+    several = "" if codes_each is None else f"\n\nEvery position has {_plain(codes_each)} codes, one after another."
+    return f"""Back to pixels, with the tokenizer that made them and its options (`tokenizer_options`):
+
+```python
+from tatok import load_tokenizer, token_sequences
+
+tokenizer = load_tokenizer({_made_by(run)!r}, options={{}})
+pixels = tokenizer.decode(token_sequences(rows.with_format("arrow")[:9]))  # uint8 [9, 3, H, W]
+```{several}"""
+
+
+def _decoding(run: RunDocument) -> str:
+    checkpoint = run.config.get("checkpoint")
+    weights = run.fingerprint.get("tokenizer.weights_sha256", "unknown")
+    if checkpoint is None:
+        argument, origin = "", "that comes with tatok"
+    else:
+        # The last name only: the rest is of the machine that it lay on.
+        name = str(checkpoint).rstrip("/").rpartition("/")[2]
+        argument, origin = repr(name), f"`{_plain(name)}`"
+    return f"""Back to pixels, with the checkpoint {origin} (SHA-256 of its weights: `{_plain(weights)}`):
 
 ```python
 from tatok import Tokenizer, token_sequences

@@ -13,9 +13,10 @@ import pyarrow as pa
 from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.output.parquet import PartWriter
 from tatok.schemas.errors import CommitError, SourceError
-from tatok.schemas.manifest import Part, left_out_from_json, left_out_to_json
+from tatok.schemas.manifest import Part, clips_of_footer, left_out_from_json, left_out_to_json
 from tatok.schemas.records import LeftOut
 from tatok.schemas.tokens import (
+    FOOTER_CLIPS,
     FOOTER_FINGERPRINT,
     FOOTER_LEFT_OUT,
     FOOTER_NUM_REJECTS,
@@ -100,11 +101,13 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
     shards: list[dict[str, Any]] = []
     rejects = Counter[str]()
     left_out = Counter[LeftOut]()
-    num_tokens = 0
+    num_tokens = num_clips = num_frames = 0
     fingerprint = dict(data.run.fingerprint)
     for part in parts:
-        metadata = data.footer(part.name).metadata or {}
+        footer = data.footer(part.name)
+        metadata = footer.metadata or {}
         try:
+            num_clips, num_frames = map(sum, zip((num_clips, num_frames), clips_of_footer(footer), strict=True))
             version = metadata[FOOTER_SCHEMA_VERSION.encode()].decode()
             recorded = json.loads(metadata[FOOTER_FINGERPRINT.encode()])
             num_tokens += int(metadata[FOOTER_NUM_TOKENS.encode()])
@@ -133,6 +136,7 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
         FOOTER_NUM_TOKENS: str(num_tokens),
         FOOTER_NUM_REJECTS: json.dumps(dict(sorted(rejects.items())), sort_keys=True),
         **({FOOTER_LEFT_OUT: json.dumps(left_out_to_json(left_out))} if left_out else {}),
+        **({FOOTER_CLIPS: json.dumps([num_clips, num_frames])} if num_clips else {}),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tatok.schemas.records import Shard, ShardReport
 
@@ -34,12 +34,19 @@ class ShardsPlanned:
 class Throughput:
     """Counts of this run so far, shards at work included; never go down but where an attempt is lost.
 
-    Rejects that the job asked for, duplicates and what its filter drops, are not among `num_rejects`.
+    Of the rows, `num_clips` are clips of videos, with `num_frames` in all; the others are images. Rejects that the job
+    asked for, duplicates and what its filter drops, are not among `num_rejects`.
     """
 
     num_rows: int
     num_tokens: int
     num_rejects: int
+    num_clips: int = 0
+    num_frames: int = 0
+
+    def __add__(self, other: Throughput) -> Throughput:
+        """Both together."""
+        return Throughput(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

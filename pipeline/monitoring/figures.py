@@ -24,6 +24,7 @@ __all__ = ["Figures", "RunFigures"]
 class Figures:
     """Of one run so far; rows, tokens and rejects count shards at work, the rest what is committed.
 
+    Rows are images, but for `num_clips`, which are clips of videos with `num_frames` in all.
     `gpu_idle_share` is the share of the tokenizers' time in which they did not encode. `reject_reasons` are those of
     committed shards. Stages: `encode_s` and `wait_s` are seconds of all tokenizers, encoding and waiting for clips.
     """
@@ -37,6 +38,8 @@ class Figures:
     num_tokenizers: int = 0
     num_idle_decoders: int = 0
     num_rows: int = 0
+    num_clips: int = 0
+    num_frames: int = 0
     num_tokens: int = 0
     num_rejects: int = 0
     reject_reasons: tuple[tuple[str, int], ...] = ()
@@ -48,9 +51,19 @@ class Figures:
     seconds: float = 0.0
 
     @property
+    def num_pictures(self) -> int:
+        """Images and frames of clips."""
+        return self.num_rows - self.num_clips + self.num_frames
+
+    @property
     def rows_per_s(self) -> float:
         """Since the first row; 0 in the first second."""
         return self.num_rows / self.seconds if self.seconds > 1 else 0.0
+
+    @property
+    def pictures_per_s(self) -> float:
+        """As `rows_per_s`."""
+        return self.num_pictures / self.seconds if self.seconds > 1 else 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -105,6 +118,8 @@ class RunFigures:
             num_tokenizers=load.num_tokenizers,
             num_idle_decoders=load.num_idle_decoders,
             num_rows=counts.num_rows,
+            num_clips=counts.num_clips,
+            num_frames=counts.num_frames,
             num_tokens=counts.num_tokens,
             num_rejects=counts.num_rejects,
             reject_reasons=tuple(sorted(self._reasons.items())),

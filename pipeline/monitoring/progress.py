@@ -76,11 +76,15 @@ class ProgressDisplay:
         fields = [f"shards {figures.num_committed}/{figures.num_shards}"]
         if not figures.num_rows and not figures.num_rejects:
             return [*fields, "starting"]
-        fields.append(f"images {figures.num_rows:,}")
-        if figures.rows_per_s:
-            fields += [f"{figures.rows_per_s:,.1f} images/s", f"{figures.tokens_per_s:,.0f} tokens/s"]
+        num_images, picture = figures.num_rows - figures.num_clips, "frame" if figures.num_clips else "image"
+        if num_images or not figures.num_clips:
+            fields.append(f"images {num_images:,}")
+        if figures.num_clips:
+            fields += [f"clips {figures.num_clips:,}", f"frames {figures.num_frames:,}"]
+        if figures.pictures_per_s:
+            fields += [f"{figures.pictures_per_s:,.1f} {picture}s/s", f"{figures.tokens_per_s:,.0f} tokens/s"]
         fields += [
-            f"{figures.num_tokens / max(figures.num_rows, 1):.1f} tokens/image",
+            f"{figures.num_tokens / max(figures.num_pictures, 1):.1f} tokens/{picture}",
             f"rejects {figures.num_rejects:,}",
         ]
         if figures.num_bytes and figures.seconds > 1:

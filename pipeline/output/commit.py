@@ -22,9 +22,10 @@ from tatok.pipeline.output.parquet import PartWriter
 from tatok.pipeline.output.tables import rejects_from_text, rejects_table, rejects_to_text
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError
-from tatok.schemas.manifest import left_out_from_json, left_out_to_json
+from tatok.schemas.manifest import clips_of_footer, left_out_from_json, left_out_to_json
 from tatok.schemas.records import LeftOut, Reject, Shard, ShardReport
 from tatok.schemas.tokens import (
+    FOOTER_CLIPS,
     FOOTER_FINGERPRINT,
     FOOTER_LEFT_OUT,
     FOOTER_NUM_REJECTS,
@@ -96,6 +97,7 @@ def commit_shard(
     vocab_size: int,
     patch_entropy: bool,
     patch_worth: bool = False,
+    has_entropy: bool = True,
     row_group_rows: int,
     on_batch: Callable[[TokenizedBatch], None] = lambda batch: None,
 ) -> ShardReport:
@@ -107,11 +109,11 @@ def commit_shard(
     An exception out of `batches` leaves nothing published. Raises CommitError if the store refuses.
     """
     started = time.monotonic()
-    num_tokens = 0
+    num_tokens = num_clips = num_frames = 0
     rejects: list[Reject] = []
     left_out = Counter[LeftOut]()
     name = part_name(shard.shard_id)
-    schema = token_schema(vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth)
+    schema = token_schema(vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth, has_entropy=has_entropy)
     with store.scratch_file() as path:
         with PartWriter(path, schema, row_group_rows=row_group_rows) as writer:
             for batch in batches:
@@ -119,6 +121,7 @@ def commit_shard(
                 rejects += batch.rejects
                 left_out.update(batch.left_out)
                 num_tokens += batch.num_tokens
+                num_clips, num_frames = map(sum, zip((num_clips, num_frames), batch.clip_lengths, strict=True))
                 on_batch(batch)
             counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
             of_rejects = rejects_table(rejects)
@@ -130,7 +133,8 @@ def commit_shard(
                 FOOTER_NUM_REJECTS: json.dumps(counts, sort_keys=True),
             }
             of_left_out = {FOOTER_LEFT_OUT: json.dumps(left_out_to_json(left_out))} if left_out else {}
-            writer.finish(footer | of_left_out | {FOOTER_REJECTS: rejects_to_text(of_rejects)})
+            of_clips = {FOOTER_CLIPS: json.dumps([num_clips, num_frames])} if num_clips else {}
+            writer.finish(footer | of_left_out | of_clips | {FOOTER_REJECTS: rejects_to_text(of_rejects)})
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -147,6 +151,8 @@ def commit_shard(
         row_group_rows=tuple(writer.row_group_rows),
         part_sha256=digest if won else None,
         left_out=dict(left_out),
+        num_clips=num_clips,
+        num_frames=num_frames,
     )
 
 
@@ -160,6 +166,7 @@ def committed_report(store: OutputStore, shard: Shard) -> ShardReport | None:
     if num_bytes is None:
         return None
     footer = _footer(store, name)
+    num_clips, num_frames = clips_of_footer(footer)
     return ShardReport(
         shard=shard,
         num_rows=footer.num_rows,
@@ -170,6 +177,8 @@ def committed_report(store: OutputStore, shard: Shard) -> ShardReport | None:
         row_group_rows=tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
         part_sha256=None,
         left_out=left_out_from_json(json.loads(footer.metadata.get(FOOTER_LEFT_OUT.encode(), b"[]"))),
+        num_clips=num_clips,
+        num_frames=num_frames,
     )
 
 
@@ -186,7 +195,8 @@ def restore_rejects(store: OutputStore) -> int:
     def restore(name: str) -> bool:
         metadata = dict(_footer(store, name).metadata or {})
         text = metadata.pop(FOOTER_REJECTS.encode(), None)
-        metadata.pop(FOOTER_LEFT_OUT.encode(), None)
+        for of_rows in (FOOTER_LEFT_OUT, FOOTER_CLIPS):
+            metadata.pop(of_rows.encode(), None)
         if text is None:
             return False
         footer = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"tatok.")}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tatok.pipeline.output.commit import part_name
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError
-from tatok.schemas.fingerprints import describe_difference
+from tatok.schemas.identity import describe_difference
 from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
 from tatok.schemas.records import LeftOut, ShardReport
@@ -131,6 +131,8 @@ def _part_of_report(report: ShardReport) -> Part | None:
         row_group_rows=report.row_group_rows,
         rejects=dict(report.rejects),
         left_out=report.left_out,
+        num_clips=report.num_clips,
+        num_frames=report.num_frames,
         checksum=f"sha256:{report.part_sha256}",
     )
 

@@ -2,6 +2,7 @@
 
 plan             sources of every kind as shards
 patterns         paths, globs, braces and URLs as the files and folders that they name
+found            those, as lists side by side
 tar              long tars in ranges
 parquet          tables in groups of row groups
 files            files in groups

@@ -7,12 +7,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
+from tatok.pipeline.planning.found import Found, Way, uri_of
 from tatok.pipeline.storage.background import answered
 from tatok.pipeline.storage.listing import as_glob, is_local, list_directly_in, list_matching
 from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy, spelling_remedy
@@ -21,42 +24,19 @@ from tatok.schemas.errors import ConfigError, SourceError, TatokError
 from tatok.schemas.records import LeftOut, left_out_text
 from tatok.schemas.urls import filesystem_of, text_of_path
 
-__all__ = ["Expanded", "Found", "expand_pattern", "would_match"]
+__all__ = ["Expanded", "expand_pattern", "would_match"]
 
 _LIST_FROM = 8  # this many names in one folder are cheaper to list than to stat one by one
 _WILD = re.compile(r"[*?[{]")
 _HTTP = ("http://", "https://")
 
 
-class Found(NamedTuple):
-    """A file or folder that a pattern names: where, what its store says of it, how it was found."""
-
-    fs: AbstractFileSystem
-    path: str
-    info: dict[str, Any]
-    by: Literal["name", "glob", "folder"] = "name"
-
-    @property
-    def uri(self) -> str:
-        """Its address, as text that every file takes."""
-        return text_of_path(self.path) if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether it holds others."""
-        return bool(self.info["type"] == "directory")
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size; 0 where the store does not say."""
-        return int(self.info.get("size") or 0)
-
-
 class Expanded(NamedTuple):
-    """What a pattern names, in order, and the folder in which all that it can match lies, however much is added."""
+    """What a pattern names, and path and address of the folder in which all that it can match lies, for ever."""
 
-    found: list[Found]
-    folder: Found
+    found: Found
+    folder: str
+    folder_uri: str
 
 
 def expand_pattern(pattern: str, left_out: Counter[LeftOut]) -> Expanded:
@@ -77,8 +57,8 @@ def expand_pattern(pattern: str, left_out: Counter[LeftOut]) -> Expanded:
         literal, rest = _as_written(fs, path)
         wild = _WILD.search(rest)
         fixed = (path if wild is None else f"{literal}{rest[: wild.start()]}").rpartition("/")[0]
-        folder = Found(fs, fixed or "/", {"type": "directory"})
-        return Expanded(found=_found(fs, literal, rest, pattern, left_out), folder=folder)
+        found = _found(fs, literal, rest, pattern, left_out)
+        return Expanded(found, folder=fixed or "/", folder_uri=uri_of(fs, fixed or "/"))
     except TatokError:
         raise
     except Exception as error:  # every fsspec backend has exceptions of its own
@@ -128,17 +108,23 @@ def _exists(fs: AbstractFileSystem, path: str) -> bool:
     return "*" not in path.rpartition("/")[2] and bool(answered(partial(fs.exists, path)))
 
 
-def _found(fs: AbstractFileSystem, literal: str, rest: str, pattern: str, left_out: Counter[LeftOut]) -> list[Found]:
-    found: list[Found] = []
-    named: list[str] = []
-    for name in _expand_braces(rest, pattern):
-        path = literal + name
-        if any(char in name for char in ("*" if path.startswith(_HTTP) else "*?[")):
-            found += _info_of(fs, named, pattern) + _glob(fs, literal, name, pattern, left_out)
-            named = []
+def _found(fs: AbstractFileSystem, literal: str, rest: str, pattern: str, left_out: Counter[LeftOut]) -> Found:
+    paths: list[str] = []
+    infos: list[dict[str, Any]] = []
+    ways: list[Way] = []
+    names = [(name, "*" if (literal + name).startswith(_HTTP) else "*?[") for name in _expand_braces(rest, pattern)]
+    for is_glob, group in groupby(names, key=lambda each: any(char in each[0] for char in each[1])):
+        if is_glob:
+            for name, _ in group:
+                matches = _glob(fs, literal, name, pattern, left_out)
+                paths += [info["name"] for info in matches]
+                infos += matches
         else:
-            named.append(path)
-    return found + _info_of(fs, named, pattern)
+            named = [literal + name for name, _ in group]
+            paths += named
+            infos += _infos_of(fs, named, pattern)
+        ways += ["glob" if is_glob else "name"] * (len(paths) - len(ways))
+    return Found.of(fs, paths, infos, ways)
 
 
 def _expand_braces(rest: str, pattern: str) -> list[str]:
@@ -160,20 +146,21 @@ def _open_filesystem(pattern: str) -> tuple[AbstractFileSystem, str]:
         ) from error
 
 
-def _glob(fs: AbstractFileSystem, literal: str, glob: str, pattern: str, left_out: Counter[LeftOut]) -> list[Found]:
-    infos = list_matching(fs, literal, glob, left_out)
-    files = sorted((Found(fs, info["name"], info, by="glob") for info in infos), key=lambda found: found.path)
-    if not files:
+def _glob(
+    fs: AbstractFileSystem, literal: str, glob: str, pattern: str, left_out: Counter[LeftOut]
+) -> list[dict[str, Any]]:
+    infos = sorted(list_matching(fs, literal, glob, left_out), key=itemgetter("name"))
+    if not infos:
         others = f" (it matches {left_out_text(left_out)})" if left_out else ""
         raise SourceError(
             f"no file matches {text_of_path(literal + glob)!r} (from {pattern!r}){others}; check the path and quote it "
             "against the shell",
             remedy=spelling_remedy(pattern),
         )
-    return files
+    return infos
 
 
-def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list[Found]:
+def _infos_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list[dict[str, Any]]:
     """Size and etag of every path, by one listing a folder where many are asked for."""
     by_folder: defaultdict[str, set[str]] = defaultdict(set)
     for path in paths:
@@ -186,7 +173,7 @@ def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list
                 listed |= {info["name"]: info for info in files if info["name"] in wanted}
             except FileNotFoundError:
                 continue  # each missing file is named below
-    found: list[Found] = []
+    infos: list[dict[str, Any]] = []
     for path in paths:
         try:
             info = listed.get(path) or answered(partial(fs.info, path))
@@ -197,5 +184,5 @@ def _info_of(fs: AbstractFileSystem, paths: Sequence[str], pattern: str) -> list
             raise SourceError(
                 f"{path} does not exist (from {pattern!r}); check the path", remedy=spelling_remedy(pattern)
             ) from None
-        found.append(Found(fs, path, info))
-    return found
+        infos.append(info)
+    return infos

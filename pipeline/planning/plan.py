@@ -6,14 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
 
 from tatok.pipeline.planning.files import files_with_sidecars
+from tatok.pipeline.planning.found import Found
 from tatok.pipeline.planning.parquet import split_parquet
-from tatok.pipeline.planning.patterns import Expanded, Found, expand_pattern
+from tatok.pipeline.planning.patterns import Expanded, expand_pattern
+from tatok.pipeline.planning.shard_ids import stretch_shard
 from tatok.pipeline.planning.tar import may_be_split, split_tar
 from tatok.pipeline.planning.uri_lists import listed_files
 from tatok.pipeline.readers.file_groups import group_files
-from tatok.pipeline.readers.formats import ARCHIVE_FORMATS, format_of
+from tatok.pipeline.readers.formats import ARCHIVE_FORMATS, SourceFormat, format_of
 from tatok.pipeline.storage.listing import ListedFile, etag_of, is_local, list_below
 from tatok.pipeline.storage.remedies import access_remedy
 from tatok.schemas.errors import ConfigError, SourceError
@@ -91,12 +97,11 @@ class _Named:
         self._pattern_of: dict[str, str] = {}  # by address
         self._free: set[str] = set()  # folders that neither were named nor lie in one that was
 
-    def add(self, found: Iterable[Found], pattern: str) -> None:
+    def add(self, found: Found, pattern: str) -> None:
         """Raise ConfigError if an address, a folder above it or a file below it was named before."""
-        for entry in found:
-            uri = entry.uri
+        for index, uri in enumerate(found.uris):
             other = uri if uri in self._pattern_of else self._above(uri.rstrip("/").rpartition("/")[0])
-            if other is None and entry.is_folder:
+            if other is None and found.is_folder(index):
                 other = next((below for below in self._pattern_of if below.startswith(f"{uri.rstrip('/')}/")), None)
                 self._free.clear()
             if other is not None:
@@ -120,103 +125,118 @@ class _Named:
 
 
 def _shards(named: Expanded, image_field: str | None, sizes: ShardSizes, left_out: Counter[LeftOut]) -> Iterator[Shard]:
-    for entry in named.found:
-        if entry.is_folder:
-            yield from _of_folder(entry, image_field, sizes, left_out)
-    files = [entry for entry in named.found if not entry.is_folder]
-    media = any(format_of(entry.path) == "media" for entry in files)
+    found = named.found
+    folders = [index for index in range(len(found)) if found.is_folder(index)]
+    for index in folders:
+        yield from _of_folder(found.fs, found.paths[index], found.uris[index], image_field, sizes, left_out)
+    files = found.take(sorted(set(range(len(found))).difference(folders))) if folders else found
+    formats = [format_of(path) for path in files.paths]
+    if "media" not in formats:
+        yield from _split_all(files, formats, image_field, sizes, left_out)
+        return
     # Beside images, a text is a caption and no list, and what has no known name is no archive.
-    others = [entry for entry in files if not media or format_of(entry.path) in ARCHIVE_FORMATS]
-    yield from _split_all(others, image_field, sizes, left_out)
-    if media:
-        root = named.folder.path.rstrip("/") + "/"
-        listed = (
-            ListedFile(text_of_path(entry.path.removeprefix(root)), entry.info.get("size"), etag_of(entry.info))
-            for entry in sorted(files, key=lambda entry: entry.path)
-            if format_of(entry.path) not in ARCHIVE_FORMATS
-        )
-        are_named = all(entry.by == "name" for entry in files)
-        uri = named.folder.uri
-        yield from _groups(files_with_sidecars(listed, uri, left_out, are_named=are_named), uri, sizes)
+    archives = [index for index, each in enumerate(formats) if each in ARCHIVE_FORMATS]
+    yield from _split_all(files.take(archives), [formats[i] for i in archives], image_field, sizes, left_out)
+    others = files.take([index for index, each in enumerate(formats) if each not in ARCHIVE_FORMATS])
+    root = named.folder.rstrip("/") + "/"
+    listed = (
+        ListedFile(text_of_path(path.removeprefix(root)), info.get("size"), etag_of(info))
+        for path, info in sorted(zip(others.paths, others.infos, strict=True), key=itemgetter(0))
+    )
+    are_named = all(way == "name" for way in files.ways)
+    uri = named.folder_uri
+    yield from _groups(files_with_sidecars(listed, uri, left_out, are_named=are_named), uri, sizes)
 
 
 def _of_folder(
-    folder: Found, image_field: str | None, sizes: ShardSizes, left_out: Counter[LeftOut]
+    fs: AbstractFileSystem,
+    folder: str,
+    uri: str,
+    image_field: str | None,
+    sizes: ShardSizes,
+    left_out: Counter[LeftOut],
 ) -> Iterator[Shard]:
     """Everything below a folder, by one listing: its tars and tables, then its other files."""
-    archives: list[Found] = []
-    on_disk = is_local(folder.fs)
+    paths: list[str] = []
+    infos: list[dict[str, Any]] = []
+    on_disk = is_local(fs)
 
     def others() -> Iterator[ListedFile]:
-        for file in list_below(folder.fs, folder.path, left_out):
+        for file in list_below(fs, folder, left_out):
             if format_of(file.path) in ARCHIVE_FORMATS:
-                path = f"{folder.path.rstrip('/')}/{file.path}"
-                info = {"type": "file", "size": file.num_bytes, "etag": file.etag}
-                archives.append(Found(folder.fs, local_path(path) if on_disk else path, info, by="folder"))
+                path = f"{folder.rstrip('/')}/{file.path}"
+                paths.append(local_path(path) if on_disk else path)
+                infos.append({"type": "file", "size": file.num_bytes, "etag": file.etag})
             else:
                 yield file
 
     try:
-        groups = list(_groups(files_with_sidecars(others(), folder.uri, left_out), folder.uri, sizes))
+        groups = list(_groups(files_with_sidecars(others(), uri, left_out), uri, sizes))
     except OSError as error:
         raise SourceError(
-            f"cannot list {folder.uri}: {str(error) or type(error).__name__}",
-            remedy=access_remedy(error, folder.uri, "read"),
+            f"cannot list {uri}: {str(error) or type(error).__name__}",
+            remedy=access_remedy(error, uri, "read"),
         ) from error
-    yield from _split_all(archives, image_field, sizes, left_out)
+    archives = Found.of(fs, paths, infos, ["folder"] * len(paths))
+    yield from _split_all(archives, [format_of(path) for path in paths], image_field, sizes, left_out)
     yield from groups
 
 
 def _split_all(
-    entries: Sequence[Found], image_field: str | None, sizes: ShardSizes, left_out: Counter[LeftOut]
+    found: Found,
+    formats: Sequence[SourceFormat],
+    image_field: str | None,
+    sizes: ShardSizes,
+    left_out: Counter[LeftOut],
 ) -> Iterator[Shard]:
-    def split(entry: Found) -> Sequence[Shard] | LeftOut:
-        return _split(entry, image_field, sizes)
-
     with ThreadPoolExecutor(max_workers=_NUM_READERS) as pool:
-        for first in range(0, len(entries), _READ_AHEAD):  # a million futures at once would outweigh the plan
-            some = entries[first : first + _READ_AHEAD]
+        for first in range(0, len(found), _READ_AHEAD):  # a million futures at once would outweigh the plan
+            some = range(first, min(first + _READ_AHEAD, len(found)))
             # Most tars need not be read for it, and a future costs more than all else that is done for one.
-            reading = {number: pool.submit(split, each) for number, each in enumerate(some) if _is_read(each, sizes)}
-            for number, entry in enumerate(some):
-                shards = reading[number].result() if number in reading else split(entry)
+            reading = {
+                index: pool.submit(_split, found, index, formats[index], image_field, sizes)
+                for index in some
+                if not _is_in_one_piece(found, index, formats[index], sizes)
+            }
+            for index in some:
+                if index not in reading:
+                    size, etag = found.num_bytes(index), etag_of(found.infos[index])
+                    yield stretch_shard(found.uris[index], "webdataset", num_bytes=size, file_bytes=size, etag=etag)
+                    continue
+                shards = reading[index].result()
                 if isinstance(shards, LeftOut):
                     left_out[shards] += 1
                 else:
                     yield from shards
 
 
-def _is_read(entry: Found, sizes: ShardSizes) -> bool:
-    """Whether a file is opened for planning."""
-    in_one_piece = format_of(entry.path) in ("webdataset", "unknown") and not may_be_split(
-        entry.path, entry.num_bytes, sizes.tar_bytes
+def _is_in_one_piece(found: Found, index: int, its_format: SourceFormat, sizes: ShardSizes) -> bool:
+    """Whether a file is one shard whatever is in it, so that planning need not open it."""
+    return its_format in ("webdataset", "unknown") and not may_be_split(
+        found.paths[index], found.num_bytes(index), sizes.tar_bytes
     )
-    return not in_one_piece
 
 
-def _split(entry: Found, image_field: str | None, sizes: ShardSizes) -> Sequence[Shard] | LeftOut:
-    etag = etag_of(entry.info)
-    match format_of(entry.path):
+def _split(
+    found: Found, index: int, its_format: SourceFormat, image_field: str | None, sizes: ShardSizes
+) -> Sequence[Shard] | LeftOut:
+    uri, file_bytes, etag = found.uris[index], found.num_bytes(index), etag_of(found.infos[index])
+    match its_format:
         case "parquet":
             return split_parquet(
-                entry.uri,
-                file_bytes=entry.num_bytes,
+                uri,
+                file_bytes=file_bytes,
                 etag=etag,
                 image_field=image_field,
                 range_bytes=sizes.parquet_bytes,
                 range_rows=sizes.parquet_rows,
-                in_folder=entry.by == "folder",
+                in_folder=found.ways[index] == "folder",
             )
         case "list":
-            return list(_groups(listed_files(entry.uri, image_field), entry.uri, sizes))
+            return list(_groups(listed_files(uri, image_field), uri, sizes))
         case _:
             return split_tar(
-                entry.fs,
-                entry.path,
-                entry.uri,
-                file_bytes=entry.num_bytes,
-                etag=etag,
-                range_bytes=sizes.tar_bytes,
+                found.fs, found.paths[index], uri, file_bytes=file_bytes, etag=etag, range_bytes=sizes.tar_bytes
             )
 
 

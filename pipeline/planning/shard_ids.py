@@ -46,5 +46,4 @@ def whole_file_id(shard: Shard) -> str:
 
 
 def _stretch_id(uri: str, start: int, stop: int | None, file_bytes: int, etag: str) -> str:
-    identity = "\0".join((uri, str(start), str(stop), str(file_bytes), etag))
-    return hashlib.sha256(identity.encode()).hexdigest()[:20]
+    return hashlib.sha256(f"{uri}\0{start}\0{stop}\0{file_bytes}\0{etag}".encode()).hexdigest()[:20]

@@ -1,7 +1,10 @@
 """Work on one shard, clips -> batches -> rows, and what must be known of all (dedup, fingerprint); no Ray.
 
-tokenize         batches that fit the device
+tokenize         chunks in, rows out, in batches that fit the device
+reorder          clips that wait for others of their shape, and the order of rows
+clip_chunk       clips as columns, for their way between processes
 shard_decoder    a shard's samples -> clips, filtered, without duplicates
+shared_decoding  samples decoded by several, in their order
 chunks           clips in chunks, by bytes or by time
 loading          the job's tokenizer, in whichever process
 spec             what the pipeline must know of a tokenizer in another process

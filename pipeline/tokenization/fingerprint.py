@@ -80,5 +80,9 @@ def run_fingerprint(config: JobConfig, tokenizer: TokenizerSpec) -> dict[str, st
     entries["patch_entropy"] = json.dumps(config.write.patch_entropy)
     if config.write.patch_worth:
         entries["patch_worth"] = "true"
+    if not tokenizer.has_entropy:  # absent where it is there, as in all datasets of TaTok
+        entries["entropy"] = "none"
+    if tokenizer.codes_per_position != 1:
+        entries["codes_per_position"] = str(tokenizer.codes_per_position)
     entries |= decoder_identity(config.preprocessing.decoder, config.video.decoder) | filter_identity(config.filter)
     return dict(sorted(entries.items()))

@@ -13,16 +13,17 @@ from tatok.pipeline.storage.remedies import SILENT_REMEDY
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
+from tatok.tokenizer.named import NamedTokenizer
 
 if TYPE_CHECKING:
     from tatok.model.precision import Precision
-    from tatok.tokenizer.tokenizer import Tokenizer
+    from tatok.tokenizer.protocol import AnyTokenizer
 
-__all__ = ["LoadTokenizer", "check_job_checkpoint", "configured_loader", "load_configured_tokenizer", "load_spec"]
+__all__ = ["LoadTokenizer", "check_job_tokenizer", "configured_loader", "load_configured_tokenizer", "load_spec"]
 
 _ANSWER_S = 20.0
 
-LoadTokenizer = Callable[[str], "Tokenizer"]
+LoadTokenizer = Callable[[str], "AnyTokenizer"]
 """Loads the tokenizer onto the device of that name; must pickle, because it runs in other processes."""
 
 
@@ -35,26 +36,35 @@ def load_configured_tokenizer(
     min_tokens: int | None,
     max_tokens: int | None,
     temporal: bool | None,
-) -> Tokenizer:
-    """Load a checkpoint and apply a job's DTF settings.
-
-    On a CPU, which has no tf32, a tokenizer of that precision is one of float32: there it is only asked what it is.
-    """
+) -> AnyTokenizer:
+    """Load a checkpoint and apply a job's DTF settings."""
     from tatok.tokenizer.tokenizer import Tokenizer  # torch takes seconds to import
 
-    if device == "cpu" and precision == "tf32":
-        precision = "float32"
-    tokenizer = Tokenizer.load(checkpoint, device=device, precision=precision)
+    tokenizer = Tokenizer.load(checkpoint, device=device, precision=_precision_on(device, precision))
     if threshold is None and min_tokens is None and max_tokens is None and temporal is None:
         return tokenizer
     return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens, temporal=temporal)
 
 
-def check_job_checkpoint(config: JobConfig) -> None:
+def load_named_tokenizer(named: NamedTokenizer, device: str, *, precision: Precision) -> AnyTokenizer:
+    """Make a job's own tokenizer."""
+    return named.load(device, _precision_on(device, precision))
+
+
+def _precision_on(device: str, precision: Precision) -> Precision:
+    """On a CPU, which has no tf32, it is float32: a tokenizer of tf32 is only asked there what it is."""
+    return "float32" if device == "cpu" and precision == "tf32" else precision
+
+
+def check_job_tokenizer(config: JobConfig) -> None:
     """Raise ConfigError, within seconds, unless the job's checkpoint is there and whole, as far as its files say.
 
-    Loading would find the rest, and this, too: once Ray and its processes have started.
+    Of a tokenizer of the user's own: unless its function can be imported, and takes its options. Loading would find the
+    rest, and this, too: once Ray and its processes have started.
     """
+    if config.tokenizer is not None:
+        NamedTokenizer.of(config.tokenizer, config.tokenizer_options).check(config.precision)
+        return
     checkpoint = config.checkpoint
     if checkpoint is None:
         return
@@ -67,7 +77,13 @@ def check_job_checkpoint(config: JobConfig) -> None:
 
 
 def configured_loader(config: JobConfig) -> LoadTokenizer:
-    """What loads the job's tokenizer."""
+    """What loads the job's tokenizer; it brings the file of a user's own along.
+
+    Raises ConfigError where that cannot be read.
+    """
+    if config.tokenizer is not None:
+        named = NamedTokenizer.of(config.tokenizer, config.tokenizer_options)
+        return partial(load_named_tokenizer, named, precision=config.precision)
     # Workers may run in another folder; a checkpoint named by a URL stays as it is.
     checkpoint = config.checkpoint
     if checkpoint is not None and "://" not in checkpoint:

@@ -1,13 +1,13 @@
 """One shard -> chunks of clips and rejects: reads, drops duplicates, decodes and filters; no Ray.
 
-Which process does it is not its business: a decoder of its own, or the tokenizer itself.
+Which process does it is not its business: a decoder of its own, or the tokenizer itself, with or without helpers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from tatok.pipeline.decode.filters import apply_filter, load_filter
@@ -16,15 +16,20 @@ from tatok.pipeline.decode.sample import decode_sample
 from tatok.pipeline.readers.local_video import local_video
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.pipeline.storage.store import OutputStore
-from tatok.pipeline.tokenization.chunks import in_chunks
+from tatok.pipeline.tokenization.chunks import StillThere, in_chunks
+from tatok.pipeline.tokenization.clip_chunk import ClipChunk
 from tatok.pipeline.tokenization.dedup import drop_duplicates, read_dropped
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
+from tatok.pipeline.tokenization.shared_decoding import NO_HELPERS, Decode, Helpers, SharedDecoding
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Clip, LeftOut, LeftOutMembers, Reject, Sample, Shard
 
-__all__ = ["ShardDecoder"]
+__all__ = ["Chunk", "ShardDecoder"]
 
 _CHUNK_S = 0.2  # after which a chunk of small images is sent on
+_AHEAD_SHARE = 4  # of the bytes that a shard may hold: what is decoded before its turn, while others decode, too
+
+Chunk = ClipChunk | LeftOutMembers | StillThere
 
 
 class ShardDecoder:
@@ -42,48 +47,76 @@ class ShardDecoder:
         return decoding_identity(self._config)
 
     def decode(
-        self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool
-    ) -> Generator[list[Clip | Reject | LeftOutMembers], None, None]:
+        self, shard: Shard, chunk_size: int, chunk_bytes: int, *, guarded: bool, helpers: Helpers = NO_HELPERS
+    ) -> Generator[Chunk, None, None]:
         """The shard as chunks of results, in source order; what it left out, if anything, comes last.
 
         A chunk ends where its pixels come to `chunk_bytes`, or where it has `chunk_size` results and a fraction of a
         second has gone. `guarded`: each sample in a child process, so that one that crashes, hangs or exhausts memory
-        is a reject; a chunk then ends at `chunk_size`.
+        is a reject; a chunk then ends at `chunk_size`, and nobody helps.
         """
-        config = self._config
         left_out = Counter[LeftOut]()
-        samples = read_samples(shard, ReadOptions.of(config), left_out)
-        if config.dedup == "exact":
+        samples = read_samples(shard, ReadOptions.of(self._config), left_out)
+        if self._config.dedup == "exact":
             samples = drop_duplicates(samples, read_dropped(self._store, shard))
-        with ExitStack() as stack:
-            decode: Callable[[Sample], Iterator[Clip | Reject]] = partial(
-                self._decode, preprocessing=config.preprocessing, limits=config.limits
+        if guarded:
+            with self._guarded() as decode:
+                yield from self._chunks(samples, decode, chunk_size, chunk_bytes, seconds=0.0)
+        else:
+            shared = SharedDecoding(
+                self._unguarded,
+                self._guarded,
+                helpers,
+                list_bytes=chunk_bytes,
+                ahead_bytes=self._config.resources.max_bytes_in_flight // _AHEAD_SHARE,
             )
-            if guarded:
-                guard = GuardedDecoder(
-                    config.preprocessing,
-                    config.limits,
-                    deadline_s=config.resources.decode_timeout_s,
-                    decode=self._decode,
-                )
-                decode = stack.enter_context(guard).decode
-            if self._filter is not None:
-                decode = partial(self._filtered, decode)
-            results = (
-                result
-                for sample in samples
-                for result in ([sample] if isinstance(sample, Reject) else self._decoded(sample, decode))
-            )
-            seconds = 0.0 if guarded else _CHUNK_S
-            for chunk in in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds):
-                yield [*chunk]
+            results = shared.results(samples)
+            yield from _columns(in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=_CHUNK_S))
         if left_out:
-            yield [LeftOutMembers(counts=dict(left_out))]
+            yield LeftOutMembers(counts=dict(left_out))
 
-    def _filtered(self, decode: Callable[[Sample], Iterator[Clip | Reject]], sample: Sample) -> Iterator[Clip | Reject]:
-        assert self._filter is not None
-        return apply_filter(self._filter, sample, decode(sample))
+    def decode_samples(
+        self, samples: Iterable[Sample | Reject], chunk_size: int, chunk_bytes: int
+    ) -> Generator[Chunk, None, None]:
+        """Samples that another process has read, as chunks of results, in their order."""
+        yield from self._chunks(samples, self._unguarded, chunk_size, chunk_bytes, seconds=_CHUNK_S)
 
-    def _decoded(self, sample: Sample, decode: Callable[[Sample], Iterator[Clip | Reject]]) -> Iterator[Clip | Reject]:
+    def _chunks(
+        self,
+        samples: Iterable[Sample | Reject],
+        decode: Decode,
+        chunk_size: int,
+        chunk_bytes: int,
+        *,
+        seconds: float,
+    ) -> Generator[Chunk, None, None]:
+        results = (
+            result for sample in samples for result in ([sample] if isinstance(sample, Reject) else decode(sample))
+        )
+        yield from _columns(in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds))
+
+    def _unguarded(self, sample: Sample) -> Iterator[Clip | Reject]:
+        config = self._config
+        decode = partial(self._decode, preprocessing=config.preprocessing, limits=config.limits)
+        return self._kept(decode, sample)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[Decode]:
+        config = self._config
+        with GuardedDecoder(
+            config.preprocessing,
+            config.limits,
+            deadline_s=config.resources.decode_timeout_s,
+            decode=self._decode,
+        ) as guard:
+            yield partial(self._kept, guard.decode)
+
+    def _kept(self, decode: Decode, sample: Sample) -> Iterator[Clip | Reject]:
         with local_video(sample) as local:  # here, not in a guarded child: what a store does is no fault of the sample
-            yield from decode(local)
+            results = decode(local)
+            yield from results if self._filter is None else apply_filter(self._filter, local, results)
+
+
+def _columns(chunks: Iterable[list[Clip | Reject] | ClipChunk | StillThere]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        yield ClipChunk.of(chunk) if isinstance(chunk, list) else chunk

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tatok.tokenizer.tokenizer import Tokenizer
+    from tatok.tokenizer.protocol import AnyTokenizer
 
 __all__ = ["TokenizerSpec"]
 
@@ -23,9 +23,11 @@ class TokenizerSpec:
     vocab_size: int
     patch_size: int
     num_global: int
+    codes_per_position: int = 1
+    has_entropy: bool = True
 
     @staticmethod
-    def of(tokenizer: Tokenizer) -> TokenizerSpec:
+    def of(tokenizer: AnyTokenizer) -> TokenizerSpec:
         """Read the spec off a loaded tokenizer."""
         return TokenizerSpec(
             identity=dict(tokenizer.identity),
@@ -33,6 +35,8 @@ class TokenizerSpec:
             vocab_size=tokenizer.vocab_size,
             patch_size=tokenizer.patch_size,
             num_global=tokenizer.num_global,
+            codes_per_position=tokenizer.codes_per_position,
+            has_entropy=tokenizer.has_entropy,
         )
 
     def but(self, **entries: str) -> TokenizerSpec:

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from tatok.pipeline.output.tables import rejects_from_text
 from tatok.pipeline.readers.file_groups import unpack_group
 from tatok.pipeline.storage.store import OutputStore
+from tatok.schemas.identity import sample_id
 from tatok.schemas.manifest import Part
 from tatok.schemas.records import Shard
-from tatok.schemas.sample_ids import sample_id
 from tatok.schemas.tokens import (
+    ENTROPY_COLUMNS,
     FOOTER_FINGERPRINT,
     FOOTER_NUM_REJECTS,
     FOOTER_NUM_TOKENS,
@@ -32,7 +33,7 @@ from tatok.schemas.tokens import (
     FOOTER_SHARDS,
     REJECTS_SCHEMA,
     SCHEMA_VERSION,
-    token_schema,
+    recorded_schema,
 )
 
 __all__ = ["CHECKS", "OF_SOURCE", "CheckName", "Finding", "VerifiedPart", "verify_part"]
@@ -50,7 +51,7 @@ CHECKS: Mapping[CheckName, str] = {
     "checksum": "every part has the bytes that the manifest recorded",
     "codes": "codes are inside the codebook; counts of tokens, globals and patches agree",
     "positions": "positions ascend inside the grid; clips place their globals",
-    "rows": "sample ids name their source; clips count from 0; entropies are finite; crops lie in the image",
+    "rows": "sample ids name their source; clips count from 0; entropies are finite, or none; crops are inside",
     "rejects": "every part has its rejects part; no clip is in both",
     "duplicates": "no clip is in two rows, no sample in two parts",
     "shards": "every shard of the source has a part, and no part is of another source",
@@ -67,14 +68,7 @@ _DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, Attribut
 
 _REST_OF_ROW_GROUP = "corrupt_parquet"  # the reason of a reject that stands for more than one row
 
-_ENTROPIES = (
-    "entropy_bits",
-    "kept_entropy_bits",
-    "residual_bits",
-    "surprisal_bits",
-    "entropy_mean_bits",
-    "entropy_max_bits",
-)
+_OF_PATCHES: Mapping[str, str] = {"patch_entropy_bits": "an entropy", "patch_worth_bits": "a worth"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +111,7 @@ def verify_part(
     Whatever is wrong with the files becomes a finding; only a store that cannot be read at all raises (OSError).
     """
     part = VerifiedPart(name=name)
-    schema = token_schema(
-        int(fingerprint["vocab_size"]),
-        patch_entropy=fingerprint.get("patch_entropy") != "false",
-        patch_worth=fingerprint.get("patch_worth") == "true",
-    )
+    schema = recorded_schema(fingerprint)
     footer_rejects: Mapping[str, int] = {}
     committed_rejects: pa.Table | None = None
     with store.local_copy(f"data/{name}") as path:  # what fails from here on is the file's fault, not the store's
@@ -133,9 +123,7 @@ def verify_part(
                 text = file.metadata.metadata.get(FOOTER_REJECTS.encode())
                 committed_rejects = None if text is None else rejects_from_text(text)
                 if _check_schema(part, file, schema, "data"):
-                    num_tokens = sum(
-                        _check_rows(part, table, int(fingerprint["vocab_size"])) for table in _row_groups(file)
-                    )
+                    num_tokens = sum(_check_rows(part, table, fingerprint) for table in _row_groups(file))
                     if num_tokens != footer_tokens:
                         part.report("footer", f"the footer counts {footer_tokens} tokens, the rows hold {num_tokens}")
         except _DAMAGE as error:
@@ -226,8 +214,10 @@ def _check_schema(part: VerifiedPart, file: pq.ParquetFile, schema: pa.Schema, f
     return False
 
 
-def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
+def _check_rows(part: VerifiedPart, table: pa.Table, fingerprint: Mapping[str, str]) -> int:
     """Note what is wrong in some rows; the number of their tokens."""
+    vocab_size, codes_each = int(fingerprint["vocab_size"]), int(fingerprint.get("codes_per_position", "1"))
+    has_entropy = fingerprint.get("entropy") != "none"
     first = part.num_rows
     part.num_rows += len(table)
 
@@ -238,6 +228,10 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
             part.report(check, f"{what} in {int(wrong.sum())} rows, first in row {first + row} ({key!r})")
 
     number = {name: table[name].to_numpy() for name in table.schema.names if _is_number(table.schema.field(name).type)}
+    if not has_entropy:
+        given = [name for name in (*ENTROPY_COLUMNS, *_OF_PATCHES) if name in table.schema.names]
+        told = {name: pc.is_valid(table[name]).to_numpy() for name in given}
+        note("rows", np.any(list(told.values()), axis=0), "entropies, which the dataset's tokenizer does not have,")
     tokens, positions = table["tokens"].combine_chunks(), table["positions"].combine_chunks()
     lengths, kept = _lengths(tokens), _lengths(positions)
     codes = tokens.flatten().to_numpy(zero_copy_only=False)
@@ -250,18 +244,21 @@ def _check_rows(part: VerifiedPart, table: pa.Table, vocab_size: int) -> int:
     flat = positions.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
     num_positions = number["grid_frames"].astype(np.int64) * number["grid_height"] * number["grid_width"]
     note("positions", _any_in_row(flat >= np.repeat(num_positions, kept), kept), "a position outside the grid")
-    falls = np.zeros(len(flat), dtype=bool)
-    falls[1:] = np.diff(flat) <= 0
+    # Of a position's codes the first is at the next position, and the others stay there.
+    is_first = (np.arange(len(flat)) - np.repeat(np.cumsum(kept) - kept, kept)) % codes_each == 0
+    step = np.diff(flat, prepend=-1)
     starts = np.cumsum(kept) - kept
-    falls[starts[kept > 0]] = False  # the first position of a row follows another row's last
-    note("positions", _any_in_row(falls, kept), "positions that do not ascend")
+    step[starts[kept > 0]] = 1  # the first position of a row follows another row's last
+    wrong = _any_in_row(np.where(is_first, step <= 0, step != 0), kept) | (kept % codes_each != 0)
+    several = "" if codes_each == 1 else f", each with {codes_each} codes"
+    note("positions", wrong, f"positions that do not ascend{several}")
     note("positions", _misplaced_globals(table, number["grid_frames"], num_global), "globals without their places")
-    for name, what in (("patch_entropy_bits", "an entropy"), ("patch_worth_bits", "a worth")):
-        if name in table.schema.names:
+    for name, what in _OF_PATCHES.items():
+        if name in table.schema.names and has_entropy:
             of_patches = _lengths(table[name].combine_chunks())
             note("rows", of_patches != num_positions, f"not {what} for every position")
 
-    for name in _ENTROPIES:
+    for name in ENTROPY_COLUMNS if has_entropy else ():
         note("rows", ~(np.isfinite(number[name]) & (number[name] >= 0)), f"{name} is not a finite number of bits")
     inside = (number["crop_left"] >= 0) & (number["crop_top"] >= 0)
     inside &= number["crop_left"] + number["crop_width"] <= number["width"]

@@ -26,6 +26,7 @@ __all__ = ["TokenizedData", "numbers"]
 NUM_READERS = 16
 _TAIL_BYTES = 64 << 10
 _MAX_GAP_BYTES = 64 << 10  # a second request costs more than reading over such a gap
+_WHOLE_BYTES = 4 << 20  # of a part that is fetched in one request: a second one takes as long as some MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,12 @@ class TokenizedData:
         row_groups: Sequence[int] | None = None,
         folder: Literal["data", "rejects"] = "data",
         num_bytes: int | None = None,
+        wants_most: bool = False,
     ) -> pa.Table:
-        """Some columns of some row groups of a part (default: all), fetching no other bytes; see `footer`.
+        """Some columns of some row groups of a part (default: all), fetching no others; see `footer`.
+
+        With `wants_most` a small part of a bucket is fetched as a whole if its `num_bytes` is known, instead of its
+        footer first.
 
         Raises SourceError, which names the part, where it cannot be read; ConfigError where a column is missing.
         """
@@ -133,6 +138,9 @@ class TokenizedData:
         try:
             if self.is_local:
                 with pa.memory_map(path) as source, pq.ParquetFile(source) as file:
+                    return _read_row_groups(file, path, names, row_groups)
+            if wants_most and num_bytes is not None and num_bytes <= _WHOLE_BYTES:
+                with pa.BufferReader(_fetch_whole(path, num_bytes)) as source, pq.ParquetFile(source) as file:
                     return _read_row_groups(file, path, names, row_groups)
             footer = _footer(path, num_bytes)
             with (
@@ -187,12 +195,22 @@ class TokenizedData:
         return pa.py_buffer(image)
 
 
-def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of numbers without nulls as an array that cannot be written to.
+def _fetch_whole(path: str, num_bytes: int) -> bytes:
+    fs, plain = filesystem_of(path)
+    content: bytes = fs.cat_file(plain, start=0, end=num_bytes)
+    if len(content) != num_bytes:
+        raise SourceError(f"{path} ends early: it has {len(content)} bytes, expected {num_bytes}")
+    return content
 
-    `to_numpy` would load pandas where it is installed, which takes a quarter of a second.
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of numbers as an array that cannot be written to; nulls, which only floats may have, are NaN.
+
+    `to_numpy` would load pandas where it is installed, which takes a quarter of a second; so it is left to nulls.
     """
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if whole.null_count and pa.types.is_floating(whole.type):
+        return whole.to_numpy(zero_copy_only=False)
     return np.from_dlpack(whole)
 
 
@@ -222,14 +240,21 @@ def _chunk_ranges(
 
 
 def _is_local(fs: AbstractFileSystem) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    return "file" in _protocols(fs)
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def _read_texts(fs: AbstractFileSystem, folder: str, names: Sequence[str]) -> list[str | None]:
     """The texts of some files, in order; None for one that is not there."""
     paths = [f"{folder}/{name}" for name in names]
     # All together, as a bucket wants it; `cat` would take brackets in a name for a pattern.
-    found = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return") if names else []
+    whole: list[None] = [None] * len(paths)
+    # s3fs would ask for the size of each before, to fetch a large one in pieces.
+    options = {"max_concurrency": 1} if "s3" in _protocols(fs) else {}
+    found = fs.cat_ranges(paths, whole, whole, on_error="return", **options) if names else []
     texts: list[str | None] = []
     for name, content in zip(names, found, strict=True):
         if isinstance(content, FileNotFoundError | NotADirectoryError):

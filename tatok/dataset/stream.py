@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tatok.dataset.batches import RowArrays, State
 from tatok.dataset.order import Blocks, interleave, plan_rounds
 from tatok.dataset.packing import Batch, Batching
-from tatok.dataset.windows import WindowReader
+from tatok.dataset.parts import numbers
+from tatok.dataset.windows import WindowReader, pick
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["StreamOrder", "TokenStream"]
@@ -151,11 +153,72 @@ class TokenStream(IterableDataset[Batch]):
 
     def _batches(self, epoch: int, stop: int, number: int, batch: int, *, stride: int) -> Iterator[Batch]:
         """Every `stride`th batch, from the `batch`th after the beginning of a round on."""
-        is_local = all(source.is_local for source in self._reader.sources)
-        readers = ThreadPoolExecutor(NUM_READERS if is_local else NUM_REMOTE_READERS)
+        is_remote = not all(source.is_local for source in self._reader.sources)
+        readers = ThreadPoolExecutor(NUM_REMOTE_READERS if is_remote else NUM_READERS)
+        try:
+            if stride == 1:
+                yield from self._all_batches(readers, self._places(epoch, stop, number), batch, is_remote=is_remote)
+            else:
+                yield from self._own_batches(readers, self._places(epoch, stop, number), batch, stride)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
+
+    def _all_batches(
+        self, readers: ThreadPoolExecutor, places: Iterator[_Place], batch: int, *, is_remote: bool
+    ) -> Iterator[Batch]:
+        """What `_own_batches` gives to the only reader: it reads each row group once, and waits for no later window."""
+
+        def begun() -> Iterator[tuple[_Place, list[Future[deque[RowArrays]]]]]:
+            for number, place in enumerate(places):
+                windows = []
+                for window in range(len(place.windows)):
+                    windows.append(self._begin(readers, place, window))
+                    if is_remote and not (number or window):
+                        wait(windows)  # nobody can do anything before: the others would only share the line with it
+                yield place, windows
+
+        rounds = begun()
+        current = next(rounds, None)
+        while current is not None:
+            following = next(rounds, None)  # read ahead by one round: behind this one's windows in the queue
+            place, windows = current
+            index = 0
+            while windows:
+                left = []
+                for window in windows:
+                    if window.result():
+                        rows = window.result().popleft()
+                        if index >= batch:
+                            yield self._take(*self._collated(rows, place, index, stride=1))
+                        index += 1
+                        left.append(window)
+                windows = left
+            batch, current = max(batch - index, 0), following
+
+    def _begin(self, readers: ThreadPoolExecutor, place: _Place, window: int) -> Future[deque[RowArrays]]:
+        """Begin to read a window, and to make batches of its rows."""
+        order = self._order
+        blocks = order.blocks.take(place.windows[window])
+        tables = [readers.submit(self._reader.block, blocks, index, place.epoch) for index in range(len(blocks) - 1)]
+
+        def make() -> deque[RowArrays]:
+            # Its tables are before it in the queue, so that some thread has begun each of them.
+            last = self._reader.block(blocks, len(blocks) - 1, place.epoch)
+            table = pa.concat_tables([*(each.result() for each in tables), last])
+            lengths_R = numbers(table.column("num_tokens")).astype(np.int64)
+            groups = order.batching.plan(
+                lengths_R, (order.seed, place.epoch, place.number, window), shuffle=order.shuffle
+            )
+            rows = pick(table, np.concatenate(groups), self._reader.columns)
+            return deque(rows.split([len(group) for group in groups]))
+
+        return readers.submit(make)
+
+    def _own_batches(
+        self, readers: ThreadPoolExecutor, places: Iterator[_Place], batch: int, stride: int
+    ) -> Iterator[Batch]:
         coordinator = ThreadPoolExecutor(1)
         try:
-            places = self._places(epoch, stop, number)
             place = next(places, None)
             before = self._rank - batch  # batches between the beginning of a step and of this round, modulo world_size
             held: tuple[Batch, dict[str, int | str]] | None = None  # of a step that only later rounds can complete
@@ -184,7 +247,6 @@ class TokenStream(IterableDataset[Batch]):
                 batch, place = first_of_next, following
         finally:
             coordinator.shutdown(wait=False, cancel_futures=True)
-            readers.shutdown(wait=False, cancel_futures=True)
 
     def _places(self, epoch: int, stop: int, number: int) -> Iterator[_Place]:
         """The rounds to come, from round `number` of `epoch` on."""
@@ -231,8 +293,11 @@ class TokenStream(IterableDataset[Batch]):
         return batch
 
     def _collate(self, current: _Round, place: _Place, index: int, stride: int) -> tuple[Batch, dict[str, int | str]]:
-        """A batch, and what `state_dict` gives once it is taken."""
         rows = current.loading[int(current.window_P[index])].result().popleft()
+        return self._collated(rows, place, index, stride)
+
+    def _collated(self, rows: RowArrays, place: _Place, index: int, stride: int) -> tuple[Batch, dict[str, int | str]]:
+        """A batch, and what `state_dict` gives once it is taken."""
         after = self._state(place.epoch, place.number, index + self._world_size - self._rank)
         own = after
         if get_worker_info() is not None:

@@ -64,9 +64,11 @@ class WindowReader:
 
     def load(self, blocks: Blocks, epoch: int, rows: np.ndarray) -> RowArrays:
         """Those of the rows that `lengths` is about which `rows` names by their indices, in its order."""
-        names = tuple(dict.fromkeys((*_TOKENS, *self.columns)))
-        tables = [self._chosen(blocks, i, epoch, names) for i in range(len(blocks))]
-        return pick(pa.concat_tables(tables), rows, self.columns)
+        return pick(pa.concat_tables([self.block(blocks, i, epoch) for i in range(len(blocks))]), rows, self.columns)
+
+    def block(self, blocks: Blocks, index: int, epoch: int) -> pa.Table:
+        """All rows that the epoch takes from one of the blocks, in their order, for `pick`."""
+        return self._chosen(blocks, index, epoch, tuple(dict.fromkeys((*_TOKENS, *self.columns))))
 
     def row_group(self, source: int, part: int, row_group: int, first_row: int) -> pa.Table:
         """All rows of a row group that pass the filters, in their order, numbered from `first_row`; for `pick`."""
@@ -116,18 +118,26 @@ class WindowReader:
             raise ConfigError(f"filters {self.filters!r} do not fit the columns: {error}") from error
 
     def _read(self, source: int, part: int, row_group: int, names: tuple[str, ...]) -> pa.Table:
-        data = self.sources[source]
-        name, num_bytes = data.parts[part].name, data.parts[part].num_bytes
+        data, described = self.sources[source], self.sources[source].parts[part]
+
+        def read() -> pa.Table:
+            wants_most = len(described.row_group_rows) == 1 and "tokens" in names
+            return data.read(
+                described.name,
+                columns=names,
+                row_groups=[row_group],
+                num_bytes=described.num_bytes,
+                wants_most=wants_most,
+            )
+
         if self.cache is None or data.is_local:
-            return data.read(name, columns=names, row_groups=[row_group], num_bytes=num_bytes)
-        identity = repr(
-            (data.path(name), data.parts[part].num_bytes, data.parts[part].checksum, row_group, sorted(names))
-        )
+            return read()
+        identity = repr((data.path(described.name), described.num_bytes, described.checksum, row_group, sorted(names)))
         path = self.cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):  # not kept yet, or cut off by a full disk
-            table = data.read(name, columns=names, row_groups=[row_group], num_bytes=num_bytes)
+            table = read()
             self._keep(path, table)
         return table.select(list(names))
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tatok.evaluation.calibration import EncodedPhotos
 from tatok.evaluation.complexity import Quartile, png_bytes, quartiles, rank_correlation
 from tatok.evaluation.distances import SMALLEST_SET, ImageDistances, ImageFeatures
 from tatok.evaluation.features import MobileNetFeatures, perceptual_distance
 from tatok.evaluation.policies import Policy
-from tatok.model.pixels import to_float
+from tatok.model.pixels import in_batches, to_float
 from tatok.schemas.errors import ConfigError
+from tatok.tokenizer.protocol import AnyTokenizer
 
-__all__ = ["PolicyScore", "evaluate"]
+__all__ = ["EVERY_POSITION", "PolicyScore", "evaluate", "evaluate_tokenizer"]
+
+EVERY_POSITION = "as it is"
+"""The name of `evaluate_tokenizer`'s score."""
 
 SSIM_WINDOW = 11  # pixels
+_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,22 @@ class _Measured:
     position_bits: list[float] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
 
+    def add(
+        self,
+        rebuilt: Tensor,
+        pixels: Tensor,
+        network: MobileNetFeatures,
+        reference: list[Tensor],
+        of_set: ImageFeatures | None,
+    ) -> None:
+        """The figures of pixels, of which `reference` are the perceptual features; `of_set` are the set's."""
+        difference = rebuilt.cpu().double() - pixels.double()
+        self.errors += (difference.square().mean((1, 2, 3)) / 255**2).tolist()
+        self.similarities += _structural_similarity(rebuilt.cpu(), pixels)
+        self.perceptual += perceptual_distance(network(to_float(rebuilt)), reference).tolist()
+        if of_set is not None:
+            self.features.append(of_set.extract(rebuilt))
+
 
 @torch.inference_mode()
 def evaluate(
@@ -84,23 +105,46 @@ def evaluate(
         for policy, kept_set, figures in zip(policies, kept_sets, measured, strict=True):
             kept = kept_set[number]
             rebuilt = photos.tokenizer.rebuild(full, kept)
-            difference = rebuilt.cpu().double() - pixels.double()
-            figures.errors += (difference.square().mean((1, 2, 3)) / 255**2).tolist()
-            figures.similarities += _structural_similarity(rebuilt.cpu(), pixels)
-            figures.perceptual += perceptual_distance(network(to_float(rebuilt)), reference).tolist()
+            figures.add(rebuilt, pixels, network, reference, features)
             counts = kept.sum(1).tolist()
             figures.tokens += [count + photos.tokenizer.num_global for count in counts]
             figures.position_bits += [
                 math.log2(math.comb(kept.shape[1], count)) if policy.needs_positions else 0.0 for count in counts
             ]
-            if features is not None:
-                figures.features.append(features.extract(rebuilt))
     png = png_bytes(image for pixels in photos.pixels for image in pixels)
     code_bits = math.log2(photos.tokenizer.vocab_size)
     return [
         _score(policy.name, figures, code_bits, png, features)
         for policy, figures in zip(policies, measured, strict=True)
     ]
+
+
+@torch.inference_mode()
+def evaluate_tokenizer(
+    tokenizer: AnyTokenizer,
+    images: Iterable[Tensor],
+    device: torch.device | str,
+    *,
+    network: nn.Module | None = None,
+) -> PolicyScore:
+    """Score a tokenizer as it is, such as a user's own, on uint8 images [3, H, W]; no policy chooses its tokens.
+
+    `network` is that of the set distances (`load_features`), None for none. Raises ConfigError where there is no image,
+    the tokenizer cannot decode, or the packages of the `eval` extra are missing.
+    """
+    batches = list(in_batches(images, _BATCH))
+    if not batches:
+        raise ConfigError("there is no photo to evaluate on")
+    features = None if network is None else ImageFeatures(network, batches, device)
+    perceptual, figures = MobileNetFeatures().to(device), _Measured()
+    for pixels in batches:
+        sequences = tokenizer.encode(pixels)
+        rebuilt = tokenizer.decode(sequences).to(device)
+        figures.add(rebuilt, pixels, perceptual, perceptual(to_float(pixels).to(device)), features)
+        figures.tokens += [sequence.num_tokens for sequence in sequences]
+        figures.position_bits += [0.0] * len(sequences)
+    png = png_bytes(image for pixels in batches for image in pixels)
+    return _score(EVERY_POSITION, figures, math.log2(tokenizer.vocab_size), png, features)
 
 
 def _check_features(photos: EncodedPhotos, features: ImageFeatures | None) -> None:

@@ -15,19 +15,24 @@ Three departures from a plain VQ transformer, each for a reason:
   patches), to which the transformers add corrections that start at zero. The model starts as a linear autoencoder with
   k-means codebooks instead of noise, and squared lengths in code space are pixel energies.
 
-Shapes: B batch, N patches in raster order, M globals, P = 3 * patch * patch pixels of a patch, C code dimension,
-D width. Images are float in [-1, 1]; everything about an image's size comes from the image, not from the weights.
+What is called an image here is a canvas (tatok.autoencoders.canvas): the image's pixels, float in [-1, 1], or, in their
+place, the latents of a frozen autoencoder. `canvas` makes the one of the other; all else is the same.
+
+Shapes: B batch, A channels of the canvas, h and w its sides, N patches in raster order, M globals, P numbers of a patch
+(A * patch * patch), C code dimension, D width. Everything about an image's size comes from the image, not from the
+weights.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tatok.autoencoders.canvas import Canvas, LatentCanvas, PixelCanvas
 from tatok.model.config import TaTokConfig
 from tatok.model.layers import Transformer
 from tatok.model.patches import anchor_grid, cell_of_patches, patch_coordinates, to_images, to_patches
@@ -44,6 +49,9 @@ __all__ = [
     "TaTokConfig",
     "TrunkOutput",
 ]
+
+
+_START_VECTORS = 200_000
 
 
 class Codes(NamedTuple):
@@ -107,6 +115,12 @@ def _zero_linear(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
+def _sampled(vectors: Sequence[Tensor], most: int = _START_VECTORS) -> Tensor:
+    """The vectors of [V, ...] in random order, at most so many."""
+    flat = torch.cat(list(vectors))
+    return flat[torch.randperm(len(flat), device=flat.device)[:most]]
+
+
 def _no_codes(vectors: Tensor) -> Quantized:
     vectors = vectors.detach().float()
     return Quantized(vectors, vectors.new_zeros(vectors.shape[:-1], dtype=torch.int64), vectors.new_zeros(()))
@@ -120,7 +134,7 @@ class Encoder(nn.Module):
         width, pixels, dim = config.width, config.patch_pixels, config.code_dim
         self.embed_patch: nn.Module = nn.Linear(pixels, width)
         if config.has_stem:
-            self.embed_patch = ConvStem(config.patch_size, width)
+            self.embed_patch = ConvStem(config.patch_side, width, config.channels)
         self.embed_cell = nn.Linear(config.cell_pixels, width)
         # Without an anchor, queries must differ by themselves, and so must what they answer.
         self.queries_MD = nn.Parameter(torch.randn(config.num_global, width) * (0.02 if config.anchored else 1.0))
@@ -132,7 +146,7 @@ class Encoder(nn.Module):
         self.patch_head = _zero_linear(width, dim)
 
     def look(
-        self, images_B3HW: Tensor, patches_BNP: Tensor, cells_BMQ: Tensor | None, coordinates_L2: Tensor
+        self, canvas_BAhw: Tensor, patches_BNP: Tensor, cells_BMQ: Tensor | None, coordinates_L2: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Trunk states [B, M + N, D] and the globals' vectors [B, M, C], to be added to what their cells say.
 
@@ -142,7 +156,7 @@ class Encoder(nn.Module):
         queries = self.queries_MD.expand(len(patches_BNP), -1, -1)
         if cells_BMQ is not None:
             queries = queries + self.embed_cell(cells_BMQ)
-        patches = self.embed_patch(images_B3HW if isinstance(self.embed_patch, ConvStem) else patches_BNP)
+        patches = self.embed_patch(canvas_BAhw if isinstance(self.embed_patch, ConvStem) else patches_BNP)
         states = self.trunk(torch.cat([queries, patches], dim=1), coordinates_L2)
         return states, self.global_head(states[:, :num_global])
 
@@ -177,7 +191,8 @@ class Decoder(nn.Module):
         self.decoder = Transformer(config.num_decoder_layers, width, num_heads)
         self.head: nn.Module = _zero_linear(width, pixels)
         if config.pixel_width is not None:
-            self.head = PixelDecoder(config.patch_size, width, config.pixel_width)
+            self.head = PixelDecoder(config.patch_side, width, config.pixel_width, config.channels)
+        self.patch_side = config.patch_side
 
     def cells(self, globals_BMC: Tensor, coordinates_M2: Tensor) -> Tensor:
         """Corrections [B, M, Q] of the thumbnail cells."""
@@ -205,9 +220,8 @@ class Decoder(nn.Module):
         if not isinstance(self.head, PixelDecoder):
             corrections: Tensor = self.head(states_BND)
             return corrections
-        patch = math.isqrt(base_BNP.shape[2] // 3)
         states_BDhw = states_BND.transpose(1, 2).unflatten(2, grid)
-        return to_patches(self.head(states_BDhw, to_images(draft_BNP, grid, patch)), patch)
+        return to_patches(self.head(states_BDhw, to_images(draft_BNP, grid, self.patch_side)), self.patch_side)
 
 
 class TaTok(nn.Module):
@@ -216,6 +230,7 @@ class TaTok(nn.Module):
     def __init__(self, config: TaTokConfig) -> None:
         super().__init__()
         self.config = config
+        self.canvas: Canvas = PixelCanvas() if config.latents is None else LatentCanvas(config.latents)
         self.cell_basis = _PixelBasis(config.code_dim, config.cell_pixels, config.learned_dim)
         self.residual_basis = _PixelBasis(config.code_dim, config.patch_pixels, config.learned_dim)
         self.encoder = Encoder(config)
@@ -223,9 +238,16 @@ class TaTok(nn.Module):
         self.patch_quantizer = VectorQuantizer(config.codebook_size, config.code_dim)
         self.decoder = Decoder(config)
 
-    def grid(self, images_B3HW: Tensor) -> tuple[int, int]:
+    def grid(self, canvas_BAhw: Tensor) -> tuple[int, int]:
         """Patch rows and columns of a batch; raises ValueError unless both sides are multiples of the patch."""
-        height, width, patch = images_B3HW.shape[-2], images_B3HW.shape[-1], self.config.patch_size
+        return self._grid(canvas_BAhw, self.config.patch_side)
+
+    def grid_of_pixels(self, pixels_B3HW: Tensor) -> tuple[int, int]:
+        """`grid` of images of which there is no canvas yet."""
+        return self._grid(pixels_B3HW, self.config.patch_size)
+
+    def _grid(self, images: Tensor, patch: int) -> tuple[int, int]:
+        height, width = images.shape[-2:]
         if height % patch or width % patch or not height or not width:
             raise ValueError(f"images are {height}x{width}; both sides must be positive multiples of {patch}")
         return height // patch, width // patch
@@ -245,18 +267,18 @@ class TaTok(nn.Module):
         """Whether the globals start from a thumbnail of the image."""
         return self.config.anchored and self.config.num_global > 0
 
-    def cells(self, images_B3HW: Tensor) -> Tensor:
+    def cells(self, canvas_BAhw: Tensor) -> Tensor:
         """Cells [B, M, Q] of the thumbnail that anchors M >= 1 globals."""
         side, (rows, columns) = self.config.cell_side, anchor_grid(self.config.num_global)
-        return to_patches(F.adaptive_avg_pool2d(images_B3HW, (rows * side, columns * side)), side)
+        return to_patches(F.adaptive_avg_pool2d(canvas_BAhw, (rows * side, columns * side)), side)
 
-    def patches(self, images_B3HW: Tensor) -> Tensor:
+    def patches(self, canvas_BAhw: Tensor) -> Tensor:
         """Patches [B, N, P] of images."""
-        return to_patches(images_B3HW, self.config.patch_size)
+        return to_patches(canvas_BAhw, self.config.patch_side)
 
     def base(self, globals_BMC: Tensor, grid: tuple[int, int]) -> Tensor:
         """The image [B, N, P], as patches, of the thumbnail in the globals alone; grey where there is none."""
-        patch, config = self.config.patch_size, self.config
+        patch, config = self.config.patch_side, self.config
         if not self.has_cells:
             return globals_BMC.new_zeros(len(globals_BMC), grid[0] * grid[1], config.patch_pixels)
         corrections = self.decoder.cells(globals_BMC, self.cell_coordinates(grid))
@@ -265,11 +287,11 @@ class TaTok(nn.Module):
         size = (grid[0] * patch, grid[1] * patch)
         return to_patches(F.interpolate(thumbnail.float(), size=size, mode="bilinear", align_corners=False), patch)
 
-    def look(self, images_B3HW: Tensor) -> TrunkOutput:
-        """What the encoder sees of images, float in [-1, 1], before it knows what is in the base image's place."""
-        patches, cells = self.patches(images_B3HW), self.cells(images_B3HW) if self.has_cells else None
+    def look(self, canvas_BAhw: Tensor) -> TrunkOutput:
+        """What the encoder sees of images before it knows what is in the base image's place."""
+        patches, cells = self.patches(canvas_BAhw), self.cells(canvas_BAhw) if self.has_cells else None
         states, global_vectors = self.encoder.look(
-            images_B3HW, patches, cells, self.coordinates(self.grid(images_B3HW))
+            canvas_BAhw, patches, cells, self.coordinates(self.grid(canvas_BAhw))
         )
         if cells is not None:
             global_vectors = self.cell_basis.encode(cells) + global_vectors
@@ -283,10 +305,10 @@ class TaTok(nn.Module):
         quantized: Quantized = self.patch_quantizer(self.residual_basis.encode(residual) + corrections)
         return quantized
 
-    def encode(self, images_B3HW: Tensor) -> Encoded:
-        """Quantized globals and patches, all N of them, and the base image; images are float in [-1, 1]."""
-        grid = self.grid(images_B3HW)
-        trunk = self.look(images_B3HW)
+    def encode(self, canvas_BAhw: Tensor) -> Encoded:
+        """Quantized globals and patches, all N of them, and the base image; images are canvases."""
+        grid = self.grid(canvas_BAhw)
+        trunk = self.look(canvas_BAhw)
         globals_BMC = trunk.globals_BMC.vectors
         base = self.base(globals_BMC, grid)
         return Encoded(trunk.globals_BMC, self.refine(trunk, globals_BMC, base, grid), base)
@@ -294,10 +316,10 @@ class TaTok(nn.Module):
     def decode(
         self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, base_BNP: Tensor, grid: tuple[int, int]
     ) -> Tensor:
-        """The image, float [B, 3, H, W], about [-1, 1], from the globals and the kept patch vectors."""
+        """The image, as a canvas, float [B, A, h, w], from the globals and the kept patch vectors."""
         draft_BNP = base_BNP + torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
         corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, draft_BNP, self.coordinates(grid), grid)
-        return to_images((draft_BNP + corrections).float(), grid, self.config.patch_size)
+        return to_images((draft_BNP + corrections).float(), grid, self.config.patch_side)
 
     def decode_codes(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """As `decode`, from codes; codes of patches that are not kept may be anything inside the codebook."""
@@ -305,41 +327,61 @@ class TaTok(nn.Module):
         vectors_BNC = self.patch_quantizer.decode(codes.patch_BN)
         return self.decode(globals_BMC, vectors_BNC, kept_BN, self.base(globals_BMC, grid), grid)
 
+    # --- before training ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_from(self, images: Iterable[Tensor]) -> None:
+        """PCA bases and k-means codebooks from batches of images, which are gone through up to three times."""
+        if self.has_cells:
+            cells = _sampled([self.cells(x).flatten(0, 1) for x in images])
+            self.cell_basis.initialise(cells)
+            self.global_quantizer.initialise(self.cell_basis.encode(cells))
+        elif self.config.num_global:  # what the queries answer before they have learnt anything
+            answers = [self.encoder.look(x, self.patches(x), None, self.coordinates(self.grid(x)))[1] for x in images]
+            self.global_quantizer.initialise(_sampled([each.flatten(0, 1) for each in answers]))
+        residuals = []
+        most_each = max(1, _START_VECTORS // sum(1 for _ in images))
+        for x in images:
+            residual = self.patches(x)
+            if self.has_cells:
+                codes = self.global_quantizer.encode(self.cell_basis.encode(self.cells(x)))
+                residual = residual - self.base(self.global_quantizer.decode(codes), self.grid(x))
+            residuals.append(_sampled([residual.flatten(0, 1)], most_each))
+        residual = _sampled(residuals)
+        self.residual_basis.initialise(residual)
+        self.patch_quantizer.initialise(self.residual_basis.encode(residual))
+
     # --- frames of a clip that follow another (clips.py) ----------------------------------------------------------
 
     def renewed_patches(self, renewed_BM: Tensor, grid: tuple[int, int]) -> Tensor:
         """Which patches, bool [B, N], lie (with their centres) in cells whose globals are new, bool [B, M]."""
         return renewed_BM.index_select(1, cell_of_patches(grid, self.config.num_global, renewed_BM.device))
 
-    def base_after(self, globals_BMC: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
+    def base_after(self, globals_BMC: Tensor, renewed_BM: Tensor, before_BAhw: Tensor) -> Tensor:
         """What is in the base image's place, [B, N, P]: the base where globals are new, else the frame before."""
-        grid = self.grid(before_B3HW)
+        grid = self.grid(before_BAhw)
         renewed_BN1 = self.renewed_patches(renewed_BM, grid)[:, :, None]
-        return torch.where(renewed_BN1, self.base(globals_BMC, grid), self.patches(before_B3HW))
-
-    def encode_after(self, images_B3HW: Tensor, globals_BMC: Tensor, base_BNP: Tensor) -> Quantized:
-        """Quantized patches, all N of them, of what frames show beyond `base_after`."""
-        return self.refine(self.look(images_B3HW), globals_BMC, base_BNP, self.grid(images_B3HW))
+        return torch.where(renewed_BN1, self.base(globals_BMC, grid), self.patches(before_BAhw))
 
     def decode_after(
-        self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor
+        self, globals_BMC: Tensor, vectors_BNC: Tensor, kept_BN: Tensor, renewed_BM: Tensor, before_BAhw: Tensor
     ) -> Tensor:
-        """Frames, float [B, 3, H, W], from the frames before them.
+        """Frames, float [B, A, h, w], from the frames before them.
 
         Patches that have neither a token nor a new global stay exactly as they were: the decoder would correct them,
         and its corrections again in every frame that follows.
         """
-        grid = self.grid(before_B3HW)
-        base_BNP = self.base_after(globals_BMC, renewed_BM, before_B3HW)
+        grid = self.grid(before_BAhw)
+        base_BNP = self.base_after(globals_BMC, renewed_BM, before_BAhw)
         draft_BNP = base_BNP + torch.where(kept_BN[:, :, None], self.residual_basis.decode(vectors_BNC), 0.0)
         corrections = self.decoder(globals_BMC, vectors_BNC, kept_BN, base_BNP, draft_BNP, self.coordinates(grid), grid)
         changes_BN = kept_BN | self.renewed_patches(renewed_BM, grid)
         corrected = torch.where(changes_BN[:, :, None], corrections, 0.0)
-        return to_images((draft_BNP + corrected).float(), grid, self.config.patch_size)
+        return to_images((draft_BNP + corrected).float(), grid, self.config.patch_side)
 
-    def decode_codes_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before_B3HW: Tensor) -> Tensor:
+    def decode_codes_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before_BAhw: Tensor) -> Tensor:
         """As `decode_after`, from codes; those of patches that are not kept may be anything inside the codebook."""
         globals_BMC = self.global_quantizer.decode(codes.global_BM)
         return self.decode_after(
-            globals_BMC, self.patch_quantizer.decode(codes.patch_BN), kept_BN, renewed_BM, before_B3HW
+            globals_BMC, self.patch_quantizer.decode(codes.patch_BN), kept_BN, renewed_BM, before_BAhw
         )

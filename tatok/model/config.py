@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from tatok.autoencoders.frozen import LatentSpace
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["TaTokConfig"]
@@ -27,6 +28,9 @@ class TaTokConfig:
     a convolutional pixel decoder of that width behind the transformer's (pixel_layers.py): without both, no code can
     express texture. `learned_dim` of the code's dimensions have no direction in pixel space; what they mean is learned.
     `decoder_width` is the width of both decoders (None: the encoder's), with heads of the same size.
+
+    `latents` are those of a frozen autoencoder that the model works on in place of pixels (canvas.py). Sizes stay in
+    pixels; a patch and a cell are whole latents.
     """
 
     patch_size: int = 16
@@ -49,6 +53,7 @@ class TaTokConfig:
     pixel_width: int | None = None
     learned_dim: int = 0
     decoder_width: int | None = None
+    latents: LatentSpace | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 4:
@@ -67,9 +72,15 @@ class TaTokConfig:
             raise ConfigError(
                 f"learned_dim is {self.learned_dim}; it must be in 0 .. code_dim - 1 = {self.code_dim - 1}"
             )
-        is_power = self.patch_size >= 4 and not self.patch_size & (self.patch_size - 1)
+        for name, side in (("patch_size", self.patch_size), ("cell_size", self.cell_size)):
+            if side is not None and side % self.factor:
+                raise ConfigError(f"{name} is {side}; it must be a multiple of the {self.factor} pixels of a latent")
+        is_power = self.patch_side >= 4 and not self.patch_side & (self.patch_side - 1)
         if (self.has_stem or self.pixel_width is not None) and not is_power:
-            raise ConfigError(f"patch_size is {self.patch_size}; with convolutions it must be a power of two from 4 on")
+            latents = f" latents of {self.factor} pixels" if self.latents else ""
+            raise ConfigError(
+                f"patch_size is {self.patch_size}; with convolutions it must be a power of two from 4{latents} on"
+            )
         if self.pixel_width is not None and (self.pixel_width < 8 or self.pixel_width % 8):
             raise ConfigError(f"pixel_width is {self.pixel_width}; it must be a multiple of 8")
         if self.num_global < 0:
@@ -78,19 +89,34 @@ class TaTokConfig:
             raise ConfigError(f"filler is {self.filler!r}; it must be one of {', '.join(get_args(Filler))}")
 
     @property
+    def channels(self) -> int:
+        """Channels of the canvas, A: 3 of pixels."""
+        return 3 if self.latents is None else self.latents.channels
+
+    @property
+    def factor(self) -> int:
+        """Pixels of one place of the canvas, each way."""
+        return 1 if self.latents is None else self.latents.factor
+
+    @property
+    def patch_side(self) -> int:
+        """Side of a patch on the canvas."""
+        return self.patch_size // self.factor
+
+    @property
     def patch_pixels(self) -> int:
         """Numbers in one patch, P."""
-        return 3 * self.patch_size**2
+        return self.channels * self.patch_side**2
 
     @property
     def cell_side(self) -> int:
-        """Side of a thumbnail cell in pixels."""
-        return self.patch_size if self.cell_size is None else self.cell_size
+        """Side of a thumbnail cell on the canvas."""
+        return self.patch_side if self.cell_size is None else self.cell_size // self.factor
 
     @property
     def cell_pixels(self) -> int:
         """Numbers in one thumbnail cell, Q."""
-        return 3 * self.cell_side**2
+        return self.channels * self.cell_side**2
 
     def has_tokenizer_of(self, other: TaTokConfig) -> bool:
         """Whether the two differ in nothing but the prior."""
@@ -103,8 +129,14 @@ class TaTokConfig:
         A tokenizer's identity is made of this: a checkpoint keeps its fingerprint when a new kind of model is added.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.latents is not None:
+            values["latents"] = self.latents.document()
         later = {field.name: field.default for field in fields(self) if field.name in _LATER_FIELDS}
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
+    def identity(self) -> dict[str, Any]:
+        """What of the document tokens depend on."""
+        return self.document()
 
 
 _PRIOR_FIELDS = ("num_prior_layers", "prior_width", "prior_rank")
@@ -118,4 +150,5 @@ _LATER_FIELDS = (
     "pixel_width",
     "learned_dim",
     "decoder_width",
+    "latents",
 )

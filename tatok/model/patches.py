@@ -1,6 +1,6 @@
-"""Images <-> patches, and where patches and the cells of anchored globals lie in an image.
+"""Canvases <-> patches, and where patches and the cells of anchored globals lie in an image.
 
-Shapes: B batch, N patches in raster order, M globals, P = 3 * patch * patch pixels of a patch.
+Shapes: B batch, A channels of the canvas, N patches in raster order, M globals, P = A * patch * patch numbers of one.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def patch_coordinates(height: int, width: int, num_global: int, device: torch.de
     return torch.cat([cells, patches])
 
 
-def to_patches(images_B3HW: Tensor, patch: int) -> Tensor:
-    """Patches [B, N, P], in raster order, of images whose sides are multiples of the patch."""
-    return F.pixel_unshuffle(images_B3HW, patch).flatten(2).transpose(1, 2)
+def to_patches(canvas_BAhw: Tensor, patch: int) -> Tensor:
+    """Patches [B, N, P], in raster order, of canvases whose sides are multiples of the patch."""
+    return F.pixel_unshuffle(canvas_BAhw, patch).flatten(2).transpose(1, 2)
 
 
 def to_images(patches_BNP: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Images [B, 3, H, W] of patches that fill a grid of rows and columns."""
+    """Canvases [B, A, h, w] of patches that fill a grid of rows and columns."""
     return F.pixel_shuffle(patches_BNP.transpose(1, 2).unflatten(2, grid), patch)

@@ -1,6 +1,7 @@
 """The entropy model: a masked transformer that predicts hidden patch codes from the globals and the visible ones.
 
-Shapes: B batch, N patches, M globals, K codebook size, C code dimension, D width.
+Shapes: B batch, N patches (of the whole batch, where there is no B), M globals, K codebook size, C code dimension,
+D width.
 """
 
 from __future__ import annotations
@@ -16,10 +17,21 @@ from tatok.model.autoencoder import TaTokConfig
 from tatok.model.layers import Transformer
 from tatok.model.row_chunks import row_chunks
 
-__all__ = ["CodeStatistics", "Prior", "code_statistics", "soft_surprisal"]
+__all__ = ["CodeStatistics", "Prior", "PriorInputs", "code_statistics", "soft_surprisal"]
 
 
-_CACHED_BYTES = 1 << 21  # for the logits, and again for their exponentials, which a core then reads from its cache
+_CACHED_BYTES = 1 << 20  # for the logits, and again for their shares, which a core then reads from its cache
+
+
+class PriorInputs(NamedTuple):
+    """What the prior is told of a batch, embedded: globals [B, M, D], base [B, N, D] and all patch codes [B, N, D].
+
+    It stays the same from round to round of DTF; which codes are visible does not.
+    """
+
+    globals_BMD: Tensor
+    base_BND: Tensor
+    codes_BND: Tensor
 
 
 class Prior(nn.Module):
@@ -43,7 +55,8 @@ class Prior(nn.Module):
         self, globals_BMC: Tensor, base_BNP: Tensor, vectors_BNC: Tensor, visible_BN: Tensor, coordinates_L2: Tensor
     ) -> Tensor:
         """Logits, float32 [B, N, K]; what is in `vectors_BNC` where not visible has no effect."""
-        return self.head(self._states(globals_BMC, base_BNP, vectors_BNC, visible_BN, coordinates_L2)).float()
+        inputs = self.embedded(globals_BMC, base_BNP, vectors_BNC)
+        return self.head(self._states(inputs, visible_BN, coordinates_L2)).float()
 
     def statistics(
         self,
@@ -57,26 +70,41 @@ class Prior(nn.Module):
         codebook_KC: Tensor,
     ) -> CodeStatistics:
         """`code_statistics` of the logits, which never lie in memory all at once."""
-        states_BND = self._states(globals_BMC, base_BNP, vectors_BNC, visible_BN, coordinates_L2)
+        inputs = self.embedded(globals_BMC, base_BNP, vectors_BNC)
+        return self.statistics_of(inputs, visible_BN, coordinates_L2, codes_BN=codes_BN, codebook_KC=codebook_KC)
+
+    def embedded(self, globals_BMC: Tensor, base_BNP: Tensor, vectors_BNC: Tensor) -> PriorInputs:
+        """What `statistics_of` takes, for any number of visible sets."""
+        return PriorInputs(self.embed_global(globals_BMC), self.embed_base(base_BNP), self.embed_code(vectors_BNC))
+
+    def statistics_of(
+        self, inputs: PriorInputs, visible_BN: Tensor, coordinates_L2: Tensor, *, codes_BN: Tensor, codebook_KC: Tensor
+    ) -> CodeStatistics:
+        """`statistics` of what is embedded already."""
+        ranked = self._states(inputs, visible_BN, coordinates_L2)
+        last = self.head
+        if isinstance(last, nn.Sequential):
+            ranked, last = last[:-1](ranked), last[-1]
+        assert isinstance(last, nn.Linear)
+        weight_DK, moments_RK = last.weight.T.contiguous(), _moments(codebook_KC)
         rows = (
             row_chunks(each, len(codebook_KC), cached_bytes=_CACHED_BYTES)
-            for each in (states_BND.flatten(0, 1), codes_BN.flatten())
+            for each in (ranked.flatten(0, 1), codes_BN.flatten())
         )
-        moments_KR = _moments(codebook_KC)
-        parts = [
-            _code_statistics(self.head(states).float(), codes, codebook_KC, moments_KR)
-            for states, codes in zip(*rows, strict=True)
-        ]
-        whole = parts[0] if len(parts) == 1 else [torch.cat(values) for values in zip(*parts, strict=True)]
-        return CodeStatistics(*(values.view(codes_BN.shape) for values in whole))
+        parts = []
+        for states, codes in zip(*rows, strict=True):
+            logits = states @ weight_DK if last.bias is None else torch.addmm(last.bias, states, weight_DK)
+            parts.append(_shares(logits.float(), codes, moments_RK))
+        whole = parts[0] if len(parts) == 1 else _Shares(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
+        return CodeStatistics(
+            *(values.view(codes_BN.shape) for values in _of_shares(whole, codes_BN.flatten(), codebook_KC))
+        )
 
-    def _states(
-        self, globals_BMC: Tensor, base_BNP: Tensor, vectors_BNC: Tensor, visible_BN: Tensor, coordinates_L2: Tensor
-    ) -> Tensor:
-        token = torch.where(visible_BN[:, :, None], self.embed_code(vectors_BNC), self.hidden_D)
-        tokens = torch.cat([self.embed_global(globals_BMC), self.embed_base(base_BNP) + token], dim=1)
+    def _states(self, inputs: PriorInputs, visible_BN: Tensor, coordinates_L2: Tensor) -> Tensor:
+        token = torch.where(visible_BN[:, :, None], inputs.codes_BND, self.hidden_D)
+        tokens = torch.cat([inputs.globals_BMD, inputs.base_BND + token], dim=1)
         states = self.transformer(tokens, coordinates_L2)
-        return states[:, globals_BMC.shape[1] :]
+        return states[:, inputs.globals_BMD.shape[1] :]
 
 
 def _head(width: int, rank: int | None, num_codes: int) -> nn.Module:
@@ -119,30 +147,42 @@ def code_statistics(logits_BNK: Tensor, codes_BN: Tensor, codebook_KC: Tensor) -
 
     No gradient passes through it.
     """
-    return _code_statistics(logits_BNK.float().clone(), codes_BN, codebook_KC, _moments(codebook_KC))
+    logits_NK, codes_N = logits_BNK.float().flatten(0, -2).clone(), codes_BN.flatten()
+    found = _of_shares(_shares(logits_NK, codes_N, _moments(codebook_KC)), codes_N, codebook_KC)
+    return CodeStatistics(*(values.view(codes_BN.shape) for values in found))
 
 
 def _moments(codebook_KC: Tensor) -> Tensor:
-    """[K, C + 2]: each code, its squared length, and 1; one product with them gives all that is expected of q."""
-    squares_K1 = codebook_KC.square().sum(1, keepdim=True)
-    return torch.cat([codebook_KC, squares_K1, torch.ones_like(squares_K1)], dim=1)
+    """[C + 1, K]: each code and its squared length; one product with them gives all that is expected of q."""
+    return torch.cat([codebook_KC.T, codebook_KC.square().sum(1)[None]])
+
+
+class _Shares(NamedTuple):
+    """What there is to know of q at N positions, of logits whose highest is 0: the highest share, the logit of the
+    true code and the expected one, all [N], and the expected moments [C + 1, N]."""
+
+    highest_N: Tensor
+    logit_of_code_N: Tensor
+    expected_logit_N: Tensor
+    expected_RN: Tensor
 
 
 @torch.no_grad()
-def _code_statistics(logits_BNK: Tensor, codes_BN: Tensor, codebook_KC: Tensor, moments_KR: Tensor) -> CodeStatistics:
-    # A logarithm of the softmax, and its exponential again, would take each exponential twice. The logits are done with
-    # afterwards: more arrays than these two would not fit the cache.
-    shifted_BNK = logits_BNK.sub_(logits_BNK.amax(-1, keepdim=True))
-    weights_BNK = shifted_BNK.exp()
-    with torch.autocast(logits_BNK.device.type, enabled=False):
-        sums_BNR = weights_BNK @ moments_KR
-    total_BN1 = sums_BNR[..., -1:]
-    expected_BNR = sums_BNR / total_BN1
-    expected_BNC = expected_BNR[..., :-2]
-    log_total_BN = total_BN1[..., 0].log()
-    surprisal = log_total_BN - shifted_BNK.gather(-1, codes_BN[..., None])[..., 0]
-    variance = expected_BNR[..., -2] - expected_BNC.square().sum(-1)
-    distance = (F.embedding(codes_BN, codebook_KC) - expected_BNC).square().sum(-1)
-    entropy = log_total_BN - shifted_BNK.mul_(weights_BNK).sum(-1) / total_BN1[..., 0]
-    bits = 1 / math.log(2)
-    return CodeStatistics(entropy * bits, surprisal * bits, variance.clamp_min(0), distance)
+def _shares(logits_NK: Tensor, codes_N: Tensor, moments_RK: Tensor) -> _Shares:
+    # The logits are changed in place: more arrays than these two would not fit the cache.
+    shifted_NK = logits_NK.sub_(logits_NK.amax(-1, keepdim=True))
+    shares_NK = shifted_NK.softmax(-1)  # on a CPU faster than exponentials by themselves
+    with torch.autocast(logits_NK.device.type, enabled=False):
+        expected_RN = moments_RK @ shares_NK.T
+    logit_of_code_N = shifted_NK.gather(-1, codes_N[:, None])[:, 0]
+    return _Shares(shares_NK.amax(-1), logit_of_code_N, shifted_NK.mul_(shares_NK).sum(-1), expected_RN)
+
+
+@torch.no_grad()
+def _of_shares(shares: _Shares, codes_N: Tensor, codebook_KC: Tensor) -> tuple[Tensor, ...]:
+    expected_CN = shares.expected_RN[:-1]
+    variance = shares.expected_RN[-1] - expected_CN.square().sum(0)
+    distance = (F.embedding(codes_N, codebook_KC) - expected_CN.T).square().sum(-1)
+    nats_2N = -shares.highest_N.log() - torch.stack([shares.expected_logit_N, shares.logit_of_code_N])
+    entropy_bits, surprisal_bits = (nats_2N.clamp_min(0) / math.log(2)).unbind()
+    return entropy_bits, surprisal_bits, variance.clamp_min(0), distance

@@ -55,11 +55,10 @@ def heat_colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def heat_values(sequence: TokenSequence, kind: HeatKind) -> np.ndarray:
     """The bits that a heat map draws, float [N]; NaN where they were not stored."""
     entropy = sequence.entropy
-    if kind == "entropy":
-        return entropy.patch_entropy_bits_N
-    if entropy.patch_worth_bits_N is None:
-        return np.full(sequence.grid.num_positions, np.nan, np.float32)
-    return entropy.patch_worth_bits_N
+    found = None
+    if entropy is not None:
+        found = entropy.patch_entropy_bits_N if kind == "entropy" else entropy.patch_worth_bits_N
+    return np.full(sequence.grid.num_positions, np.nan, np.float32) if found is None else found
 
 
 def heat_scale(

@@ -153,6 +153,7 @@ def render_report(report: Report) -> str:
         fingerprint=[(name, _unquoted(value)) for name, value in sorted(report.run.fingerprint.items())],
         dtf=dtf,
         weights=report.run.fingerprint.get("tokenizer.weights_sha256", ""),
+        code=report.run.fingerprint.get("tokenizer.code", ""),
         most_rejects=max(statistics.rejects.values(), default=1),
     )
 
@@ -248,8 +249,10 @@ def _panels(image: ExampleImage, scale: HeatScale | None) -> tuple[_Panel, ...]:
     kind = "entropy" if scale is None else scale.kind
     bits = np.concatenate([heat_values(frame.sequence, kind) for frame in frames])
     has_original = not isinstance(frames[0].original, str)
-    kept_alt = f"{key}: {sequence.num_patches} of {sequence.grid.num_positions} patches kept, the others dark"
+    kept_alt = f"{key}: {sequence.num_kept} of {sequence.grid.num_positions} patches kept, the others dark"
     heat, why = None, f"not stored (patch_{kind}_bits)"
+    if sequence.entropy is None:
+        why = "no entropies: the tokenizer does not say how surprising its codes are"
     if scale is not None and np.isfinite(bits).all():
         cell = int(np.clip(_HEAT_SIDE // max(sequence.grid.height, sequence.grid.width), 4, 16))
         heat = _data_uri(frame_sheet([heat_map(frame.sequence, scale, cell) for frame in frames]), exact=True)

@@ -37,11 +37,14 @@ class PictureRow:
 def kept_patches(original: np.ndarray | None, sequence: TokenSequence, side: int = SMALLEST_SIDE) -> np.ndarray:
     """The original, uint8 [3, H, W], with its dropped patches dimmed, as uint8 [H, W, 3].
 
-    Without an original, kept patches are light, in a picture about `side` pixels wide.
+    Without an original, kept patches are light, in a picture about `side` pixels wide. Codes that form a list have no
+    place in the picture: of these all are kept.
     """
     _, rows, columns = sequence.grid
     kept = np.zeros(rows * columns, bool)
     kept[sequence.positions.astype(int)] = True
+    if original is not None and kept.all():
+        return np.ascontiguousarray(original.transpose(1, 2, 0))
     if original is None:
         scale = max(side // columns, 1)
         original = np.full((3, rows * scale, columns * scale), 226, np.uint8)
@@ -113,6 +116,8 @@ def _panels(row: PictureRow, scale: HeatScale | None) -> list[Image.Image]:
 
 
 def _heat_panel(sequence: TokenSequence, scale: HeatScale | None, size: tuple[int, int]) -> Image.Image:
+    if sequence.entropy is None:
+        return _words("no entropies: the tokenizer does not say how surprising its codes are", size)
     if scale is None:
         return _words("no bits of single patches stored (patch_worth_bits, patch_entropy_bits)", size)
     if not np.isfinite(heat_values(sequence, scale.kind)).any():

@@ -20,8 +20,8 @@ _GAP_GREY = 226
 class ShownFrame:
     """One frame of a clip, `number` from 0; an image has one.
 
-    `sequence` holds the frame's own tokens. `original` and `rebuilt` are uint8 [3, H, W]; a str stands for one that is
-    missing, and says why.
+    `sequence` holds the frame's own tokens, or those that it shares with the frames beside it. `original` and `rebuilt`
+    are uint8 [3, H, W]; a str stands for one that is missing, and says why.
     """
 
     number: int
@@ -44,17 +44,18 @@ def shown_frames(
 
     Raises ValueError where the sequence does not tell its frames apart.
     """
-    if not isinstance(original, str) and len(original) != sequence.grid.frames:
-        original = f"no original: the source has {len(original)} frames now, the tokens {sequence.grid.frames}"
-    frames = split_frames(sequence)
+    num_frames = sequence.grid.frames if sequence.num_frames is None else sequence.num_frames
+    if not isinstance(original, str) and len(original) != num_frames:
+        original = f"no original: the source has {len(original)} frames now, the tokens {num_frames}"
+    steps = split_frames(sequence)
     return tuple(
         ShownFrame(
             number=number,
-            sequence=frames[number],
+            sequence=steps[number * len(steps) // num_frames],
             original=original if isinstance(original, str) else original[number],
             rebuilt=rebuilt if isinstance(rebuilt, str) else rebuilt[number],
         )
-        for number in spread_frames(len(frames), most)
+        for number in spread_frames(num_frames, most)
     )
 
 

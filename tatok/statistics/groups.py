@@ -22,7 +22,10 @@ __all__ = ["Group", "GroupedStatistics", "group_by"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The rows that share one value of a column; None is the value of rows that have none."""
+    """The rows that share one value of a column; None is the value of rows that have none.
+
+    `mean_entropy_bits` is None where any of them has no entropy.
+    """
 
     value: str | int | float | bool | None
     num_rows: int
@@ -30,7 +33,7 @@ class Group:
     token_share: float
     mean_tokens: float
     p95_tokens: float
-    mean_entropy_bits: float
+    mean_entropy_bits: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,7 @@ def group_by(
             token_share=float(tokens_G[g] / max(tokens_G.sum(), 1)),
             mean_tokens=float(tokens_G[g] / num_rows_G[g]),
             p95_tokens=percentile(ordered_R[starts_G[g] : starts_G[g] + num_rows_G[g]], 95),
-            mean_entropy_bits=float(bits_G[g] / num_rows_G[g]),
+            mean_entropy_bits=float(bits_G[g] / num_rows_G[g]) if np.isfinite(bits_G[g]) else None,
         )
         for g in largest.tolist()
         if num_rows_G[g]

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from tatok.dataset.parts import TokenizedData, numbers
 from tatok.schemas.records import Grid
+from tatok.schemas.tokens import ENTROPY_COLUMNS
 from tatok.statistics.distribution import Distribution, describe
 from tatok.statistics.json_text import LEAVE_OUT, json_text
 from tatok.statistics.row_sample import (
@@ -44,21 +45,13 @@ __all__ = [
     "summarize",
 ]
 
+_MOST_COUNTED = 1 << 24  # codes of a codebook, each of which takes eight bytes to count
 MAX_TOKENS = 5_000_000
 """Token columns are read whole up to so many tokens."""
 
 _TOKEN_READS = MAX_ROW_GROUPS // 4
 
-DISTRIBUTION_COLUMNS = (
-    "num_tokens",
-    "num_patch_tokens",
-    "entropy_bits",
-    "kept_entropy_bits",
-    "residual_bits",
-    "surprisal_bits",
-    "entropy_mean_bits",
-    "entropy_max_bits",
-)
+DISTRIBUTION_COLUMNS = ("num_tokens", "num_patch_tokens", *ENTROPY_COLUMNS)
 _GRID_COLUMNS = ("grid_frames", "grid_height", "grid_width")
 
 
@@ -134,9 +127,10 @@ class Throughput:
 class DatasetStatistics:
     """The whole summary; `row_basis` is that of the distributions and grids, `token_basis` that of codes and positions.
 
-    `distributions` is empty and `kept_share` None where there are no rows. `grids` comes most frequent first, `rejects`
-    (reason -> count) and `left_out` (what no sample was made of -> count) too. `throughput` is over all runs, None
-    where none left a record; `runs` is oldest first.
+    `distributions` is empty and `kept_share` None where there are no rows. `has_entropy` is false where the tokenizer
+    says no entropies: then they have no distributions. `codebooks` is empty above 16,777,216 codes. `grids`
+    comes most frequent first, `rejects` (reason -> count) and `left_out` (what no sample was made of -> count) too.
+    `throughput` is over all runs, None where none left a record; `runs` is oldest first.
     """
 
     url: str
@@ -146,6 +140,7 @@ class DatasetStatistics:
     num_tokens: int
     num_rejects: int
     vocab_size: int
+    has_entropy: bool
     row_basis: RowBasis
     token_basis: RowBasis
     distributions: tuple[Distribution, ...]
@@ -191,12 +186,13 @@ def summarize(
     grids = _count_grids(table) if table is not None else ()
     grid = grids[0].grid if grids else None
     with ThreadPoolExecutor(max_workers=1) as background:
-        counting = background.submit(count_tokens, data, for_tokens, grid)
+        counting = background.submit(count_tokens, data, for_tokens, grid, codes=data.vocab_size <= _MOST_COUNTED)
         distributions = _distributions(table) if table is not None else ()
         counts = counting.result()
     runs = tuple(
         _throughput(run.started_at, run.status, run.seconds, run.num_rows, run.num_tokens) for run in data.runs()
     )
+    codes_each = int(data.run.fingerprint.get("codes_per_position", "1"))
     rejects = Counter[str]()
     for part in data.parts:
         rejects.update(part.rejects)
@@ -208,12 +204,13 @@ def summarize(
         num_tokens=data.num_tokens,
         num_rejects=rejects.total(),
         vocab_size=data.vocab_size,
+        has_entropy=data.run.fingerprint.get("entropy") != "none",
         row_basis=row_basis(data, for_rows),
         token_basis=row_basis(data, for_tokens),
         distributions=distributions,
-        codebooks=(codebook_use("global", counts.global_counts), codebook_use("patch", counts.patch_counts)),
+        codebooks=_codebooks(counts) if data.vocab_size <= _MOST_COUNTED else (),
         grids=grids,
-        kept_share=_kept_share(grid, counts) if grid is not None and counts.num_grid_rows else None,
+        kept_share=_kept_share(grid, counts, codes_each) if grid is not None and counts.num_grid_rows else None,
         rejects=dict(rejects.most_common()),
         left_out={str(each): count for each, count in Counter(data.left_out).most_common()},
         size=_size(data, for_tokens),
@@ -253,8 +250,12 @@ def codebook_use(kind: Literal["global", "patch"], counts: np.ndarray) -> Codebo
     )
 
 
-def _kept_share(grid: Grid, counts: TokenCounts) -> KeptShare:
-    share = counts.position_counts / counts.num_grid_rows
+def _codebooks(counts: TokenCounts) -> tuple[CodebookUse, ...]:
+    return codebook_use("global", counts.global_counts), codebook_use("patch", counts.patch_counts)
+
+
+def _kept_share(grid: Grid, counts: TokenCounts, codes_each: int) -> KeptShare:
+    share = counts.position_counts / (counts.num_grid_rows * codes_each)
     return KeptShare(grid=grid, num_rows=counts.num_grid_rows, share_THW=share.reshape(grid))
 
 

@@ -34,18 +34,22 @@ class TokenCounts:
     num_grid_rows: int
 
 
-def count_tokens(data: TokenizedData, row_groups: Sequence[RowGroup], grid: Grid | None) -> TokenCounts:
-    """Count codes and positions; the memory is that of a few row groups.
+def count_tokens(
+    data: TokenizedData, row_groups: Sequence[RowGroup], grid: Grid | None, *, codes: bool = True
+) -> TokenCounts:
+    """Count codes and positions; the memory is that of a few row groups, and 16 bytes a code of the codebook.
+
+    Without `codes` these are not counted, nor looked at.
 
     Raises SourceError, which names the part, where a code is not below vocab_size or a position not on its grid.
     """
-    vocab_size = data.vocab_size
+    vocab_size = data.vocab_size if codes else 0
     num_positions = grid.num_positions if grid is not None else 0
 
     def count(group: RowGroup) -> TokenCounts:
         names = ["tokens", "positions", "num_global_tokens", "grid_frames", "grid_height", "grid_width"]
         table = data.read(group.part, columns=names, row_groups=[group.number])
-        counted = _count(table, vocab_size, grid)
+        counted = _count(table, vocab_size, grid, codes=codes)
         for kind, counts, limit in (
             ("code", counted.patch_counts, vocab_size),
             ("position", counted.position_counts, num_positions),
@@ -78,14 +82,8 @@ def count_tokens(data: TokenizedData, row_groups: Sequence[RowGroup], grid: Grid
     )
 
 
-def _count(table: pa.Table, vocab_size: int, grid: Grid | None) -> TokenCounts:
-    codes, lengths_R = _values_and_lengths(table.column("tokens"))
-    num_global_R = numbers(table.column("num_global_tokens"))
-    # The place in `codes` of every row's 1st, 2nd, ... global code.
-    within = np.arange(num_global_R.sum()) - np.repeat(np.cumsum(num_global_R) - num_global_R, num_global_R)
-    of_globals = np.bincount(codes[np.repeat(np.cumsum(lengths_R) - lengths_R, num_global_R) + within])
-    of_all = np.bincount(codes, minlength=vocab_size)
-    of_globals.resize(len(of_all))
+def _count(table: pa.Table, vocab_size: int, grid: Grid | None, *, codes: bool) -> TokenCounts:
+    global_counts, patch_counts = _count_codes(table, vocab_size) if codes else (np.zeros(0, np.int64),) * 2
     positions, kept_R = _values_and_lengths(table.column("positions"))
     has_grid_R = np.full(len(table), grid is not None)
     for name, wanted in zip(("grid_frames", "grid_height", "grid_width"), grid or (), strict=False):
@@ -93,11 +91,23 @@ def _count(table: pa.Table, vocab_size: int, grid: Grid | None) -> TokenCounts:
     if not has_grid_R.all():
         positions = positions[np.repeat(has_grid_R, kept_R)]
     return TokenCounts(
-        global_counts=of_globals,
-        patch_counts=of_all - of_globals,
+        global_counts=global_counts,
+        patch_counts=patch_counts,
         position_counts=np.bincount(positions, minlength=grid.num_positions if grid else 0),
         num_grid_rows=int(has_grid_R.sum()),
     )
+
+
+def _count_codes(table: pa.Table, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each code is a global's, and a patch's."""
+    codes, lengths_R = _values_and_lengths(table.column("tokens"))
+    num_global_R = numbers(table.column("num_global_tokens"))
+    # The place in `codes` of every row's 1st, 2nd, ... global code.
+    within = np.arange(num_global_R.sum()) - np.repeat(np.cumsum(num_global_R) - num_global_R, num_global_R)
+    of_globals = np.bincount(codes[np.repeat(np.cumsum(lengths_R) - lengths_R, num_global_R) + within])
+    of_all = np.bincount(codes, minlength=vocab_size)
+    of_globals.resize(len(of_all))
+    return of_globals, of_all - of_globals
 
 
 def _values_and_lengths(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

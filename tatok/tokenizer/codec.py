@@ -12,12 +12,13 @@ from torch import Tensor
 from tatok.model.autoencoder import Codes
 from tatok.model.checkpoint import Checkpoint
 from tatok.model.dtf import Filtered
-from tatok.model.pixels import to_float, to_pixels
 from tatok.model.precision import Precision, check_precision, computing
 from tatok.model.prior import CodeStatistics
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
-from tatok.tokenizer.encoding import Encoding, FullRate, pack, sequences
+from tatok.schemas.token_batch import TokenBatch
+from tatok.tokenizer.encoding import Encoding, FullRate, batch, pack
+from tatok.tokenizer.following import Following
 from tatok.tokenizer.launching import Launcher, sent
 
 __all__ = ["Codec", "PendingTokens"]
@@ -31,8 +32,8 @@ class PendingTokens:
         self._codec = codec
         self._grid = grid
 
-    def result(self) -> list[TokenSequence]:
-        """Wait for the device, and build the sequences, one an image and in order."""
+    def result(self) -> TokenBatch:
+        """Wait for the device; one sequence an image, in order."""
         return self._codec.unpacked(self._wait(), self._grid)
 
 
@@ -61,6 +62,7 @@ class Codec:
         self._graphs = graphs
         self._encoding = Encoding(model=self._model, prior=self._prior, dtf=self.dtf)
         self._launcher = Launcher(self._encoding.packed, device, precision, graphs)
+        self._following = Following(self._encoding, device, self._launcher.runs)
         if self.dtf.max_tokens is not None and self.dtf.max_tokens < self.num_global:
             raise ConfigError(
                 f"dtf.max_tokens is {self.dtf.max_tokens}, but every image has {self.num_global} global tokens"
@@ -78,13 +80,26 @@ class Codec:
 
     @property
     def has_cells(self) -> bool:
-        """Whether each global belongs to a cell of the image; temporal coding renews them cell by cell."""
-        return self._model.has_cells
+        """Whether each global belongs to a cell of the image; temporal coding renews them cell by cell.
+
+        Not over a frozen model: a frame that stays as decoded would be encoded and drawn again in each that follows.
+        """
+        return self._model.has_cells and self._model.config.factor == 1
 
     @property
     def vocab_size(self) -> int:
         """Codes are in 0 .. vocab_size - 1, for global and patch tokens alike (each kind has its own codebook)."""
         return self._model.config.codebook_size
+
+    @property
+    def codes_per_position(self) -> int:
+        """Every kept patch has one code."""
+        return 1
+
+    @property
+    def has_entropy(self) -> bool:
+        """The prior gives every image its entropies."""
+        return True
 
     # --- pixels -> sequences, in one piece -----------------------------------------------------------------------
 
@@ -104,7 +119,7 @@ class Codec:
         """Rows and columns of patches; raises ValueError unless the pixels are uint8 [B, 3, H, W] of whole patches."""
         if pixels.dtype is not torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; expected torch.uint8 [B, 3, H, W]")
-        return self._model.grid(pixels)
+        return self._model.grid_of_pixels(pixels)
 
     def full_rate(self, pixels: Tensor) -> FullRate:
         """All codes of uint8 images [B, 3, H, W]."""
@@ -112,36 +127,25 @@ class Codec:
         with self._computing():
             return self._encoding.full_rate(sent(pixels, self.device))
 
-    def full_rate_after(self, pixels: Tensor, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
-        """All patch codes of frames that follow the decoded frames `before`, both uint8 [B, 3, H, W].
-
-        `global_BM` are the codes of the latest globals, of which those at `renewed_BM` (bool) are new.
-        """
-        with self._computing():
-            return self._encoding.full_rate_after(sent(pixels, self.device), before, global_BM, renewed_BM)
-
     def estimate(self, full: FullRate, visible_BN: Tensor) -> CodeStatistics:
         """What the prior says of every position when the codes at `visible_BN` (bool) are known."""
         with self._computing():
             return self._encoding.estimate(full, visible_BN)
 
-    def filter(self, full: FullRate, *, new_globals_B: Tensor | None = None) -> Filtered:
-        """DTF's kept sets under this tokenizer's settings, of images, or of frames that have `new_globals_B` globals.
-
-        The lower bound on the count is for images: it would make a frame spend tokens on nothing new.
-        """
+    def filter(self, full: FullRate) -> Filtered:
+        """DTF's kept sets of images under this tokenizer's settings."""
         with self._computing():
-            return self._encoding.filter(full, new_globals_B)
+            return self._encoding.filter(full)
 
-    def sequences(self, full: FullRate, filtered: Filtered) -> list[TokenSequence]:
+    def sequences(self, full: FullRate, filtered: Filtered) -> TokenBatch:
         """The token sequences of a filtered batch, with their statistics."""
         with torch.inference_mode():
             packed_BR = pack(full, filtered).cpu().numpy()
         return self.unpacked(packed_BR, full.grid)
 
-    def unpacked(self, packed_BR: np.ndarray, grid: tuple[int, int]) -> list[TokenSequence]:
+    def unpacked(self, packed_BR: np.ndarray, grid: tuple[int, int]) -> TokenBatch:
         """The token sequences of a batch that the device has packed (encoding.py)."""
-        return sequences(packed_BR, num_global=self.num_global, grid=grid, vocab_size=self.vocab_size)
+        return batch(packed_BR, num_global=self.num_global, grid=grid, vocab_size=self.vocab_size)
 
     # --- sequences -> codes -> pixels -----------------------------------------------------------------------------
 
@@ -180,7 +184,7 @@ class Codec:
     def rebuild_codes(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
         with self._computing():
-            return to_pixels(self._model.decode_codes(codes, kept_BN, grid))
+            return self._encoding.rebuild(codes, kept_BN, grid)
 
     def rebuild_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before: Tensor) -> Tensor:
         """Frames, uint8 [B, 3, H, W], that follow the decoded frames `before`, of the same type and shape.
@@ -188,16 +192,14 @@ class Codec:
         `renewed_BM` (bool) are the globals that are new; those of `codes` are the latest of each cell.
         """
         with self._computing():
-            if self.device.type != "cpu":  # which rows change is a question that a GPU would have to be waited for
-                return to_pixels(self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
-            # Frames without any token are those before them, and decoding is most of what a clip costs.
-            rows = (kept_BN.any(1) | renewed_BM.any(1)).nonzero()[:, 0]
-            if not len(rows):
-                return before
-            codes = Codes(*(each.index_select(0, rows) for each in codes))
-            kept_BN, renewed_BM, of_rows = (each.index_select(0, rows) for each in (kept_BN, renewed_BM, before))
-            decoded = self._model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(of_rows))
-            return before.index_copy(0, rows, to_pixels(decoded))
+            return self._encoding.rebuild_after(codes, kept_BN, renewed_BM, before)
+
+    # --- frames of clips ------------------------------------------------------------------------------------------
+
+    @property
+    def following(self) -> Following:
+        """The coding of frames that follow others (clips.py); where `has_cells` only."""
+        return self._following
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

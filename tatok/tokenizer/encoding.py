@@ -1,4 +1,4 @@
-"""The device's part of tokenizing, from pixels to one packed tensor, and how it becomes token sequences on the host.
+"""The device's part of tokenizing, from pixels to one packed tensor, and how it becomes a batch of tokens on the host.
 
 Nothing in the device's part waits for the device or depends on values: it traces as one graph, and a CUDA graph can
 hold it. What the host needs of a batch is packed into one tensor, so that one copy brings it there.
@@ -8,20 +8,24 @@ Shapes: B images, M globals, N patches of P pixels, C code dimension, R = M + 5 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tatok.model.autoencoder import Codes, TaTok
+from tatok.model.autoencoder import Codes, TaTok, TrunkOutput
 from tatok.model.dtf import DTFSettings, Filtered, filter_tokens
-from tatok.model.pixels import to_float
+from tatok.model.pixels import to_float, to_pixels
 from tatok.model.prior import CodeStatistics, Prior
-from tatok.schemas.records import EntropyStatistics, Grid, TokenSequence
+from tatok.model.quantizer import Quantized
+from tatok.schemas.records import Grid
+from tatok.schemas.token_batch import EntropyColumns, TokenBatch
 from tatok.schemas.tokens import code_dtype
 
-__all__ = ["Encoding", "FullRate", "pack", "sequences"]
+__all__ = ["Encoding", "FullRate", "Seen", "batch", "pack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,16 @@ class FullRate:
     grid: tuple[int, int]
 
 
+class Seen(NamedTuple):
+    """What the encoder sees of frames, uint8 [B, 3, H, W], before it is said what is in the base image's place."""
+
+    pixels_B3HW: Tensor
+    patches_BNP: Tensor
+    states_BLD: Tensor
+    globals_BMC: Tensor
+    global_BM: Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
     """A model, its prior and DTF's settings, on one device; pure functions of tensors there."""
@@ -48,50 +62,88 @@ class Encoding:
     dtf: DTFSettings
 
     def packed(self, pixels: Tensor) -> Tensor:
-        """uint8 images [B, 3, H, W] -> all that `sequences` needs, int32 [B, R]."""
+        """uint8 images [B, 3, H, W] -> all that `batch` needs, int32 [B, R]."""
         full = self.full_rate(pixels)
         return pack(full, self.filter(full))
 
     def full_rate(self, pixels: Tensor) -> FullRate:
         """All codes of uint8 images [B, 3, H, W]."""
-        images = to_float(pixels)
+        images = self.model.canvas.working(to_float(pixels))
         encoded = self.model.encode(images)
         return FullRate(
             codes=Codes(encoded.globals_BMC.codes, encoded.patches_BNC.codes),
             globals_BMC=encoded.globals_BMC.vectors,
             patches_BNC=encoded.patches_BNC.vectors,
             base_BNP=encoded.base_BNP,
-            residual_BN=self._residual(images, encoded.base_BNP),
+            residual_BN=(self.model.patches(images) - encoded.base_BNP).square().sum(-1),
             grid=self.model.grid(images),
         )
 
-    def full_rate_after(self, pixels: Tensor, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
-        """All patch codes of frames that follow the decoded frames `before`, both uint8 [B, 3, H, W].
+    # --- frames of a clip: what they show is coded in several ways, but looked at once ----------------------------
+
+    def see(self, pixels: Tensor) -> Seen:
+        """What there is to see in uint8 frames [B, 3, H, W], whatever they follow."""
+        trunk = self.model.look(to_float(pixels))
+        return Seen(pixels, trunk.patches_BNP, trunk.states_BLD, trunk.globals_BMC.vectors, trunk.globals_BMC.codes)
+
+    def full_rate_seen(self, seen: Seen) -> FullRate:
+        """`full_rate` of frames that have been looked at."""
+        grid = self.model.grid(seen.pixels_B3HW)
+        return self._refined(seen, seen.globals_BMC, seen.global_BM, self.model.base(seen.globals_BMC, grid))
+
+    def full_rate_after(self, seen: Seen, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
+        """All patch codes of frames that follow the decoded frames `before`, uint8 [B, 3, H, W].
 
         `global_BM` are the codes of the latest globals, of which those at `renewed_BM` (bool) are new.
         """
-        images, shown = to_float(pixels), to_float(before)
         globals_BMC = self.model.global_quantizer.decode(global_BM)
-        base_BNP = self.model.base_after(globals_BMC, renewed_BM, shown)
-        patches = self.model.encode_after(images, globals_BMC, base_BNP)
+        base_BNP = self.model.base_after(globals_BMC, renewed_BM, to_float(before))
+        return self._refined(seen, globals_BMC, global_BM, base_BNP)
+
+    def _refined(self, seen: Seen, globals_BMC: Tensor, global_BM: Tensor, base_BNP: Tensor) -> FullRate:
+        grid = self.model.grid(seen.pixels_B3HW)
+        globals_ = Quantized(globals_BMC, global_BM, globals_BMC.new_zeros(()))
+        trunk = TrunkOutput(seen.patches_BNP, seen.states_BLD, globals_)
+        patches = self.model.refine(trunk, globals_BMC, base_BNP, grid)
         return FullRate(
             codes=Codes(global_BM, patches.codes),
             globals_BMC=globals_BMC,
             patches_BNC=patches.vectors,
             base_BNP=base_BNP,
-            residual_BN=self._residual(images, base_BNP),
-            grid=self.model.grid(images),
+            residual_BN=(seen.patches_BNP - base_BNP).square().sum(-1),
+            grid=grid,
         )
 
-    def _residual(self, images: Tensor, base_BNP: Tensor) -> Tensor:
-        return (self.model.patches(images) - base_BNP).square().sum(-1)
+    def rebuild(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
+        return to_pixels(self.model.canvas.images(self.model.decode_codes(codes, kept_BN, grid)))
+
+    def rebuild_after(self, codes: Codes, kept_BN: Tensor, renewed_BM: Tensor, before: Tensor) -> Tensor:
+        """Frames, uint8 [B, 3, H, W], that follow the decoded frames `before`, of the same type and shape.
+
+        `renewed_BM` (bool) are the globals that are new; those of `codes` are the latest of each cell.
+        """
+        if before.device.type != "cpu":  # which rows change is a question that a GPU would have to be waited for
+            return to_pixels(self.model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(before)))
+        # Frames without any token are those before them, and decoding is most of what a clip costs.
+        rows = (kept_BN.any(1) | renewed_BM.any(1)).nonzero()[:, 0]
+        if not len(rows):
+            return before
+        codes = Codes(*(each.index_select(0, rows) for each in codes))
+        kept_BN, renewed_BM, of_rows = (each.index_select(0, rows) for each in (kept_BN, renewed_BM, before))
+        decoded = self.model.decode_codes_after(codes, kept_BN, renewed_BM, to_float(of_rows))
+        return before.index_copy(0, rows, to_pixels(decoded))
+
+    # --- what the prior says, and DTF -----------------------------------------------------------------------------
 
     def estimate(self, full: FullRate, visible_BN: Tensor) -> CodeStatistics:
         """What the prior says of every position when the codes at `visible_BN` (bool) are known."""
-        return self.prior.statistics(
-            full.globals_BMC,
-            full.base_BNP,
-            full.patches_BNC,
+        return self._estimator(full)(visible_BN)
+
+    def _estimator(self, full: FullRate) -> Callable[[Tensor], CodeStatistics]:
+        inputs = self.prior.embedded(full.globals_BMC, full.base_BNP, full.patches_BNC)
+        return lambda visible_BN: self.prior.statistics_of(
+            inputs,
             visible_BN,
             self.model.coordinates(full.grid),
             codes_BN=full.codes.patch_BN,
@@ -105,7 +157,7 @@ class Encoding:
         """
         num_images, num_positions = full.codes.patch_BN.shape
         return filter_tokens(
-            lambda visible: self.estimate(full, visible),
+            self._estimator(full),
             num_images=num_images,
             num_positions=num_positions,
             num_global=self.model.config.num_global if new_globals_B is None else new_globals_B,
@@ -124,42 +176,31 @@ def pack(full: FullRate, filtered: Filtered) -> Tensor:
     return torch.cat(parts + [each.float().view(torch.int32) for each in statistics], dim=1)
 
 
-def sequences(packed_BR: np.ndarray, *, num_global: int, grid: tuple[int, int], vocab_size: int) -> list[TokenSequence]:
+def batch(packed_BR: np.ndarray, *, num_global: int, grid: tuple[int, int], vocab_size: int) -> TokenBatch:
     """The token sequences, with their statistics, of a packed batch; grid: rows and columns of patches."""
-    ends = num_global + grid[0] * grid[1] * np.arange(5)
-    codes_BM, codes_BN, *statistics = np.split(packed_BR, ends, axis=1)
+    num_images, num_positions = len(packed_BR), grid[0] * grid[1]
+    codes_BN, *statistics = np.split(packed_BR[:, num_global:], 5, axis=1)
     first, when_kept, surprisal, worth = (each.copy().view(np.float32) for each in statistics)
     first_bits, when_kept = first.astype(np.float64), when_kept.astype(np.float64)
     kept = codes_BN >= 0
-    # Of all images at once, and then each its part: most of the time would go into small arrays.
-    statistics_of = {
-        "entropy_bits": first_bits.sum(1),
-        "kept_entropy_bits": (when_kept * kept).sum(1),
-        "residual_bits": (when_kept * ~kept).sum(1),
-        "surprisal_bits": surprisal.astype(np.float64).sum(1),
-        "entropy_mean_bits": first_bits.mean(1),
-        "entropy_max_bits": first_bits.max(1),
-    }
-    numbers_of = zip(*(values.tolist() for values in statistics_of.values()), strict=True)
-    has_code = np.concatenate([np.ones_like(codes_BM, bool), kept], axis=1)
-    codes = packed_BR[:, : has_code.shape[1]].astype(code_dtype(vocab_size))[has_code]
-    positions = kept.nonzero()[1].astype(np.uint16)
-    ends_of = kept.sum(1).cumsum().tolist()
-    whole_grid, begin, found = Grid(1, *grid), 0, []
-    for row, (end, numbers) in enumerate(zip(ends_of, numbers_of, strict=True)):
-        entropy = EntropyStatistics(
-            **dict(zip(statistics_of, numbers, strict=True)),
-            patch_entropy_bits_N=first[row],
-            patch_worth_bits_N=worth[row],
-        )
-        found.append(
-            TokenSequence(
-                codes=codes[begin + row * num_global : end + (row + 1) * num_global],
-                positions=positions[begin:end],
-                num_global=num_global,
-                grid=whole_grid,
-                entropy=entropy,
-            )
-        )
-        begin = end
-    return found
+    has_code = np.concatenate([np.ones((num_images, num_global), bool), kept], axis=1)
+    position_offsets = np.zeros(num_images + 1, np.int64)
+    np.cumsum(kept.sum(1), out=position_offsets[1:])
+    return TokenBatch(
+        codes=packed_BR[:, : num_global + num_positions].astype(code_dtype(vocab_size))[has_code],
+        code_offsets=position_offsets + num_global * np.arange(num_images + 1),
+        positions=kept.nonzero()[1].astype(np.uint16),
+        position_offsets=position_offsets,
+        num_global_B=np.full(num_images, num_global, np.int64),
+        grid=Grid(1, *grid),
+        entropy=EntropyColumns(
+            entropy_bits=first_bits.sum(1),
+            kept_entropy_bits=(when_kept * kept).sum(1),
+            residual_bits=(when_kept * ~kept).sum(1),
+            surprisal_bits=surprisal.astype(np.float64).sum(1),
+            entropy_mean_bits=first_bits.mean(1),
+            entropy_max_bits=first_bits.max(1),
+            patch_entropy_bits_BN=first,
+            patch_worth_bits_BN=worth,
+        ),
+    )

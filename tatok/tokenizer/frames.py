@@ -22,14 +22,16 @@ def join_frames(frames: Sequence[TokenSequence]) -> TokenSequence:
         return replace(first, global_frames=None, global_cells=None)
     cells = [np.arange(f.num_global) if f.global_cells is None else f.global_cells for f in frames]
     positions = [f.positions.astype(np.int64) + t * first.grid.num_positions for t, f in enumerate(frames)]
-    entropies = [frame.entropy for frame in frames]
+    entropies = [frame.entropy for frame in frames if frame.entropy is not None]
     worths = [entropy.patch_worth_bits_N for entropy in entropies if entropy.patch_worth_bits_N is not None]
     return TokenSequence(
         codes=np.concatenate([f.codes[: f.num_global] for f in frames] + [f.codes[f.num_global :] for f in frames]),
         positions=np.concatenate(positions).astype(first.positions.dtype),
         num_global=sum(frame.num_global for frame in frames),
         grid=Grid(len(frames), first.grid.height, first.grid.width),
-        entropy=EntropyStatistics(
+        entropy=None
+        if len(entropies) < len(frames)
+        else EntropyStatistics(
             entropy_bits=sum(entropy.entropy_bits for entropy in entropies),
             kept_entropy_bits=sum(entropy.kept_entropy_bits for entropy in entropies),
             residual_bits=sum(entropy.residual_bits for entropy in entropies),
@@ -55,25 +57,35 @@ def split_frames(clip: TokenSequence) -> list[TokenSequence]:
     positions, globals_, patches = clip.positions.astype(np.int64), *np.split(clip.codes, [clip.num_global])
     patch_cuts = np.searchsorted(positions, np.arange(1, num_frames) * num_positions)
     global_cuts = np.searchsorted(clip.global_frames, np.arange(1, num_frames))
-    worth_N = clip.entropy.patch_worth_bits_N
+    entropies = _split_entropy(clip.entropy, num_frames)
     return [
         TokenSequence(
             codes=np.concatenate([global_codes, patch_codes]),
             positions=(places - number * num_positions).astype(clip.positions.dtype),
             num_global=len(global_codes),
             grid=Grid(1, height, width),
-            entropy=replace(clip.entropy, patch_entropy_bits_N=bits_N, patch_worth_bits_N=worths_N),
+            entropy=entropy,
             global_cells=cells,
         )
-        for number, (global_codes, cells, patch_codes, places, bits_N, worths_N) in enumerate(
+        for number, (global_codes, cells, patch_codes, places, entropy) in enumerate(
             zip(
                 np.split(globals_, global_cuts),
                 np.split(clip.global_cells, global_cuts),
                 np.split(patches, patch_cuts),
                 np.split(positions, patch_cuts),
-                np.split(clip.entropy.patch_entropy_bits_N, num_frames),
-                [None] * num_frames if worth_N is None else np.split(worth_N, num_frames),
+                entropies,
                 strict=True,
             )
         )
+    ]
+
+
+def _split_entropy(of_clip: EntropyStatistics | None, num_frames: int) -> list[EntropyStatistics | None]:
+    if of_clip is None:
+        return [None] * num_frames
+    worth_N = of_clip.patch_worth_bits_N
+    worths = [None] * num_frames if worth_N is None else np.split(worth_N, num_frames)
+    return [
+        replace(of_clip, patch_entropy_bits_N=bits_N, patch_worth_bits_N=worths_N)
+        for bits_N, worths_N in zip(np.split(of_clip.patch_entropy_bits_N, num_frames), worths, strict=True)
     ]

@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tatok.model.checkpoint import load_checkpoint
+from tatok.frozen.config import FillSettings
+from tatok.frozen.model import AdaptedTaTok
 from tatok.model.dtf import DTFSettings
 from tatok.model.precision import Precision
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
+from tatok.schemas.token_batch import TokenBatch
 from tatok.tokenizer import clips
+from tatok.tokenizer.beneath import any_checkpoint
 from tatok.tokenizer.codec import Codec
 
 __all__ = ["Tokenizer"]
@@ -53,7 +56,11 @@ class Tokenizer(Codec):
                 raise ConfigError(f"device is {device!r}, but torch sees no CUDA device; use --device cpu")
         except RuntimeError as error:
             raise ConfigError(f"device is {device!r}: {error}") from error
-        return cls(load_checkpoint(path), chosen, precision=precision, graphs=graphs)
+        checkpoint = any_checkpoint(path)
+        if isinstance(checkpoint.model, AdaptedTaTok):
+            checkpoint.model.canvas.frozen.on(chosen)  # refused now, if at all
+            graphs = False  # it is a user's code: what it does need not be the same each time
+        return cls(checkpoint, chosen, precision=precision, graphs=graphs)
 
     def with_dtf(self, settings: DTFSettings | None = None, **changes: float | int | None) -> Tokenizer:
         """The same weights under other DTF settings; `changes` that are None leave a setting as it is.
@@ -68,12 +75,23 @@ class Tokenizer(Codec):
         checkpoint = replace(self._checkpoint, dtf=replace(dtf, **given))  # type: ignore[arg-type]
         return Tokenizer(checkpoint, self.device, precision=self.precision, graphs=self._graphs)
 
+    def with_fill(self, settings: FillSettings) -> Tokenizer:
+        """The same tokenizer, over a frozen one, with other vectors where codes were dropped; tokens are the same.
+
+        Raises ConfigError where it is over no frozen tokenizer: then a decoder that was trained for it fills.
+        """
+        model = self._checkpoint.model
+        if not isinstance(model, AdaptedTaTok):
+            raise ConfigError("fill is of checkpoints that `tatok adapt` wrote; this one's own decoder fills")
+        checkpoint = replace(self._checkpoint, model=model.filled_by(settings))
+        return Tokenizer(checkpoint, self.device, precision=self.precision, graphs=self._graphs)
+
     @property
     def identity(self) -> Mapping[str, str]:
         """What fixes the tokens of given pixels, by name; `fingerprint` is its hash."""
         return {
             "weights_sha256": self._checkpoint.weights_sha256,
-            "model": json.dumps(self._model.config.document(), sort_keys=True),
+            "model": json.dumps(self._model.config.identity(), sort_keys=True),
             "dtf": json.dumps(self.dtf.document(), sort_keys=True),
             "precision": self.precision,
             "torch": torch.__version__.partition("+")[0],
@@ -84,7 +102,7 @@ class Tokenizer(Codec):
         """SHA-256, hexadecimal, of `identity`."""
         return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()
 
-    def encode(self, pixels: Tensor) -> list[TokenSequence]:
+    def encode(self, pixels: Tensor) -> TokenBatch:
         """Tokenize uint8 images [B, 3, H, W]; H and W are multiples of the patch. In order, one sequence an image.
 
         The caller chooses B. Raises ValueError where the pixels are of another type or shape.
@@ -109,7 +127,7 @@ class Tokenizer(Codec):
         codes, kept_BN, _ = self.code_grids(sequences)
         return self.rebuild_codes(codes, kept_BN, (grid.height, grid.width))
 
-    def encode_clips(self, pixels: Tensor) -> list[TokenSequence]:
+    def encode_clips(self, pixels: Tensor) -> TokenBatch:
         """Tokenize uint8 clips [B, T, 3, H, W], T >= 1; H and W are multiples of the patch. One sequence a clip.
 
         With `dtf.temporal` a frame may follow the frame before it, so that tokens go to what changes (clips.py);

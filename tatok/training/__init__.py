@@ -4,6 +4,7 @@ run              a recipe from its first stage to its checkpoint
 config           the recipe
 trainer          one stage: steps, averages, snapshots
 losses           what is minimised
+canvases         batches as the model sees them: pixels, or latents of a frozen autoencoder
 adversary        the discriminator of the texture stages
 photos           photos -> crops
 stream           where a stage's batches are, for resuming

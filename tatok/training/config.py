@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from tatok.autoencoders.frozen import AutoencoderChoice
 from tatok.model.autoencoder import TaTokConfig
 from tatok.model.dtf import DTFSettings
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.settings import Section
 from tatok.schemas.settings_file import read_settings
 
-__all__ = ["CameraMoves", "KeptMixture", "Stage", "TrainingConfig", "check_batch_sizes", "load_training_config"]
+__all__ = [
+    "CameraMoves",
+    "KeptMixture",
+    "Latents",
+    "Stage",
+    "TrainingConfig",
+    "check_batch_sizes",
+    "load_training_config",
+]
 
 Part = Literal["tokenizer", "decoder", "prior"]
 
@@ -70,6 +79,9 @@ class Stage(Section):
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     pixel_weight: float = Field(1.0, gt=0, description="Weight of the squared error, a pixel value in [-1, 1].")
+    drawn_weight: float = Field(
+        0.0, ge=0, description="Weight of the squared error of what a frozen autoencoder draws, in a crop, of latents."
+    )
     perceptual_weight: float = Field(0.0, ge=0)
     lpips_weight: float = Field(0.0, ge=0, description="Weight of the shift-tolerant LPIPS by AlexNet.")
     adversarial_weight: float = Field(
@@ -119,6 +131,37 @@ class Stage(Section):
         return min(1.0, max(step / self.steps, by_time))
 
 
+class Latents(Section):
+    """The frozen autoencoder on whose latents the model works in place of pixels."""
+
+    autoencoder: str = Field(
+        description="diffusers, or a function of your own: my_package.my_module:load, my_autoencoder.py:load."
+    )
+    autoencoder_options: dict[str, Any] = Field({}, description="What it is called with, beside the device.")
+    distances: Literal["picture", "channels"] = Field(
+        "picture",
+        description="What squared distances between latents mean: how far the picture that the autoencoder draws of "
+        "them moves, or, each channel scaled to a deviation of 1, nothing but that.",
+    )
+    num_cached_crops: int = Field(
+        0,
+        ge=0,
+        description="Crops whose latents are made once, over all workers together, and kept in the output; stages "
+        "train on windows of them. 0: every step encodes crops of its own.",
+    )
+    smallest_crop: float = Field(0.85, gt=0, le=1, description="As a stage's, of the crops that are kept.")
+
+    @property
+    def choice(self) -> AutoencoderChoice:
+        """Which autoencoder, by absolute paths."""
+        return AutoencoderChoice(autoencoder=self.autoencoder, options=self.autoencoder_options).from_anywhere()
+
+    def from_anywhere(self) -> Latents:
+        """The same for processes that have another current folder."""
+        choice = self.choice
+        return self.model_copy(update={"autoencoder": choice.autoencoder, "autoencoder_options": dict(choice.options)})
+
+
 class TrainingConfig(Section):
     """`tatok train`'s file."""
 
@@ -144,6 +187,7 @@ class TrainingConfig(Section):
     num_start_crops: int = Field(4096, ge=1, description="Crops that the bases and codebooks are started from.")
     log_every_steps: int = Field(50, ge=1)
     save_every_steps: int = Field(500, ge=1)
+    latents: Latents | None = None
     model: TaTokConfig = TaTokConfig()
     dtf: DTFSettings = DTFSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -154,6 +198,29 @@ class TrainingConfig(Section):
         for stage in self.stages:
             if stage.is_on_clips and not has_cells:
                 raise ValueError(f"stage {stage.name} is on clips (num_frames), which need anchored globals")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_of_images(self) -> TrainingConfig:
+        if self.latents is None:
+            drawn = [stage.name for stage in self.stages if stage.drawn_weight]
+            if drawn:
+                raise ValueError(
+                    f"stage {drawn[0]} has a drawn_weight, which is for models of latents; set pixel_weight"
+                )
+            return self
+        if self.dtf.temporal:
+            raise ValueError("over latents each frame of a clip is an image; set dtf: {temporal: false}")
+        if self.photos_in_memory:
+            raise ValueError("photos_in_memory does not go with latents; set latents.num_cached_crops")
+        for stage in self.stages:
+            if stage.is_on_clips:
+                raise ValueError(f"stage {stage.name} is on clips (num_frames); models of latents train on images")
+            own = stage.model_fields_set & {"smallest_crop", "native_share"}
+            if self.latents.num_cached_crops and own:
+                raise ValueError(
+                    f"stage {stage.name} has {', '.join(sorted(own))}, but crops are cached; set latents.smallest_crop"
+                )
         return self
 
 

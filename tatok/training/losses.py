@@ -65,7 +65,11 @@ class _Shown(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """The weighted terms, by name, whose sum a step minimises; pixels are float in [-1, 1]."""
+    """The weighted terms, by name, whose sum a step minimises; images are canvases (tatok.autoencoders.canvas).
+
+    Squared errors are the canvas's own, which of latents are near those of what is drawn of them. Networks look at
+    what is drawn.
+    """
 
     model: TaTok
     prior: Prior
@@ -203,13 +207,18 @@ class Losses:
         self, rebuilt: Tensor, images: Tensor, stage: Stage
     ) -> tuple[dict[str, Tensor], Views | None, Views | None]:
         terms = {"pixel": stage.pixel_weight * F.mse_loss(rebuilt, images)}
-        if not (stage.perceptual_weight or stage.lpips_weight or stage.adversarial_weight):
+        if not (stage.drawn_weight or stage.perceptual_weight or stage.lpips_weight or stage.adversarial_weight):
             return terms, None, None
-        size = min(stage.perceptual_size, images.shape[-2], images.shape[-1])
+        size = min(stage.perceptual_size // self.model.config.factor, images.shape[-2], images.shape[-1])
         top = int(torch.randint(images.shape[-2] - size + 1, ()))
         left = int(torch.randint(images.shape[-1] - size + 1, ()))
         window = (..., slice(top, top + size), slice(left, left + size))
-        real, fake = images[window], rebuilt[window]
+        canvas = self.model.canvas
+        with torch.no_grad():
+            real = canvas.images(images[window])
+        fake = canvas.images(rebuilt[window])
+        if stage.drawn_weight:
+            terms["drawn"] = stage.drawn_weight * F.mse_loss(fake, real)
         if fake.is_cuda:
             real, fake = (each.contiguous(memory_format=torch.channels_last) for each in (real, fake))
         views: tuple[Views, Views] | tuple[None, None] = (None, None)

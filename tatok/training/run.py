@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from tatok.distributed import most_of_ranks, num_ranks, rank, sum_over_ranks
 from tatok.stopping import Interrupted, Stop, outlive_signals, said_of_stop, stop_by_signals
+from tatok.training.canvases import latent_memory
 from tatok.training.config import TrainingConfig, check_batch_sizes
 from tatok.training.device import computes_in_bfloat16
 from tatok.training.moving_photos import RandomClips
@@ -89,6 +90,7 @@ def train(
     start_from: str | None = None,
     say: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    trainer: type[Trainer] = Trainer,
 ) -> str:
     """Run all stages, or resume where the output left off; returns the checkpoint folder, a path or a URL.
 
@@ -110,7 +112,7 @@ def train(
             check_batch_sizes(config, num_ranks())
             check_requirements(config)
             heldout = expand_sources(config.heldout)
-            run = _Run(Trainer(config, device, start_from), heldout, display, stop)
+            run = _Run(trainer(config, device, start_from), heldout, display, stop)
             return run.whole()
         except Interrupted as interrupt:
             if run is None or not run.has_looked:
@@ -121,10 +123,16 @@ def train(
             raise run.ended_by(interrupt) from None
 
 
-def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator[tuple[Tensor, StreamPlace]]:
-    """The batches of the current stage from where it is, each with the place after it."""
+def _batches(
+    trainer: Trainer, photos: list[str], videos: list[str], display: _Display, check: Callable[[], None]
+) -> Iterator[tuple[Tensor, StreamPlace]]:
+    """The batches of the current stage from where it is, each with the place after it.
+
+    `check` is called while latents are made, and may raise.
+    """
     config, stage = trainer.config, trainer.config.stages[trainer.stage_index]
-    in_memory = config.photos_in_memory and not stage.is_on_clips
+    has_cached = config.latents is not None and config.latents.num_cached_crops > 0
+    in_memory = has_cached or (config.photos_in_memory and not stage.is_on_clips)
     num_workers = num_loader_workers(config, trainer.device)
     kind = stage.model_dump(include=_OF_STREAMS)
     made_of = digest_of(
@@ -134,6 +142,8 @@ def _batches(trainer: Trainer, photos: list[str], videos: list[str]) -> Iterator
     if place is None:  # one that begins in the middle of a stage gives others than the stage has had
         place = StreamPlace(made_of=made_of, began=trainer.step)
     seed = config.seed + 7919 * trainer.stage_index + 104_729 * place.began
+    if has_cached:
+        return _of_latents(trainer, photos, seed, place, display, check)
     if in_memory:
         return _of_memory(trainer, photos, seed, place)
     crops = RandomCrops(photos, stage.image_size, seed, smallest_crop=stage.smallest_crop, rank=rank())
@@ -176,6 +186,27 @@ def _of_memory(
         num_given=place.num_given,
     )
     return ((pixels, replace(place, num_given=number)) for number, pixels in enumerate(batches, place.num_given + 1))
+
+
+def _of_latents(
+    trainer: Trainer, photos: list[str], seed: int, place: StreamPlace, display: _Display, check: Callable[[], None]
+) -> Iterator[tuple[Tensor, StreamPlace]]:
+    stage = trainer.config.stages[trainer.stage_index]
+    assert trainer.autoencoder is not None
+    trainer.latent_memory = latent_memory(
+        trainer.config,
+        trainer.autoencoder,
+        photos,
+        trainer.folder,
+        found=trainer.latent_memory,
+        encode=trainer.latents,
+        say=display.say,
+        check=check,
+    )
+    batches = trainer.latent_memory.batches(
+        stage.batch_size // num_ranks(), stage.image_size, seed + 15_485_863 * rank(), num_given=place.num_given
+    )
+    return ((latents, replace(place, num_given=number)) for number, latents in enumerate(batches, place.num_given + 1))
 
 
 def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
@@ -270,7 +301,7 @@ class _Run:
     def _stage(self, photos: list[str], videos: list[str]) -> None:
         trainer, config = self.trainer, self.trainer.config
         stage = config.stages[trainer.stage_index]
-        self.batches = _batches(trainer, photos, videos)
+        self.batches = _batches(trainer, photos, videos, self.display, self.stop.check)
         if not trainer.is_initialised:
             self.display.say(f"starting bases and codebooks from {config.num_start_crops} crops")
             trainer.initialise(pixels for pixels, _ in self.batches)
@@ -289,7 +320,7 @@ class _Run:
                 if found != photos:
                     photos = found
                     self.place = trainer.saved_run = None
-                    self.batches = _batches(trainer, photos, videos)
+                    self.batches = _batches(trainer, photos, videos, self.display, self.stop.check)
             self._step()
             advance()
         with self.stop.held():

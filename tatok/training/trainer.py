@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tatok.autoencoders.latent_memory import LatentMemory
 from tatok.distributed import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree
 from tatok.evaluation.features import EfficientNetLiteFeatures, LearnedDistance
 from tatok.model.autoencoder import TaTok
-from tatok.model.checkpoint import load_checkpoint, save_checkpoint
+from tatok.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tatok.model.pixels import to_float
 from tatok.model.prior import Prior, code_statistics
 from tatok.schemas.errors import ConfigError, TatokError
+from tatok.training import canvases
 from tatok.training.adversary import Adversary, Views
 from tatok.training.config import Stage, TrainingConfig
 from tatok.training.device import compile_layers, computes_in_bfloat16
@@ -40,17 +42,23 @@ VALIDATION_SHARE = 0.16  # of the patches kept when held-out images are looked a
 
 
 class Trainer:
-    """Models, their moving averages, and the optimizer of the current stage."""
+    """Models, their moving averages, and the optimizer of the current stage.
+
+    One of other models than TaTok gives `LOSSES`, `new_models` and `loaded` of its own.
+    """
+
+    LOSSES: type[Losses] = Losses
 
     def __init__(self, config: TrainingConfig, device: torch.device, start_from: str | None = None) -> None:
+        config, self.autoencoder = canvases.autoencoder_beneath(config, device)
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
         self.folder = RunFolder(config.output)
         if start_from is None:
-            self.model, self.prior = TaTok(config.model), Prior(config.model)
+            self.model, self.prior = self.new_models()
         else:
-            checkpoint = load_checkpoint(start_from)
+            checkpoint = self.loaded(start_from)
             self.model, self.prior = checkpoint.model, checkpoint.prior
             if checkpoint.model.config != config.model:
                 has_tokenizer = checkpoint.model.config.has_tokenizer_of(config.model)
@@ -60,6 +68,7 @@ class Trainer:
                         "prior may be another, and then the first stage must train it"
                     )
                 self.model.config, self.prior = config.model, Prior(config.model)
+        canvases.put_beneath(self.model.canvas, self.autoencoder)
         self.modules = nn.ModuleDict({"tatok": self.model, "prior": self.prior}).to(device)
         self.average = copy.deepcopy(self.modules)
         self.is_initialised = start_from is not None
@@ -75,12 +84,21 @@ class Trainer:
         self._stepped_at: float | None = None
         self._seen: list[tuple[Views, Views]] = []
         self.photo_memory: PhotoMemory | None = None
+        self.latent_memory: LatentMemory | None = None
         self.saved_run: dict[str, Any] | None = None
         self._saved_adversary: tuple[dict[str, Tensor] | None, dict[str, Any] | None] = (None, None)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
         if config.compiled:
             compile_layers(self.modules)
+
+    def new_models(self) -> tuple[TaTok, Prior]:
+        """The models of the configuration, untrained."""
+        return TaTok(self.config.model), Prior(self.config.model)
+
+    def loaded(self, place: str) -> Checkpoint:
+        """A checkpoint to start from."""
+        return load_checkpoint(place)
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -105,6 +123,7 @@ class Trainer:
             # One that no stage has asked for since the run was resumed is kept for those that will.
             "adversary": self._saved_adversary[0] if self.adversary is None else self.adversary.state_dict(),
             "adversary_optimizer": None if self.adversary_optimizer is None else self.adversary_optimizer.state_dict(),
+            "autoencoder": None if self.autoencoder is None else self.autoencoder.space.sha256,
             "num_records": self.folder.num_records,
             "run": None if run is None else dict(run),
         }
@@ -138,6 +157,7 @@ class Trainer:
 
     def _restore(self, data: bytes, path: str) -> None:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=self.device)
+        canvases.refuse_another(state.get("autoencoder"), self.autoencoder, path)
         try:
             self.modules.load_state_dict(state["modules"])
         except RuntimeError as error:
@@ -167,6 +187,13 @@ class Trainer:
             self.folder.keep_records(state.get("num_records"))  # None: an older state, which does not say
 
     @torch.no_grad()
+    def latents(self, pixels: Tensor) -> Tensor:
+        """What the autoencoder beneath makes of uint8 images [B, 3, H, W], in the precision of training."""
+        assert self.autoencoder is not None
+        with self._autocast():
+            return self.autoencoder.encode(to_float(pixels.to(self.device)))
+
+    @torch.no_grad()
     def initialise(self, crops: Iterator[Tensor]) -> None:
         """PCA bases and k-means codebooks from rank 0's random crops, a batch as `train_step` takes it."""
         if not rank():
@@ -176,47 +203,18 @@ class Trainer:
         self.is_initialised = True
 
     def _start_from_data(self, crops: Iterator[Tensor]) -> None:
-        model = self.model
         batches: list[Tensor] = []
         while sum(len(batch) for batch in batches) < self.config.num_start_crops:
             crop = next(crops)
             batches.append(crop if crop.ndim == 4 else crop[:, 0])
-        model.eval()
-
-        def gathered(values: list[Tensor], most: int = 200_000) -> Tensor:
-            flat = torch.cat([v.flatten(0, 1) for v in values])
-            return flat[torch.randperm(len(flat), device=flat.device)[:most]]
-
-        def images() -> Iterator[Tensor]:
-            return (to_float(batch.to(self.device)) for batch in batches)
-
-        if model.has_cells:
-            cells = gathered([model.cells(x) for x in images()])
-            model.cell_basis.initialise(cells)
-            model.global_quantizer.initialise(model.cell_basis.encode(cells))
-        elif model.config.num_global:  # what the queries answer before they have learnt anything
-            answers = [
-                model.encoder.look(x, model.patches(x), None, model.coordinates(model.grid(x)))[1] for x in images()
-            ]
-            model.global_quantizer.initialise(gathered(answers))
-        residuals = []
-        most_each = max(1, 200_000 // len(batches))
-        for x in images():
-            residual = model.patches(x)
-            if model.has_cells:
-                codes = model.global_quantizer.encode(model.cell_basis.encode(model.cells(x)))
-                residual = residual - model.base(model.global_quantizer.decode(codes), model.grid(x))
-            residual = residual.flatten(0, 1)
-            residuals.append(residual[torch.randperm(len(residual), device=residual.device)[:most_each]][None])
-        residual = gathered(residuals)
-        model.residual_basis.initialise(residual)
-        model.patch_quantizer.initialise(model.residual_basis.encode(residual))
+        self.model.eval()
+        self.model.start_from(canvases.to_start_from(self.model.canvas, batches, self.device, self.config))
 
     # --- steps -----------------------------------------------------------------------------------------------
 
     def losses(self, pixels: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The weighted terms whose sum is minimised, of float images [B, 3, H, W] or clips, in [-1, 1]."""
-        losses = Losses(
+        losses = self.LOSSES(
             model=self.model,
             prior=self.prior,
             dtf=self.config.dtf,
@@ -268,7 +266,8 @@ class Trainer:
     def train_step(self, pixels: Tensor) -> dict[str, float]:
         """One optimizer step on this rank's share of the batch; its own loss terms.
 
-        Pixels are uint8 images [B, 3, H, W] or, in a stage of `num_frames` > 1, clips [B, T, 3, H, W]. Random numbers
+        Pixels are uint8 images [B, 3, H, W] or, in a stage of `num_frames` > 1, clips [B, T, 3, H, W]; in their place
+        there may be latents, float [B, A, h, w], as the autoencoder beneath makes them. Random numbers
         are seeded by seed, stage, step and rank, so that a step is the same however often the run was resumed.
         Raises TatokError, on all ranks, where the loss of any is not finite.
         """
@@ -288,7 +287,7 @@ class Trainer:
         if self.adversary is not None:
             self.adversary.eval().requires_grad_(False)
         with self._autocast():
-            terms = self.losses(to_float(pixels.to(self.device, non_blocking=True)), stage)
+            terms = self.losses(canvases.on_canvas(self.model.canvas, pixels, self.device), stage)
         values = torch.stack([value.float() for value in terms.values()])
         self.optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
@@ -368,21 +367,22 @@ class Trainer:
         `check` is called before each batch, and may raise.
         """
         model, prior = self.averaged()
+        draw = model.canvas.images
         self.average.eval()
         figures: dict[str, list[float]] = defaultdict(list)
         pictures: list[Tensor] = []
         for batch in pixels.split(16):
             check()
             images = to_float(batch.to(self.device))
-            grid = model.grid(images)
+            grid = model.grid_of_pixels(images)
             with self._autocast():
-                encoded = model.encode(images)
+                encoded = model.encode(model.canvas.working(images))
                 globals_BMC, vectors = encoded.globals_BMC.vectors, encoded.patches_BNC.vectors
                 energy = vectors.square().sum(-1)
                 few = energy > energy.flatten().quantile(1 - VALIDATION_SHARE)
                 everything, nothing = torch.ones_like(few), torch.zeros_like(few)
                 rebuilt = {
-                    name: model.decode(globals_BMC, vectors, kept, encoded.base_BNP, grid).clamp(-1, 1)
+                    name: draw(model.decode(globals_BMC, vectors, kept, encoded.base_BNP, grid)).clamp(-1, 1)
                     for name, kept in (("full", everything), ("few", few), ("globals", nothing))
                 }
                 coordinates = model.coordinates(grid)

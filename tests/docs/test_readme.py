@@ -87,11 +87,11 @@ def test_python_runs(code: str, name: str, demo_folder: Path, capsys: pytest.Cap
 
 def test_the_demo_prints_what_the_readme_promises(demo_folder: Path) -> None:
     printed = (demo_folder / "printed.txt").read_text(encoding="utf-8")
-    assert "demo-output/picture.png" in printed.replace("\n", "")
+    assert "demo-output.png" in printed.replace("\n", "")
     assert "_SUCCESS" in printed
     for key in ("astronaut", "chelsea", "coffee", "mean"):
         assert key in printed
-    assert (demo_folder / "demo-output" / "picture.png").stat().st_size > 100_000
+    assert (demo_folder / "demo-output.png").stat().st_size > 100_000
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)

@@ -30,6 +30,8 @@ class FakeTokenizer:
     vocab_size: int = 1024
     patch_size: int = 16
     num_global: int = 4
+    codes_per_position: int = 1
+    has_entropy: bool = True
     device_name: str = "cpu"
 
     @property

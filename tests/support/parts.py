@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,6 +34,12 @@ def clip(index: int, side: int = 32) -> Clip:
     )
 
 
+def video_clip(index: int, num_frames: int = 3) -> Clip:
+    pixels = np.concatenate([clip(100 * index + number).pixels for number in range(num_frames)])
+    times = tuple(number / 8 for number in range(num_frames))
+    return replace(clip(index), media="video", pixels=pixels, clip_start_s=0.0, fps=8.0, frame_pts_s=times)
+
+
 def reject(index: int) -> Reject:
     return Reject(key=f"k{index}", uri="u", index=index, stage="decode", reason="corrupt", detail="d")
 
@@ -41,8 +48,9 @@ def shard(name: str = "s0") -> Shard:
     return Shard(uri=f"/{name}.tar", kind="webdataset", start=0, stop=None, num_bytes=1, shard_id=name)
 
 
-def batches(first: int = 0, count: int = 7) -> Iterator[TokenizedBatch]:
+def batches(first: int = 0, count: int = 7, num_videos: int = 0) -> Iterator[TokenizedBatch]:
     items: list[Clip | Reject] = [clip(i) for i in range(first, first + count)]
+    items += [video_clip(first + count + number, 2 + number) for number in range(num_videos)]
     items.insert(2, reject(99))
     return tokenize_clips(items, FAKE.encode_clips, batch_size=3, vocab_size=1024, patch_entropy=True)
 

@@ -25,6 +25,7 @@ from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import RunRecord
 from tatok.schemas.records import Clip, Reject, Shard
 from tatok.schemas.video import Video
+from tatok.tokenizer.fixed_rate import FixedRate
 from tatok.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.photos import jpeg, tar_bytes
@@ -55,7 +56,7 @@ def write_real_data(
     sources: tuple[str, ...],
     *,
     image_size: int = 256,
-    tokenizer: Tokenizer | FakeTokenizer | None = None,
+    tokenizer: Tokenizer | FakeTokenizer | FixedRate | None = None,
     video: Video = Video(),  # noqa: B008
     patch_worth: bool = False,
     **preprocessing: object,
@@ -95,11 +96,13 @@ def write_real_data(
                 vocab_size=spec.vocab_size,
                 patch_entropy=True,
                 patch_worth=patch_worth,
+                has_entropy=spec.has_entropy,
             ),
             fingerprint=fingerprint,
             vocab_size=spec.vocab_size,
             patch_entropy=True,
             patch_worth=patch_worth,
+            has_entropy=spec.has_entropy,
             row_group_rows=100,
         )
         for shard in plan_shards(sources)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -10,6 +12,7 @@ import pytest
 from tatok.pipeline.monitoring.events import Event
 from tatok.pipeline.run import RunSummary, run_job
 from tatok.schemas.job import JobConfig
+from tatok.schemas.records import SampleFacts
 from tests.support.fake_tokenizer import load_fake
 
 IN_PLACE_TOO = pytest.mark.parametrize("num_decoders", [1, 0], ids=["decoders", "in-place"])
@@ -46,3 +49,19 @@ def rows(output: Path) -> list[dict[str, object]]:
 
 def rejects(output: Path) -> list[dict[str, object]]:
     return ds.dataset(output / "rejects").to_table().to_pylist()
+
+
+DECODERS_WANTED = "decoders-wanted"
+"""File beside a source's folder: while fewer processes have decoded, `note_decoder` takes its time."""
+
+
+def note_decoder(facts: SampleFacts) -> bool:
+    """A filter that keeps all, and leaves a mark for each in a file named by the process that decoded it."""
+    beside = Path(facts.uri).parent.parent
+    folder, wanted = beside / "decoded", beside / DECODERS_WANTED
+    folder.mkdir(exist_ok=True)
+    with (folder / f"decoder-{os.getpid()}").open("a") as file:
+        file.write(".")
+    if wanted.exists() and len(list(folder.iterdir())) < int(wanted.read_text()):
+        time.sleep(0.3)
+    return True

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tatok.pipeline.cluster.actors import Heartbeat, Pulse, Ready
 from tatok.pipeline.cluster.leases import Attempt, Failure
 from tatok.pipeline.cluster.sizes import Sizes
+from tatok.pipeline.cluster.workers.reports import Heartbeat, Pulse, Ready
 from tatok.pipeline.monitoring.events import Throughput
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
 from tatok.pipeline.tokenization.spec import TokenizerSpec
@@ -37,6 +37,10 @@ class SimulatedCalls:
         self._next = 0
         self._events: list[tuple[float, int]] = []  # a heap: due at, reference
         self._results: dict[int, Any] = {}
+        self._due_at: dict[int, float] = {}  # reference -> when; other entries of the heap are void
+        self._references: dict[Attempt, int] = {}
+        self._workers: dict[Attempt, int] = {}  # of attempts to which there were loans
+        self.lent: dict[Attempt, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}  # the last loan of each
         self._at_work: dict[int, dict[Attempt, float]] = {}  # tokenizer -> attempt -> begun at
         self._num_nodes, self._failing, self._slow = num_nodes, failing, slow
         self._decoding = decoding_identity(JobConfig.model_validate({"source": "none", "output": "none"}))
@@ -88,20 +92,33 @@ class SimulatedCalls:
         self.last_lease_at, self.num_leases = self._now, self.num_leases + 1
         reference = self._due(took, result)
         self._results[reference] = (result, tokenizer, attempt)
+        self._references[attempt] = reference
         return reference
+
+    def lend(self, tokenizer: Any, attempt: Attempt, tokenizers: Sequence[Any], decoders: Sequence[Any]) -> None:
+        """A tokenizer that is lent does as much as the shard's own; what a shard waits for is never a decoder."""
+        self.lent[attempt] = tuple(tokenizers), tuple(decoders)
+        reference = self._references.get(attempt)
+        if reference is not None and (left_s := self._due_at[reference] - self._now) > 0:
+            left_s *= self._workers.get(attempt, 1) / (1 + len(tokenizers))
+            self._workers[attempt] = 1 + len(tokenizers)
+            self._push(self._now + left_s, reference)
 
     def pulse(self, tokenizer: Any) -> Any:
         return self._due(0.001, _Poll(tokenizer))
 
     def wait(self, references: Iterable[Any], *, timeout_s: float) -> Sequence[Any]:
         deadline = self._now + timeout_s
-        if not self._events or self._events[0][0] > deadline:
+        settled: list[int] = []
+        while self._events and self._events[0][0] <= (self._now if settled else deadline):
+            due_at, reference = heapq.heappop(self._events)
+            if self._due_at.get(reference) == due_at:
+                del self._due_at[reference]
+                settled.append(reference)
+                self._now = max(self._now, due_at)
+        if not settled:
             self._now = deadline
             return ()
-        self._now = max(self._now, self._events[0][0])
-        settled = []
-        while self._events and self._events[0][0] <= self._now:
-            settled.append(heapq.heappop(self._events)[1])
         return settled
 
     def result(self, reference: Any) -> Any:
@@ -111,7 +128,7 @@ class SimulatedCalls:
             return Pulse(heartbeats={attempt: self._heartbeat(at) for attempt, at in at_work.items()})
         if isinstance(held, tuple):
             result, tokenizer, attempt = held
-            del self._at_work[tokenizer][attempt]
+            del self._at_work[tokenizer][attempt], self._references[attempt]
             return result
         return held
 
@@ -130,6 +147,10 @@ class SimulatedCalls:
 
     def _due(self, seconds: float, result: Any) -> int:
         self._next += 1
-        heapq.heappush(self._events, (self._now + seconds, self._next))
+        self._push(self._now + seconds, self._next)
         self._results[self._next] = result
         return self._next
+
+    def _push(self, due_at: float, reference: int) -> None:
+        self._due_at[reference] = due_at
+        heapq.heappush(self._events, (due_at, reference))

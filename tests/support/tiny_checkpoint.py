@@ -97,3 +97,63 @@ def tiny_training(source: str, folder: Path) -> TrainingConfig:
     path = folder / "train.yaml"
     path.write_text(json.dumps(document))  # JSON is YAML
     return load_training_config(path)
+
+
+TINY_AUTOENCODER = '''
+import torch
+import torch.nn.functional as F
+
+
+class Linear(torch.nn.Module):
+    """Squares of 4x4 pixels <-> 8 numbers, by orthonormal directions of which three are the mean colours."""
+
+    channels, factor = 8, 4
+
+    def __init__(self, seed):
+        super().__init__()
+        means = torch.eye(3).repeat_interleave(16, dim=0)
+        random = torch.randn(48, 5, generator=torch.Generator().manual_seed(seed))
+        self.directions = torch.nn.Parameter(torch.linalg.qr(torch.cat([means, random], dim=1))[0])
+
+    def encode(self, images):
+        return torch.einsum("pc,bphw->bchw", self.directions, F.pixel_unshuffle(images, 4))
+
+    def decode(self, latents):
+        return F.pixel_shuffle(torch.einsum("pc,bchw->bphw", self.directions, latents), 4)
+
+
+def load(device, *, seed=0):
+    return Linear(seed).to(device)
+'''
+"""A frozen autoencoder of a few lines, as a user's file."""
+
+
+def tiny_autoencoder(folder: Path) -> str:
+    """Write the file; returns how a training file names its function."""
+    (folder / "my_autoencoder.py").write_text(TINY_AUTOENCODER)
+    return f"{folder / 'my_autoencoder.py'}:load"
+
+
+def tiny_training_over_latents(source: str, folder: Path, *, num_cached_crops: int = 12) -> TrainingConfig:
+    """A training file over that autoencoder; its stages end with decoder and prior under DTF's kept sets."""
+    document = {
+        "output": str(folder / "run"),
+        "photos": [source],
+        "heldout": [source],
+        "num_heldout": 4,
+        "num_loader_workers": 0,
+        "num_start_crops": 16,
+        "precision": "float32",
+        "log_every_steps": 2,
+        "save_every_steps": 2,
+        "latents": {"autoencoder": tiny_autoencoder(folder), "num_cached_crops": num_cached_crops},
+        "model": TINY_RECIPE,
+        "dtf": {"criterion": "distance", "threshold_kind": "distortion", "threshold": 1.0, "temporal": False},
+        "stages": [
+            {"name": "tokenizer", "train": ["tokenizer", "prior"], "drawn_weight": 0.5, "perceptual_size": 32},
+            {"name": "decoder", "train": ["decoder", "prior"], "kept": {"dtf": 1.0}},
+        ],
+    }
+    for stage in document["stages"]:
+        stage |= {"steps": 4, "batch_size": 4, "image_size": 32, "warmup_steps": 2}
+    return TrainingConfig.model_validate(document)

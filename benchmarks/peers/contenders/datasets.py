@@ -34,6 +34,8 @@ def run(task: Task, variant: str) -> dict[str, float]:
         cache_dir=str(output.with_suffix(".cache")),
     )
     photos = photos.select_columns(["__key__", "jpg"])
+    if task.decoder != "pillow":
+        photos = photos.cast_column("jpg", datasets.Image(decode=False))
     step = partial(_tokens, task=task, num_threads=task.num_cpus // (num_proc or 1))
     tokens = photos.map(
         step,
@@ -53,5 +55,7 @@ _tokenizers: dict[int, Any] = {}  # one a process; `map` has no place for a mode
 def _tokens(batch: dict[str, list[Any]], task: Task, num_threads: int) -> pa.Table:
     if num_threads not in _tokenizers:
         _tokenizers[num_threads] = task.load_for_threads(num_threads)
-    pixels_BCHW = np.stack([pixels_of(image, task.image_size) for image in batch["jpg"]])
+    pixels_BCHW = np.stack(
+        [pixels_of(image["bytes"] if isinstance(image, dict) else image, task) for image in batch["jpg"]]
+    )
     return token_table(batch["__key__"], tokenize(_tokenizers[num_threads], pixels_BCHW))

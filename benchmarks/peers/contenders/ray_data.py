@@ -35,9 +35,9 @@ def run(task: Task, variant: str) -> dict[str, float]:
     context.enable_progress_bars = False
     photos = ray.data.read_webdataset(list(task.shards), decoder=None, suffixes=["jpg"])
     if variant == "rows":
-        decoded = photos.map(partial(_decode_row, size=task.image_size))
+        decoded = photos.map(partial(_decode_row, task=task))
     else:
-        decoded = photos.map_batches(partial(_decode_batch, size=task.image_size), batch_size=task.batch_size)
+        decoded = photos.map_batches(partial(_decode_batch, task=task), batch_size=task.batch_size)
     tokens = decoded.map_batches(
         _Tokenize,
         fn_constructor_args=(task,),
@@ -49,12 +49,12 @@ def run(task: Task, variant: str) -> dict[str, float]:
     return {}
 
 
-def _decode_row(row: dict[str, Any], size: int) -> dict[str, Any]:
-    return {"key": row["__key__"], "pixels": pixels_of(row["jpg"], size)}
+def _decode_row(row: dict[str, Any], task: Task) -> dict[str, Any]:
+    return {"key": row["__key__"], "pixels": pixels_of(row["jpg"], task)}
 
 
-def _decode_batch(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    return {"key": batch["__key__"], "pixels": np.stack([pixels_of(payload, size) for payload in batch["jpg"]])}
+def _decode_batch(batch: dict[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
+    return {"key": batch["__key__"], "pixels": np.stack([pixels_of(payload, task) for payload in batch["jpg"]])}
 
 
 class _Tokenize:

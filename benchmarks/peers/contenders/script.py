@@ -21,9 +21,9 @@ def start(task: Task) -> None:
 
 
 class _Photos(Dataset[tuple[str, torch.Tensor]]):
-    def __init__(self, folder: str, size: int) -> None:
-        self._files = sorted(str(path) for path in Path(folder).glob("*/*.jpg"))
-        self._size = size
+    def __init__(self, task: Task) -> None:
+        self._files = sorted(str(path) for path in Path(task.folder).glob("*/*.jpg"))
+        self._task = task
 
     def __len__(self) -> int:
         return len(self._files)
@@ -31,13 +31,13 @@ class _Photos(Dataset[tuple[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
         path = self._files[index]
         with open(path, "rb") as file:
-            return Path(path).stem, torch.from_numpy(pixels_of(file.read(), self._size))
+            return Path(path).stem, torch.from_numpy(pixels_of(file.read(), self._task))
 
 
 def run(task: Task, variant: str) -> dict[str, float]:
     """Files are named by their number, as LlamaGen does; keys may repeat between folders."""
     num_workers = 1 if variant.startswith("1") else 2
-    photos = _tars(task) if variant.startswith("tars") else _Photos(task.folder, task.image_size)
+    photos = _tars(task) if variant.startswith("tars") else _Photos(task)
     # By batch, ml-4m's way; LlamaGen's batches of one photo are slower.
     loader = DataLoader(photos, batch_size=task.batch_size, num_workers=num_workers, collate_fn=_collate)
     tokenizer = task.load_for_threads()
@@ -56,7 +56,7 @@ def _tars(task: Task) -> Dataset[tuple[str, torch.Tensor]]:
     import webdataset
 
     def decode(sample: dict[str, bytes]) -> tuple[str, torch.Tensor]:
-        return str(sample["__key__"]), torch.from_numpy(pixels_of(sample["jpg"], task.image_size))
+        return str(sample["__key__"]), torch.from_numpy(pixels_of(sample["jpg"], task))
 
     return webdataset.WebDataset(list(task.shards), shardshuffle=False).map(decode)
 

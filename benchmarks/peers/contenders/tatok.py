@@ -14,7 +14,7 @@ import ray  # isort: skip
 
 __all__ = ["VARIANTS", "run", "start"]
 
-VARIANTS = ("pillow", "simplejpeg")
+VARIANTS = ("default resources",)
 
 
 def start(task: Task) -> None:
@@ -32,7 +32,7 @@ def run(task: Task, variant: str) -> dict[str, float]:
             "output": task.output,
             "device": "cpu",
             "resources": {"batch_size": task.batch_size},
-            "preprocessing": {"image_size": task.image_size, "icc_profiles": "ignore", "decoder": variant},
+            "preprocessing": {"image_size": task.image_size, "icc_profiles": "ignore", "decoder": task.decoder},
         }
     )
     started, commits = time.monotonic(), list[float]()

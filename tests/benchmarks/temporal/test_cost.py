@@ -19,4 +19,7 @@ def test_frames_and_images_are_timed_and_a_still_frame_is_not_decoded(tmp_path: 
     median, least, most = told["frame_over_image"]
     assert 0 < least <= median <= most
     assert told["frame_ms"] > 0 < told["image_ms"]
-    assert set(told["step_ms_a_frame"]) == {"full_rate", "full_rate_after", "filter", "rebuild_codes", "rebuild_after"}
+    steps = {"see", "full_rate_seen", "full_rate_after", "filter", "rebuild", "rebuild_after"}
+    assert set(told["step_ms_a_frame"]) == steps
+    dear = clip_costs(tokenizer.with_dtf(threshold=1e9), still.contiguous(), turns=1)
+    assert dear["decodings_a_frame"] == 0.25, "the first of four frames, and then nothing is worth a token"

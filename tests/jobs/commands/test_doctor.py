@@ -344,9 +344,17 @@ def test_the_command_ends_though_a_store_is_silent(document: dict, silent_url: s
     document |= {"source": f"{silent_url}/a.parquet", "output": str(tmp_path / "out")}
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "tatok.jobs.cli", "doctor", str(job), "--samples", "3"]
+    impatient = (
+        "import functools\n"
+        "import tatok.pipeline.doctor.examine as doctor\n"
+        "from tatok.jobs.cli import app\n"
+        "doctor.examine = functools.partial(doctor.examine, deadline_s=2.0)\n"
+        "app()"
+    )
+    command = [sys.executable, "-c", impatient, "doctor", str(job), "--samples", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 3, done.stderr
+    assert "no answer within 12 s" in " ".join(done.stdout.split())
     assert "FAILED   source: " in done.stdout
     assert "ok       checkpoint: " in done.stdout, "the other checks are made"
 

@@ -28,7 +28,7 @@ from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import RUNS, RunRecord
 from tatok.schemas.records import Grid
 from tatok.statistics.groups import group_by
-from tatok.statistics.sql import QueryResult, query
+from tatok.statistics.sql import QueryResult, open_query, query
 from tatok.statistics.summary import KeptShare, summarize
 from tests.support.places import ROOT
 from tests.support.synthetic_tokens import write_synthetic
@@ -186,11 +186,36 @@ def test_query_in_a_terminal_shows_the_columns_that_fit(output: str, monkeypatch
     text = shown.getvalue()
     assert "[red]b" in text
     assert "\\x1b[2J" in text
-    assert "(no room for text, last; choose columns, or use --format json)" in text
+    assert "(no room for text; choose columns, or use --format json)" in text
     assert "xxx" not in text
+    assert ["a\\x1b[2J", "1", "…", "1"] in [line.split() for line in text.splitlines()]
     shown.truncate(0)
     print_result(rows_of(key=pa.array([], pa.string())), "table")
     assert "key" in shown.getvalue()
+
+
+def test_a_query_of_every_column_shows_the_first_and_the_last(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout", shown)
+    for width in (80, 120, 50):
+        shown.truncate(0)
+        shown.seek(0)
+        monkeypatch.setattr(
+            "rich.console.Console", lambda width=width, **options: Console(file=shown, width=width, **options)
+        )
+        with open_query(output, "SELECT * FROM tokens ORDER BY key LIMIT 3") as result:
+            names = list(result.schema.names)
+            print_result(result, "table")
+        text = re.sub(r"\x1b\[\d+m", "", shown.getvalue())
+        heading, *_ = [line for line in text.splitlines() if line.strip()]
+        before, gap, after = heading.partition("…")
+        assert gap
+        assert len(heading.rstrip()) <= width
+        columns = [*before.split(), *after.split()]
+        assert columns == names[: len(before.split())] + names[len(names) - len(after.split()) :]
+        [note] = re.findall(r"no room for (.*); choose columns", text)
+        assert note.split(", ") == [name for name in names if name not in columns]
 
 
 def test_query_as_csv_and_json(output: str) -> None:

@@ -31,6 +31,7 @@ from tests.support.places import ROOT
 from tests.support.services.planted_secret import holds
 from tests.support.services.real_services import Head, Store, ray_head, seaweedfs
 from tests.support.tiny_checkpoint import tiny_checkpoint
+from tests.support.tokenizers import own
 
 SECRET = "planted-a8f5f167f44f4964e6c998dee827110c"
 NUM_SHARDS, PHOTOS_A_SHARD = 24, 4
@@ -212,6 +213,26 @@ def test_no_secret_in_anything_that_was_written(place: Place) -> None:
     assert any("job-driver" in path.name for path in written), "and so are the logs"
     assert [str(path) for path in written if holds(path.name, path.read_bytes(), SECRET)] == []
     assert SECRET.encode() not in (place.head.folder / "head.log").read_bytes()
+
+
+@pytest.mark.long  # test_package.py says what travels, test_own_tokenizer.py tokenizes without a head
+def test_a_tokenizer_of_the_users_folder_travels(place: Place, tmp_path: Path) -> None:
+    text = Path(own.__file__).read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(text)
+    settings = ("output=s3://photos-out/own", "checkpoint=null", "tokenizer=mine.py:load")
+    options = [word for setting in settings for word in ("--set", setting)]
+    arguments = ("submit", place.job, "--address", place.head.address, *options, "--dependencies", "installed")
+    submitted = place.start(*arguments, cwd=tmp_path)
+    printed, _ = submitted.communicate(timeout=300)
+    assert submitted.returncode == 0, printed
+    parts = place.fs.glob("photos-out/own/data/*.parquet")
+    assert len(parts) == NUM_SHARDS
+    rows = pq.read_table(io.BytesIO(place.fs.cat_file(parts[0])))
+    assert set(rows["num_tokens"].to_pylist()) == {16}
+    assert rows["entropy_bits"].null_count == PHOTOS_A_SHARD
+    run = json.loads(place.fs.cat_file("photos-out/own/run.json"))
+    assert run["config"]["tokenizer"] == "mine.py:load"
+    assert run["fingerprint"]["tokenizer.code"].startswith("mine.py:load (")
 
 
 def test_a_running_job_is_detached_from_and_stopped(place: Place, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tatok.jobs.submission.package import for_the_cluster, pack, pinned_requirements, refuse_credentials
+from tatok.jobs.submission.ray_jobs import image_entrypoint
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig, load_job
 from tests.support.tiny_checkpoint import tiny_checkpoint
@@ -73,7 +75,7 @@ def test_another_filter_is_refused_unless_the_cluster_has_it(path: str, here: Pa
         (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=r"there is no \S+\.py in the current folder.*one file here.*--image"):
         pack(with_filter(path), tmp_path / "first")
-    pack(with_filter(path), tmp_path / "second", cluster_has_filter=True)
+    pack(with_filter(path), tmp_path / "second", cluster_has_code=True)
 
 
 def test_a_filter_of_tatok_travels_with_it(here: Path, tmp_path: Path) -> None:
@@ -87,6 +89,38 @@ def test_a_filter_with_a_credential_stays(here: Path, tmp_path: Path, monkeypatc
     (tmp_path / "package").mkdir()
     with pytest.raises(ConfigError, match="MY_SECRET"):
         pack(with_filter("my_filters:keep"), tmp_path / "package")
+
+
+def test_the_file_of_a_tokenizer_travels(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "mine.py").write_text("def load(device):\n    return None\n")
+    (tmp_path / "package").mkdir()
+    job = JobConfig(source="s3://a/b.tar", output="s3://c", tokenizer="sub/mine.py:load")
+    packed = pack(job, tmp_path / "package")
+    assert packed.tokenizer == "mine.py:load"
+    assert (tmp_path / "package" / "mine.py").read_bytes() == (here / "sub" / "mine.py").read_bytes()
+    command = image_entrypoint(job)
+    (tmp_path / "there").mkdir()
+    beside, _, rest = command.partition(" && ")
+    subprocess.run(beside, shell=True, check=True, cwd=tmp_path / "there")
+    assert (tmp_path / "there" / "mine.py").read_bytes() == (here / "sub" / "mine.py").read_bytes()
+    assert "mine.py:load" in rest
+    assert "sub/mine.py" not in rest
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    (here / "sub" / "mine.py").write_text(f"KEY = {SECRET!r}\n")
+    with pytest.raises(ConfigError, match="MY_SECRET"):
+        image_entrypoint(job)
+
+
+def test_a_module_of_a_tokenizer_travels_if_it_is_one_file_here(here: Path, tmp_path: Path) -> None:
+    (here / "my_models.py").write_text("def load(device):\n    return None\n")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    pack(JobConfig(source="s3://a/b.tar", output="s3://c", tokenizer="my_models:load"), tmp_path / "first")
+    assert (tmp_path / "first" / "my_models.py").exists()
+    absent = JobConfig(source="s3://a/b.tar", output="s3://c", tokenizer="their_package.models:load")
+    with pytest.raises(ConfigError, match=r"tokenizer 'their_package\.models:load': there is no .*--image"):
+        pack(absent, tmp_path / "second")
 
 
 def required(**settings: object) -> set[str]:

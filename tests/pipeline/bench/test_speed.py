@@ -73,7 +73,7 @@ def test_what_the_host_does_is_not_the_devices_time(tmp_path: Path, monkeypatch:
         assert (len(pixels), sizes.device) == (256, "cuda")
         rates = {"copy in": 1000.0, "encode": 100.0, "prior and DTF": 300.0, "copy out": 50.0}
         encoded = fake.encode_clips(torch.from_numpy(pixels))
-        return ModelRates(items_per_s=rates, device="H", vocab_size=fake.vocab_size, encoded=encoded)  # type: ignore[arg-type]
+        return ModelRates(items_per_s=rates, device="H", vocab_size=fake.vocab_size, has_entropy=True, encoded=encoded)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stages, "measure_model", measure_model)
     shards = plan_shards(config.source)

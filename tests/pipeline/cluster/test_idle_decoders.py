@@ -78,7 +78,7 @@ def test_pixels_seldom_cross_the_network(seed: int) -> None:
 def test_actors_tell_where_they_are(tmp_path: Path) -> None:
     import ray
 
-    from tatok.pipeline.cluster.actors import DecodeWorker
+    from tatok.pipeline.cluster.workers.decoder import DecodeWorker
     from tatok.pipeline.storage.store import OutputStore
 
     config = JobConfig(source=("a",), output=str(tmp_path))

@@ -82,7 +82,8 @@ def test_one_of_two_tokenizers_fails_for_ever(
     summary = run_poisoned(source, tmp_path, events, error, **resources)
     assert (summary.status, summary.failed) == ("complete", {}), "no shard pays for it"
     assert [row["key"] for row in rows(tmp_path / "out")] == [f"photo-{i:04}" for i in range(60)]
-    (replaced,) = [event.message for event in events if isinstance(event, Notice)]
+    told = [event.message for event in events if isinstance(event, Notice)]
+    (replaced,) = [message for message in told if not message.startswith("still waiting")]  # on a busy machine
     assert "is replaced" in replaced
     assert str(error).partition("\n")[0] in replaced
     num_processes = len(list((tmp_path / "marks").iterdir())) - 1

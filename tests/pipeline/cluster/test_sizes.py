@@ -38,6 +38,13 @@ def test_on_cpus_alone_tokenizers_decode_in_place() -> None:
     assert (more.num_tokenizers, more.gpus_per_tokenizer, more.decodes_in_place) == (12, 0, True)
 
 
+def test_the_threads_of_a_tokenizer_do_not_depend_on_how_many_shards_are_left() -> None:
+    for wanted, threads in ((None, 1), (2, 4), (1, 8)):
+        config = JobConfig.model_validate({"source": "a", "output": "o", "resources": {"num_tokenizers": wanted}})
+        for num_shards in (100, 1):
+            assert plan_sizes(config, num_shards=num_shards, num_cpus=8, num_gpus=0).torch_threads == threads
+
+
 def test_gpus_are_asked_for_only_where_wanted() -> None:
     on_cpu = JobConfig(source="a", output="o", device="cpu")
     assert plan_sizes(on_cpu, num_shards=9, num_cpus=4, num_gpus=2).gpus_per_tokenizer == 0
@@ -87,3 +94,26 @@ def test_a_running_job_follows_its_cluster() -> None:
     assert (last.num_tokenizers, last.num_decoders) == (1, 1)
     done = resize(first, config, num_shards=0, num_cpus=8, num_gpus=2)
     assert (done.num_tokenizers, done.num_decoders) == (0, 0), "the last shard was committed a moment ago"
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "num_pieces", "num_gpus", "resources", "found"),
+    [
+        (1, 50, 0, {}, (16, 1, 1)),
+        (1, 3, 0, {}, (3, 1, 1)),
+        (1, 1, 0, {"num_tokenizers": 4}, (1, 1, 1)),
+        (1, 50, 0, {"num_tokenizers": 1}, (1, 1, 1)),
+        (3, 50, 0, {"num_tokenizers": 2, "shards_in_flight": 2}, (2, 3, 2)),
+        (1, 50, 4, {}, (1, 15, 1)),  # one GPU has long done what takes a core a minute
+        (1, 1000, 4, {}, (2, 14, 1)),  # and one process hands on the pixels of two
+        (3, 1000, 4, {}, (4, 12, 1)),
+        (1, 1000, 1, {"num_tokenizers": 4}, (1, 15, 1)),
+        (1, 50, 0, {"num_tokenizers": 2, "num_decoders": 3}, (2, 3, 1)),
+    ],
+)
+def test_large_shards_are_worth_several_processes(
+    num_shards: int, num_pieces: int, num_gpus: int, resources: dict[str, int], found: tuple[int, int, int]
+) -> None:
+    config = JobConfig.model_validate({"source": "a", "output": "o", "resources": resources})
+    plan = plan_sizes(config, num_shards=num_shards, num_pieces=num_pieces, num_cpus=16, num_gpus=num_gpus)
+    assert (plan.num_tokenizers, plan.num_decoders, plan.shards_per_tokenizer) == found

@@ -65,6 +65,8 @@ def write_data_set(folder: Path, rows_per_part: Sequence[int], *, row_group_rows
             "tatok.num_tokens": str(sum(rows.column("num_tokens").to_pylist())),
             "tatok.num_rejects": json.dumps({"corrupt": len(rejects)} if rejects else {}),
         }
+        if number % 2:
+            footer["tatok.clips"] = json.dumps([1, 8 * number])
         for kind, table in (("rejects", rejects_table(rejects)), ("data", rows)):
             with store.scratch_file() as path:
                 with PartWriter(path, table.schema, row_group_rows=row_group_rows) as writer:
@@ -134,6 +136,17 @@ def test_every_row_survives_once_and_in_order(source: TokenizedData, tmp_path: P
     assert merged.run.compacted_from.complete
     for part in merged.parts:
         assert set(part.row_group_rows[:-1]) <= {100}  # of the source's run.json
+
+
+def test_clips_and_their_frames_are_still_counted(source: TokenizedData, tmp_path: Path) -> None:
+    compact(source, str(tmp_path / "out"), target_bytes=TARGET_BYTES)
+    before, after = (TokenizedData.open(folder) for folder in (tmp_path / "source", tmp_path / "out"))
+    counts = [
+        tuple(sum(getattr(part, name) for part in data.parts) for name in ("num_clips", "num_frames"))
+        for data in (before, after)
+    ]
+    assert counts == [(4, 8 * (1 + 3 + 5 + 7))] * 2
+    assert len(after.parts) < len(before.parts)
 
 
 def test_parts_keep_their_encodings_and_tell_their_shards(source: TokenizedData, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tatok.pipeline.tokenization import fingerprint as fingerprints
 from tatok.pipeline.tokenization.fingerprint import decoding_identity, run_fingerprint
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError, DecodeError
-from tatok.schemas.fingerprints import require_equal
+from tatok.schemas.identity import require_equal
 from tatok.schemas.job import JobConfig, Limits
 from tatok.schemas.preprocessing import Preprocessing
 from tests.support.photos import encoded, saved

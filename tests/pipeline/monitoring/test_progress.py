@@ -50,6 +50,32 @@ def test_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        (
+            {"num_rows": 30, "num_clips": 30, "num_frames": 240},
+            "shards 0/5  clips 30  frames 240  24.0 frames/s  480 tokens/s  20.0 tokens/frame  rejects 0",
+        ),
+        (
+            {"num_rows": 1030, "num_clips": 30, "num_frames": 200},
+            "shards 0/5  images 1,000  clips 30  frames 200  120.0 frames/s  480 tokens/s  4.0 tokens/frame  rejects 0",
+        ),
+    ],
+)
+def test_clips_and_their_frames_are_counted_apart_from_images(
+    counts: dict[str, int], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, stream = [100.0], io.StringIO()
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with ProgressDisplay(stream, interval_s=5) as display:
+        display(ShardsPlanned(num_shards=5, num_committed=0, pending_bytes=4))
+        display(Throughput(num_rows=1, num_tokens=1, num_rejects=0))
+        clock[0] += 10
+        display(Throughput(num_tokens=4800, num_rejects=0, **counts))
+    assert stream.getvalue().splitlines()[-1] == line
+
+
 def test_live_display_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     text = show(Terminal(), [100.0], monkeypatch)

@@ -18,7 +18,13 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.errors import CommitError, ConfigError
 from tatok.schemas.records import ShardReport
-from tatok.schemas.tokens import FOOTER_FINGERPRINT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, FOOTER_SHARD
+from tatok.schemas.tokens import (
+    FOOTER_CLIPS,
+    FOOTER_FINGERPRINT,
+    FOOTER_NUM_REJECTS,
+    FOOTER_NUM_TOKENS,
+    FOOTER_SHARD,
+)
 from tests.support.parts import FAKE, batches, clip, commit, reject, shard
 
 
@@ -49,6 +55,24 @@ def test_part_and_rejects_are_published(store: OutputStore) -> None:
     assert json.loads(footer[FOOTER_NUM_REJECTS.encode()]) == {"corrupt": 1}
     rejects = pq.read_table(f"{store.url}/rejects/{part_name('s0')}").to_pylist()
     assert [(row["key"], row["stage"], row["reason"]) for row in rejects] == [("k99", "decode", "corrupt")]
+
+
+def test_clips_and_their_frames_are_told(store: OutputStore) -> None:
+    mixed, images = commit(store, num_videos=2), commit(store, "s1")
+    assert (mixed.num_rows, mixed.num_clips, mixed.num_frames) == (9, 2, 5)
+    assert (images.num_rows, images.num_clips, images.num_frames) == (7, 0, 0)
+    lost = commit(store, num_videos=2)  # the race: another attempt has published it
+    assert (lost.part_sha256, lost.num_clips, lost.num_frames) == (None, 2, 5)
+    for report, name in ((mixed, "s0"), (images, "s1")):
+        found = committed_report(store, shard(name))
+        assert found is not None
+        assert (found.num_clips, found.num_frames) == (report.num_clips, report.num_frames)
+    footers = [pq.read_metadata(f"{store.url}/{kind}/{part_name('s0')}").metadata for kind in ("data", "rejects")]
+    assert [FOOTER_CLIPS.encode() in footer for footer in footers] == [True, False]
+    assert FOOTER_CLIPS.encode() not in pq.read_metadata(f"{store.url}/data/{part_name('s1')}").metadata
+    os.unlink(f"{store.url}/rejects/{part_name('s0')}")
+    assert restore_rejects(store) == 1
+    assert FOOTER_CLIPS.encode() not in pq.read_metadata(f"{store.url}/rejects/{part_name('s0')}").metadata
 
 
 def part_path(store: OutputStore) -> str:

@@ -11,7 +11,7 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.fingerprint import run_fingerprint
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import CommitError
-from tatok.schemas.fingerprints import describe_difference
+from tatok.schemas.identity import describe_difference
 from tatok.schemas.job import JobConfig
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.parts import commit
@@ -39,8 +39,12 @@ def test_manifest_tells_every_part(store: OutputStore, tmp_path: Path) -> None:
     assert read_manifest(store) == manifest
 
 
-def test_manifest_is_the_same_from_reports_and_from_parts(store: OutputStore, tmp_path: Path) -> None:
-    from_reports = update_manifest(store, [commit(store, name) for name in ("s0", "s1")])
+@pytest.mark.parametrize("num_videos", [0, 2])
+def test_manifest_is_the_same_from_reports_and_from_parts(store: OutputStore, tmp_path: Path, num_videos: int) -> None:
+    from_reports = update_manifest(store, [commit(store, "s0", num_videos=num_videos), commit(store, "s1")])
+    assert (from_reports.num_clips, from_reports.num_frames) == ((2, 5) if num_videos else (0, 0))
+    assert read_manifest(store) == from_reports
+    assert '"num_frames": 0' not in (tmp_path / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text("damaged")
     assert update_manifest(store, []) == from_reports
 

@@ -13,8 +13,8 @@ from tatok.dataset.rows import token_sequences
 from tatok.pipeline.output.tables import TokenizedBatch, rejects_table, token_table
 from tatok.pipeline.tokenization.tokenize import FittingEncode, TooLarge, tokenize_clips
 from tatok.schemas.errors import TatokError
+from tatok.schemas.identity import sample_id
 from tatok.schemas.records import Clip, Reject, TokenSequence
-from tatok.schemas.sample_ids import sample_id
 from tests.support.fake_tokenizer import FakeTokenizer, encode_nothing
 from tests.support.parts import FAKE, clip, reject
 

@@ -20,7 +20,7 @@ from tatok.jobs.cli import app
 from tatok.pipeline.export.compact import compact
 from tatok.pipeline.verify.dataset import Verification, verify_output
 from tatok.schemas.errors import SourceError
-from tatok.schemas.sample_ids import sample_id
+from tatok.schemas.identity import sample_id
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.photos import jpeg, photo_members, tar_bytes, write_photo_shards
 from tests.support.real_data import write_real_data

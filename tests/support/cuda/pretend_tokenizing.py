@@ -68,6 +68,10 @@ def main() -> None:
     found["decode"] = counted(lambda: numbers(eager.decode(sequences)), lambda: numbers(cpu.decode(sequences)))
     eager.encode_clips(clips)  # whose tables are then there
     found["clips"] = counted(lambda: codes(eager.encode_clips(clips)), lambda: codes(cpu.encode_clips(clips)))
+    several = [clips, clips.flip(0), clips.flip(1), clips[:2], clips.flip(3)]
+    for number, some in enumerate(several):
+        wanted = codes(cpu.encode_clips(some))
+        found[f"clips {number}"] = counted(lambda: codes(cuda.encode_clips(some)), lambda: wanted)  # noqa: B023
     of_clips = cpu.encode_clips(clips)
     found["decode clips"] = counted(
         lambda: numbers(eager.decode_clips(of_clips)), lambda: numbers(cpu.decode_clips(of_clips))
@@ -78,7 +82,7 @@ def main() -> None:
 
     broken = tokenizer(pretend_cuda.CUDA)
     compute = broken._encoding.packed
-    broken._launcher._graphs._compute = lambda pixels: compute(pixels) + 0 * int(pixels.max())  # which waits
+    broken._launcher._graphs._compute = lambda pixels: (compute(pixels) + 0 * int(pixels.max()),)  # which waits
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(3):

@@ -13,7 +13,7 @@ from tatok.pipeline.output.commit import commit_shard
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.errors import ConfigError
-from tatok.schemas.sample_ids import sample_id
+from tatok.schemas.identity import sample_id
 from tests.support.parts import FAKE, clip, shard
 from tests.support.synthetic_tokens import write_synthetic
 

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3fs import S3FileSystem
 
+from tatok.dataset.dataset import TokenDataset
+from tatok.dataset.packing import Packing
 from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.output.manifest import claim_output, mark_success, update_manifest
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.job import JobConfig
+from tatok.schemas.urls import filesystem_of
 from tests.support.parts import commit
 from tests.support.synthetic_tokens import write_synthetic
 
@@ -84,6 +89,65 @@ def test_remote_reads_fetch_the_same_rows(s3_bucket: str, tmp_path: Path) -> Non
     part = here.parts[0].name
     columns = ["positions", "label"]
     assert there.read(part, columns=columns, row_groups=[2]).equals(here.read(part, columns=columns, row_groups=[2]))
+
+
+@pytest.fixture
+def asked(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """What is asked of the bucket: the operation, the object's name, and the range."""
+    requests: list[tuple[str, str, str]] = []
+    original = S3FileSystem._call_s3
+
+    async def noted(self: S3FileSystem, method: str, *args: Any, **options: Any) -> Any:
+        requests.append((method, options.get("Key", "").rpartition("/")[2], options.get("Range", "")))
+        return await original(self, method, *args, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", noted)
+    return requests
+
+
+def test_opening_a_bucket_s_dataset_is_one_request_a_document(
+    s3_bucket: str, asked: list[tuple[str, str, str]]
+) -> None:
+    url = f"s3://{s3_bucket}/opened"
+    write_synthetic(url, 100)
+    asked.clear()
+    assert TokenizedData.open(url).num_rows == 100
+    assert sorted(asked) == [("get_object", name, "") for name in ("_SUCCESS", "manifest.json", "run.json")]
+
+
+def test_a_small_part_of_a_bucket_is_one_request(s3_bucket: str, asked: list[tuple[str, str, str]]) -> None:
+    url = f"s3://{s3_bucket}/small"
+    write_synthetic(url, 400, rows_per_part=200)
+    data = TokenizedData.open(url)
+    asked.clear()
+    batches = list(TokenDataset(url).stream(Packing(tokens=4096)))
+    assert sum(len(batch.rows) for batch in batches) == 400
+    of_parts = sorted(each for each in asked if each[1].endswith(".parquet"))
+    assert of_parts == [("get_object", part.name, f"bytes=0-{part.num_bytes - 1}") for part in data.parts]
+
+
+def test_of_a_part_with_several_row_groups_only_what_is_wanted_is_asked_for(
+    s3_bucket: str, asked: list[tuple[str, str, str]]
+) -> None:
+    url = f"s3://{s3_bucket}/groups"
+    write_synthetic(url, 30_000, rows_per_part=30_000, row_group_rows=10_000)
+    asked.clear()
+    batches = list(TokenDataset(url).stream(Packing(tokens=8192)))
+    assert sum(len(batch.rows) for batch in batches) == 30_000
+    of_parts = [each for each in asked if each[1].endswith(".parquet")]
+    assert of_parts
+    assert not [each for each in of_parts if each[2].startswith("bytes=0-")]
+
+
+def test_a_small_part_that_ends_early_is_named(s3_bucket: str) -> None:
+    url = f"s3://{s3_bucket}/early"
+    write_synthetic(url, 100)
+    data = TokenizedData.open(url)
+    (part,) = data.parts
+    fs, path = filesystem_of(data.path(part.name))
+    fs.pipe_file(path, fs.cat_file(path)[:-100])
+    with pytest.raises(SourceError, match=rf"{part.name} ends early"):
+        data.read(part.name, num_bytes=part.num_bytes, wants_most=True)
 
 
 def test_synthetic_data_keeps_the_promises_of_real_data(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -14,8 +16,10 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tatok.dataset.dataset import TokenDataset
+from tatok.dataset.order import Blocks
 from tatok.dataset.packing import Batch, Bucketing, Packing, Rows
 from tatok.dataset.stream import TokenStream
+from tatok.dataset.windows import WindowReader
 from tatok.schemas.errors import ConfigError
 from tests.support.synthetic_tokens import write_synthetic
 
@@ -144,6 +148,44 @@ def test_killed_anywhere_and_resumed_anyhow_every_row_is_seen_once(
     rest = [list(loader) for loader in loaders]
     together = [rows_of(batch) for batch in [*dealt(seen), *dealt(rest)]]
     assert together == two_epochs[BATCHINGS.index(batching)]  # type: ignore[arg-type]
+
+
+def test_the_only_reader_reads_each_row_group_once(data: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, int, int]] = []
+    original = WindowReader._read
+
+    def noted(self: WindowReader, source: int, part: int, row_group: int, names: tuple[str, ...]) -> pa.Table:
+        read.append((source, part, row_group))
+        return original(self, source, part, row_group, names)
+
+    monkeypatch.setattr(WindowReader, "_read", noted)
+    (stream,) = streams(data, 1)
+    list(stream)
+    described = data._reader.sources[0].parts
+    assert sorted(read) == [
+        (0, part, g) for part, each in enumerate(described) for g in range(len(each.row_group_rows))
+    ]
+
+
+def test_the_first_batch_waits_for_no_later_window(data: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stream,) = streams(data, 1)
+    expected = [rows_of(batch) for batch in stream]
+    first = next(stream._places(0, 1, 0)).windows[0]
+    of_first = set(data._blocks.first_row_B[first].tolist())
+    may_go_on = threading.Event()
+    original = WindowReader.block
+
+    def held(self: WindowReader, blocks: Blocks, index: int, epoch: int) -> pa.Table:
+        if int(blocks.first_row_B[index]) not in of_first:
+            assert may_go_on.wait(60)
+        return original(self, blocks, index, epoch)
+
+    monkeypatch.setattr(WindowReader, "block", held)
+    batches = iter(stream)
+    found = [rows_of(next(batches))]
+    assert not may_go_on.is_set()
+    may_go_on.set()
+    assert found + [rows_of(batch) for batch in batches] == expected
 
 
 def test_state_dict_without_workers_is_the_last_batch_s(data: TokenDataset) -> None:

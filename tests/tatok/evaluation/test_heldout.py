@@ -13,14 +13,22 @@ from tatok.evaluation.comparison import PolicyScore, evaluate
 from tatok.evaluation.policies import standard_policies
 from tatok.training.photos import centre_crops
 
-NUM_PHOTOS = 24
+NUM_PHOTOS = 16
 MEAN_TOKENS = 56
 
 
 @pytest.fixture(scope="module")
-def scores(corpus: Path) -> dict[str, PolicyScore]:
-    tokenizer = Tokenizer.load(device="cpu")
-    photos = EncodedPhotos(tokenizer, centre_crops([str(corpus / "photos-heldout-0000.tar")], 256, NUM_PHOTOS))
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(corpus: Path, tokenizer: Tokenizer) -> EncodedPhotos:
+    return EncodedPhotos(tokenizer, centre_crops([str(corpus / "photos-heldout-0000.tar")], 256, NUM_PHOTOS))
+
+
+@pytest.fixture(scope="module")
+def scores(tokenizer: Tokenizer, photos: EncodedPhotos) -> dict[str, PolicyScore]:
     patterns = ["full rate", "DTF as shipped*", "random", "uniform grid", "globals only"]
     policies = standard_policies(tokenizer.dtf, tokenizer.num_global, MEAN_TOKENS, patterns=patterns)
     return {score.name: score for score in evaluate(photos, policies)}
@@ -43,10 +51,8 @@ def test_more_tokens_are_better(scores: dict[str, PolicyScore]) -> None:
 
 
 @pytest.mark.corpus
-def test_the_worst_dropped_surprise_is_rare(corpus: Path) -> None:
+def test_the_worst_dropped_surprise_is_rare(tokenizer: Tokenizer, photos: EncodedPhotos) -> None:
     """A confidently wrong prediction that is dropped is what hurts most: few dropped codes may be far off."""
-    tokenizer = Tokenizer.load(device="cpu")
-    photos = EncodedPhotos(tokenizer, centre_crops([str(corpus / "photos-heldout-0000.tar")], 256, 8))
     for first, filtered in zip(photos.first, photos.filter(tokenizer.dtf), strict=True):
         dropped = first.distance[~filtered.kept_BN]
         kept = first.distance[filtered.kept_BN]

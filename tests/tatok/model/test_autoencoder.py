@@ -97,7 +97,7 @@ def test_a_filler_of_zeros_is_not_learned() -> None:
 
 def test_later_fields_stand_in_the_document_only_where_they_are_used(tmp_path: Path) -> None:
     later = ("cell_size", "anchored", "filler", "prior_width", "prior_rank", "has_stem", "pixel_width", "learned_dim")
-    later = (*later, "decoder_width")
+    later = (*later, "decoder_width", "latents")
     early = {name: value for name, value in asdict(TATOK).items() if name not in later}
     assert TATOK.document() == early  # so checkpoints made before these fields keep their fingerprint
     for config in KINDS.values():

@@ -32,6 +32,26 @@ def test_statistics_are_those_of_the_softmax() -> None:
         torch.testing.assert_close(getattr(found, name).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_what_all_logits_have_in_common_does_not_matter_and_nothing_is_below_zero() -> None:
+    torch.manual_seed(1)
+    narrow = Prior(replace(SMALL, prior_width=16, prior_rank=3)).eval()
+    inputs = (torch.randn(2, 4, 6), torch.randn(2, 9, 48), torch.randn(2, 9, 6), torch.rand(2, 9) > 0.5)
+    given = {"codes_BN": torch.randint(0, 64, (2, 9)), "codebook_KC": torch.randn(64, 6)}
+    before = narrow.statistics(*inputs, torch.zeros(13, 2), **given)
+    with torch.no_grad():
+        narrow.head[1].weight += torch.tensor([300.0, -500.0, 700.0])  # the same for all codes
+    after = narrow.statistics(*inputs, torch.zeros(13, 2), **given)
+    for name, wanted in zip(before._fields, before, strict=True):
+        torch.testing.assert_close(getattr(after, name), wanted, rtol=1e-3, atol=1e-3)
+    sure_BNK = torch.full((1, 64, 64), -90.0).index_put(
+        (torch.tensor(0), *torch.arange(64).expand(2, -1)), torch.tensor(9.0)
+    )
+    sure = code_statistics(sure_BNK, torch.arange(64)[None], given["codebook_KC"])
+    for bits in (sure.entropy, sure.surprisal, sure.variance):
+        assert bits.min() >= 0
+        assert bits.max() < 1e-4
+
+
 def test_a_prior_may_be_narrower_than_its_model() -> None:
     narrow = Prior(replace(SMALL, num_prior_layers=1, prior_width=16, prior_rank=3))
     assert narrow.transformer.layers[0].num_heads == 1, "heads keep their size"

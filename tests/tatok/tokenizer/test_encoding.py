@@ -99,7 +99,7 @@ def test_the_residual_is_what_pixels_are_beyond_the_base(folder: Path) -> None:
     with torch.no_grad():
         image = whole.full_rate(pixels)
         renewed = torch.zeros_like(image.codes.global_BM, dtype=torch.bool)
-        frame = whole.full_rate_after(pixels, before, image.codes.global_BM, renewed)
+        frame = whole.full_rate_after(whole.see(pixels), before, image.codes.global_BM, renewed)
     for full in (image, frame):
         wanted = (whole.model.patches(to_float(pixels)) - full.base_BNP).double().square().sum(-1)
         assert full.residual_BN.dtype is torch.float32

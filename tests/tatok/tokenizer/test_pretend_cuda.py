@@ -68,6 +68,18 @@ def test_clips_are_waited_for_once_a_frame_that_follows(found: dict[str, Any]) -
     assert sorted(found["clips"]["waits"].values()) == [1, 3], found["clips"]["waits"]
 
 
+def test_clips_through_graphs_are_few_launches_and_one_wait_a_step(found: dict[str, Any]) -> None:
+    """Four frames: the first, and three steps of which each is two graphs, what is copied into and out of them, and
+    the question which frames the second is for. The first two batches of a size warm up and capture."""
+    for number in range(5):
+        clips = found[f"clips {number}"]
+        assert clips["equal"], number
+        assert sorted(clips["waits"].values()) == [1, 3], clips["waits"]
+    for number in range(2, 5):
+        assert found[f"clips {number}"]["by"]["graph"] == 1 + 2 * 3
+        assert found[f"clips {number}"]["launches"] <= 4 * 75, found[f"clips {number}"]
+
+
 def test_decoding_is_not_waited_for(found: dict[str, Any]) -> None:
     for name in ("decode", "decode clips"):
         assert found[name]["equal"], name

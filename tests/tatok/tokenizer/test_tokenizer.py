@@ -224,6 +224,28 @@ def test_weights_of_another_shape_are_named(copied: Path) -> None:
         load_checkpoint(copied)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("decoder_width", 256 << 12), ("codebook_size", 1 << 40), ("num_decoder_layers", 1 << 20)]
+)
+def test_a_config_of_a_far_larger_model_is_refused_before_it_is_made(copied: Path, name: str, value: int) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    assert name in config["model"]
+    config["model"][name] = value
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"model.safetensors does not fit .*many times as large"):
+        load_checkpoint(copied)
+
+
+def test_loading_leaves_torch_s_compiler_alone() -> None:
+    """It would take a second and a half of every process that loads a checkpoint."""
+    code = (
+        "import sys; from tatok.model.checkpoint import load_checkpoint; load_checkpoint(); "
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_unknown_settings_are_named(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config["dtf"]["luck"] = 1

@@ -1,12 +1,24 @@
-"""Named text entries that tokens depend on, compared: those of runs, and those of processes."""
+"""What makes rows the same ones: the id of each, and the named entries that all of a run's tokens depend on."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from tatok.schemas.errors import ConfigError
 
-__all__ = ["describe_difference", "require_equal"]
+__all__ = ["describe_difference", "require_equal", "sample_id"]
+
+
+def sample_id(uri: str, index: int, key: str, clip_index: int = 0) -> str:
+    """128 bits in hex that name one row: unique in a dataset, equal in every run over the same source.
+
+    It names the place, not the bytes: a source at another address gives other ids, and the column sha256 (with key)
+    is what finds the same photo again. Hashing the bytes instead would give two copies of one photo one id, and a
+    sample that cannot be read none.
+    """
+    clip = f"\0{clip_index}" if clip_index else ""
+    return hashlib.sha256(f"{uri}\0{index}\0{key}{clip}".encode()).hexdigest()[:32]
 
 
 def describe_difference(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

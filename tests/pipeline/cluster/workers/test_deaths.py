@@ -19,9 +19,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from tatok.pipeline.cluster.actors import Ready, death_text, is_blameless, start_error, was_killed
 from tatok.pipeline.cluster.scheduler import Scheduler
 from tatok.pipeline.cluster.sizes import Sizes, plan_sizes
+from tatok.pipeline.cluster.workers.deaths import death_text, is_blameless, start_error, was_killed
+from tatok.pipeline.cluster.workers.reports import Ready
 from tatok.pipeline.monitoring.events import Event, Notice
 from tatok.schemas.errors import ConfigError, TatokError
 from tatok.schemas.job import JobConfig

@@ -1,0 +1,75 @@
+"""How `--help` reads: flags without a type, `--no-` forms in words, commands in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+__all__ = ["HelpedCommand", "HelpedGroup", "group_commands"]
+
+
+class HelpedCommand(TyperCommand):
+    """A command whose help has room for its sentences on 80 columns."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of a copy: what is shown here differently is parsed as it was."""
+        super(HelpedCommand, _read(self)).format_help(ctx, formatter)
+
+
+class HelpedGroup(TyperGroup):
+    """A group of commands whose help reads in the same way."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of a copy."""
+        super(HelpedGroup, _read(self)).format_help(ctx, formatter)
+
+
+def group_commands(app: typer.Typer, panels: Mapping[str, Sequence[str]]) -> None:
+    """Put the commands under headings, in the order of `panels`: heading -> names; and have them all read as above.
+
+    Raises ValueError where a command is in no panel, or a panel names one that is not there.
+    """
+    panel_of = {name: panel for panel, names in panels.items() for name in names}
+    order = list(panel_of)
+    by_name: dict[str, Any] = {_name_of(each): each for each in (*app.registered_commands, *app.registered_groups)}
+    if panel_of.keys() != by_name.keys():
+        raise ValueError(f"panels and commands differ: {sorted(panel_of.keys() ^ by_name.keys())}")
+    for name, each in by_name.items():
+        each.rich_help_panel = panel_of[name]
+    app.registered_commands.sort(key=lambda command: order.index(_name_of(command)))
+    app.registered_groups.sort(key=lambda group: order.index(_name_of(group)))
+    _let_help_read(app)
+
+
+def _let_help_read(app: typer.Typer) -> None:
+    for command in app.registered_commands:
+        command.cls = HelpedCommand
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            group.cls = HelpedGroup
+            _let_help_read(group.typer_instance)
+
+
+def _name_of(registered: Any) -> str:
+    return registered.name or registered.callback.__name__
+
+
+def _read(command: Any) -> Any:
+    shown = copy(command)
+    shown.get_params = lambda ctx: [_shown(param) for param in command.get_params(ctx)]
+    return shown
+
+
+def _shown(param: Any) -> Any:
+    if not (isinstance(param, TyperOption) and param.is_flag):
+        return param
+    shown = copy(param)
+    shown.metavar = ""
+    if shown.secondary_opts:
+        shown.secondary_opts = []
+        shown.help = f"{(shown.help or '').rstrip()} Off: {', '.join(param.secondary_opts)}."
+    return shown

@@ -1,0 +1,170 @@
+"""Loans on a real Ray: several processes work on one shard, and its part is that of a single one, whoever dies."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from tatok.pipeline.cluster import sizes
+from tatok.pipeline.monitoring.events import Event, Notice, ShardRetried, Throughput
+from tatok.schemas.records import TokenSequence
+from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.photos import encoded, photo_members, tar_bytes
+from tests.support.processes import descendants
+from tests.support.runs import DECODERS_WANTED, job, note_decoder, rejects, run
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+NUM_PHOTOS, BATCH = 120, 4
+FILTER = f"{note_decoder.__module__}:{note_decoder.__name__}"
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+ALONE = {"num_tokenizers": 1, "num_decoders": 0}
+IN_PLACE = {"num_tokenizers": 2, "num_decoders": 0}
+DECODERS = {"num_tokenizers": 1, "num_decoders": 3}
+
+Fate = Literal["alone", "lives", "lender killed", "lender's device breaks", "owner killed"]
+
+
+@pytest.fixture(autouse=True)
+def _every_shard_is_worth_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "_PIECE_BYTES", 1 << 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fated(FakeTokenizer):
+    """Leaves a mark for each batch, named by its process and for whom it is; what happens, happens at a third batch.
+
+    A shard's own tokenizer waits at its third until another one has had a batch.
+    """
+
+    folder: str
+    fate: Fate = "lives"
+
+    def encode(self, pixels: torch.Tensor) -> list[TokenSequence]:
+        is_own = any(frame.name == "run_shard" for frame in traceback.extract_stack())
+        path = Path(self.folder) / f"{'own' if is_own else 'lent'}-{os.getpid()}"
+        with path.open("a") as file:
+            file.write(".")
+        until = time.monotonic() + 60
+        while self.fate != "alone" and is_own and path.stat().st_size >= 3 and time.monotonic() < until:
+            if any(Path(self.folder).glob("lent-*")):
+                break
+            time.sleep(0.05)
+        if path.stat().st_size >= 3 and self.fate not in ("alone", "lives") and is_own == (self.fate == "owner killed"):
+            if "breaks" in self.fate:
+                if _is_chosen(Path(self.folder) / "chosen"):
+                    raise torch.AcceleratorError(ILLEGAL)
+            elif not (Path(self.folder) / "chosen").is_symlink() and _is_chosen(Path(self.folder) / "chosen"):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(pixels)
+
+
+def _is_chosen(path: Path) -> bool:
+    """Whether this process is the first that asked."""
+    try:
+        path.symlink_to(str(os.getpid()))
+    except FileExistsError:
+        return os.readlink(path) == str(os.getpid())
+    return True
+
+
+def load_fated(folder: str, fate: Fate, device: str) -> Fated:
+    return Fated(folder=folder, fate=fate, delay_s=0.0 if fate == "alone" else 0.1, device_name=device)
+
+
+def batches(folder: Path, kind: str) -> list[int]:
+    """How many each process had."""
+    return [path.stat().st_size for path in (folder / "marks").glob(f"{kind}-*")]
+
+
+def run_shared(
+    tmp_path: Path,
+    resources: dict[str, int],
+    *,
+    fate: Fate = "lives",
+    num_decoders: int = 0,
+    poison: Iterable[tuple[str, bytes]] = (),
+    events: list[Event] | None = None,
+    **options: Any,
+) -> None:
+    """Tokenize one tar of photos, with help and without, and compare all that is published."""
+    source, marks = tmp_path / "source", tmp_path / "marks"
+    source.mkdir()
+    marks.mkdir()
+    members = [*photo_members(0, NUM_PHOTOS // 2), *poison, *photo_members(NUM_PHOTOS // 2, NUM_PHOTOS // 2)]
+    (source / "photos.tar").write_bytes(tar_bytes(members))
+    load = functools.partial(load_fated, str(marks), fate)
+    (tmp_path / DECODERS_WANTED).write_text(str(num_decoders))
+    config = job(str(source), tmp_path / "out", resources=resources, filter=FILTER)
+    summary = run(config, events, load_tokenizer=load, **options)
+    assert (summary.status, summary.num_rows) == ("complete", NUM_PHOTOS)
+    by_many = {path.name for path in (tmp_path / "decoded").iterdir()}
+    config = job(str(source), tmp_path / "alone", resources={**resources, **ALONE}, filter=FILTER)
+    alone = functools.partial(load_fated, str(marks), "alone")
+    (tmp_path / DECODERS_WANTED).unlink()
+    assert run(config, load_tokenizer=alone).num_rows == NUM_PHOTOS
+    assert published(tmp_path / "out") == published(tmp_path / "alone")
+    for name in by_many:
+        (tmp_path / "decoded" / name).rename(tmp_path / name)
+
+
+def published(output: Path) -> dict[str, bytes]:
+    files = [path for kind in ("data", "rejects") for path in (output / kind).iterdir()]
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("fate", ["lives", "lender killed", "lender's device breaks", "owner killed"])
+def test_two_tokenizers_encode_one_shard_and_its_part_is_that_of_one(tmp_path: Path, fate: Fate) -> None:
+    events: list[Event] = []
+    run_shared(tmp_path, IN_PLACE, fate=fate, events=events)
+    lent = batches(tmp_path, "lent")
+    assert sum(lent) >= (1 if fate == "owner killed" else 3)
+    retried = [event.reason for event in events if isinstance(event, ShardRetried)]
+    assert len(retried) == (fate == "owner killed"), "what becomes of a lender is no failure of the shard"
+    told = [event.message for event in events if isinstance(event, Notice)]
+    if fate == "lender's device breaks":
+        assert any("is replaced" in message and ILLEGAL in message for message in told)
+
+
+def test_where_encoding_costs_little_the_other_tokenizer_decodes(tmp_path: Path) -> None:
+    run_shared(tmp_path, IN_PLACE, fate="alone", num_decoders=2)
+    decoded = [path.stat().st_size for path in tmp_path.glob("decoder-*")]
+    assert len(decoded) == 2
+    assert sum(decoded) == NUM_PHOTOS
+
+
+def test_every_decoder_decodes_for_the_only_shard(tmp_path: Path) -> None:
+    run_shared(tmp_path, DECODERS, fate="alone", num_decoders=3)
+    decoded = [path.stat().st_size for path in tmp_path.glob("decoder-*")]
+    assert len(decoded) == 3
+    assert sum(decoded) == NUM_PHOTOS
+
+
+def test_a_decoder_that_dies_costs_the_shard_nothing_or_its_attempt(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_once(event: Event) -> None:
+        if isinstance(event, Throughput) and event.num_rows and not killed:
+            killed.append(descendants("DecodeWorker")[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    run_shared(tmp_path, DECODERS, fate="alone", num_decoders=3, on_event=kill_once)
+    assert killed
+
+
+@pytest.mark.parametrize("resources", [IN_PLACE, DECODERS], ids=["in-place", "decoders"])
+def test_a_sample_that_hangs_its_decoder_is_the_same_reject_as_alone(tmp_path: Path, resources: dict[str, int]) -> None:
+    slow = ("slow.png", encoded(0, 13_000, 13_000, "PNG"))
+    run_shared(tmp_path, {**resources, "decode_timeout_s": 2}, fate="alone", poison=[slow])
+    (reject,) = rejects(tmp_path / "out")
+    assert (reject["key"], reject["source_index"], reject["reason"]) == ("slow", NUM_PHOTOS // 2, "decoder_hang")
