@@ -20,7 +20,7 @@ COPY examples examples
 # Into the image's own Python, whose commands are in /usr/local/bin: `ray up` works by login shells, which set PATH anew
 # and so would not find those of a virtual environment. By the last two Ray starts nodes on AWS and GCP.
 RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --constraint constraints.txt \
-    '.[s3,gcs,azure,hf,http,fast,heif,jxl]' boto3 google-api-python-client
+    '.[s3,gcs,azure,hf,http,fast,heif,jxl,transformers,diffusers]' boto3 google-api-python-client
 RUN tatok --help > /dev/null && ray --version
 
 ENV RAY_USAGE_STATS_ENABLED=0

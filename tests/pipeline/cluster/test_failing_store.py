@@ -85,6 +85,7 @@ def test_what_is_forbidden_is_not_tried_again(s3_bucket: str, failing_s3: Faulty
     check_whole(config, 120)
 
 
+@pytest.mark.long  # test_trouble_that_outlasts_the_client is its like
 def test_an_output_that_cannot_be_written_for_long(s3_bucket: str, failing_s3: FaultyS3) -> None:
     config = bucket_job(s3_bucket, "unwritable", num_shards=1)
     failing_s3.set(Fault(kind="slow_down", method="PUT", path="unwritable/tokens/data", times=1000))

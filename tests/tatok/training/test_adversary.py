@@ -192,7 +192,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 def test_the_pixel_decoder_starts_with_the_draft() -> None:
     torch.manual_seed(0)
-    decoder = PixelDecoder(patch_size=16, model_width=32, width=8)
+    decoder = PixelDecoder(patch_side=16, model_width=32, width=8)
     states, draft = torch.randn(2, 32, 4, 5), torch.randn(2, 3, 64, 80)
     assert torch.equal(decoder(states, draft), torch.zeros(2, 3, 64, 80))
     decoder(states, draft).sum().backward()

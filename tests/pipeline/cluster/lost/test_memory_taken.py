@@ -60,6 +60,7 @@ def monitored() -> dict[str, str]:
     }
 
 
+@pytest.mark.long  # what such a death costs is in test_leases.py, that a lost process costs nothing in the file beside
 @MOSTLY_BY_DECODERS
 @pytest.mark.timeout(600)
 def test_the_monitor_kills_and_the_run_finishes(

@@ -44,7 +44,8 @@ def _every_shard_is_worth_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
 class Fated(FakeTokenizer):
     """Leaves a mark for each batch, named by its process and for whom it is; what happens, happens at a third batch.
 
-    A shard's own tokenizer waits at its third until another one has had a batch.
+    A shard's own tokenizer waits a while at each from its third on until another one has had a batch, which it may not
+    get before the own one has come to its next.
     """
 
     folder: str
@@ -55,7 +56,7 @@ class Fated(FakeTokenizer):
         path = Path(self.folder) / f"{'own' if is_own else 'lent'}-{os.getpid()}"
         with path.open("a") as file:
             file.write(".")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 2
         while self.fate != "alone" and is_own and path.stat().st_size >= 3 and time.monotonic() < until:
             if any(Path(self.folder).glob("lent-*")):
                 break
@@ -162,7 +163,10 @@ def test_a_decoder_that_dies_costs_the_shard_nothing_or_its_attempt(tmp_path: Pa
     assert killed
 
 
-@pytest.mark.parametrize("resources", [IN_PLACE, DECODERS], ids=["in-place", "decoders"])
+@pytest.mark.parametrize(
+    "resources",
+    [pytest.param(IN_PLACE, id="in-place", marks=pytest.mark.long), pytest.param(DECODERS, id="decoders")],
+)
 def test_a_sample_that_hangs_its_decoder_is_the_same_reject_as_alone(tmp_path: Path, resources: dict[str, int]) -> None:
     slow = ("slow.png", encoded(0, 13_000, 13_000, "PNG"))
     run_shared(tmp_path, {**resources, "decode_timeout_s": 2}, fate="alone", poison=[slow])
