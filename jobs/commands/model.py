@@ -28,6 +28,12 @@ Photos = Annotated[
 ]
 CheckpointOption = Annotated[str | None, typer.Option(help="Checkpoint folder, or its URL; default: the bundled one.")]
 Device = Annotated[str | None, typer.Option(help="torch device; default: cuda where there is one, else cpu.")]
+NumWorkers = Annotated[
+    int, typer.Option(min=1, help="Processes that share each batch, by Ray Train: a GPU each where there are any.")
+]
+Address = Annotated[
+    str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray.")
+]
 ImageSize = Annotated[int, typer.Option(help="Side of the centre crop, a multiple of the patch.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first so many photos only.")]
 Features = Annotated[
@@ -53,13 +59,8 @@ def train(
     start_from: Annotated[
         str | None, typer.Option(help="Checkpoint folder, or its URL, whose weights to start from.")
     ] = None,
-    num_workers: Annotated[
-        int, typer.Option(min=1, help="Processes that share each batch, by Ray Train: a GPU each where there are any.")
-    ] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray."),
-    ] = None,
+    num_workers: NumWorkers = 1,
+    address: Address = None,
 ) -> None:
     """Train a TaTok checkpoint; the same command again resumes where the last run stopped.
 
@@ -119,13 +120,8 @@ def adapt(
     assignments: SetOption = None,
     device: Device = None,
     start_from: Annotated[str | None, typer.Option(help="Adapted checkpoint whose weights to start from.")] = None,
-    num_workers: Annotated[
-        int, typer.Option(min=1, help="Processes that share each batch, by Ray Train: a GPU each where there are any.")
-    ] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray."),
-    ] = None,
+    num_workers: NumWorkers = 1,
+    address: Address = None,
 ) -> None:
     """Give a frozen fixed-rate tokenizer global tokens, a prior and Dynamic Token Filtering.
 
