@@ -23,6 +23,14 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# The tests of az:// need Azurite, a server of Azure's storage, from npm; without it they skip and say so.
+AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
+.PHONY: azurite
+azurite: $(AZURITE)
+
+$(AZURITE):
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.35.0
+
 # Tests that take long and whose like is in `make test`.
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m long
@@ -109,6 +117,17 @@ BEFORE_PHOTO :=
 .PHONY: bench-one-photo
 bench-one-photo: setup
 	$(BIN)/python -m benchmarks.speed.one_photo $(if $(BEFORE_PHOTO),--before $(BEFORE_PHOTO)) --json docs/results/one-photo.json
+
+# What a new user waits for, in pairs with the revision that BEFORE names (git's: a tag, a commit).
+.PHONY: bench-first-hour
+bench-first-hour: setup
+	$(BIN)/python -m benchmarks.speed.first_hour --before $(BEFORE) --json docs/results/first-hour.json
+
+# What commands look like on terminals of 80 and 120 columns, as text files to look at; needs tmux.
+TERMINALS := /tmp/tatok-terminals
+.PHONY: terminal-pictures
+terminal-pictures: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.terminals $(TERMINALS)
 
 # Temporal TaTok and frame by frame on real clips (docs/results/temporal.md).
 VIDEOS ?= ../shared/corpus/video

@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it, so that `tatok --
 
 from __future__ import annotations
 
+import atexit
 import io
 import sys
 from typing import Annotated, Any
@@ -27,10 +28,12 @@ from tatok.jobs.commands.tokenize import tokenize
 from tatok.jobs.commands.verify import verify
 from tatok.jobs.exit_codes import EXIT_ERROR, TOKENIZE_EPILOG, TRAIN_EPILOG, exit_code_of
 from tatok.jobs.help import HelpedGroup, group_commands
+from tatok.jobs.text.folding import folded
+from tatok.jobs.verbosity import Verbosity
 from tatok.schemas.errors import TatokError
-from tatok.stopping import terminable
+from tatok.stopping import ignore_signals, leave_on_signals, terminable
 
-__all__ = ["app"]
+__all__ = ["app", "run"]
 
 
 class _Group(HelpedGroup):
@@ -49,9 +52,9 @@ class _Group(HelpedGroup):
         except TatokError as error:
             if ctx.params.get("debug"):
                 raise
-            typer.secho(f"error: {error}", fg="red", err=True)
+            typer.secho(folded(f"error: {error}", sys.stderr), fg="red", err=True)
             if error.remedy is not None:
-                typer.echo(f"  remedy: {error.remedy}", err=True)
+                typer.echo(folded(f"  remedy: {error.remedy}", sys.stderr), err=True)
             raise typer.Exit(EXIT_ERROR) from None
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(exit_code_of(interrupt)) from None
@@ -83,10 +86,16 @@ def main(
     debug: Annotated[
         bool, typer.Option("--debug", envvar="TATOK_DEBUG", help="Show the traceback of an error.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="As the command's own --quiet, if it has one.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, show_default=False, help="As the command's own -v, if it has one."),
+    ] = 0,
 ) -> None:
     """Images in, variable-length token sequences out."""
     from tatok.pipeline.storage.options import storage_options
 
+    Verbosity.of(quiet, verbose)
     # Whatever store a command opens, it does not wait for it without end.
     context.with_resource(storage_options({}))
 
@@ -127,5 +136,15 @@ group_commands(
 )
 
 
+def run() -> None:
+    """What `tatok` starts. Once a command has an exit code, a signal ends the process with it, without a traceback."""
+    atexit.register(ignore_signals)  # the first that is registered is the last that runs
+    try:
+        app(prog_name="tatok")
+    except SystemExit as end:
+        leave_on_signals(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
 if __name__ == "__main__":
-    app()
+    run()

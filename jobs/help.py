@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from inspect import cleandoc
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-__all__ = ["HelpedCommand", "HelpedGroup", "group_commands"]
+__all__ = ["HelpedCommand", "HelpedGroup", "group_commands", "shown_parameters"]
 
 
 class HelpedCommand(TyperCommand):
@@ -18,6 +19,14 @@ class HelpedCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of a copy: what is shown here differently is parsed as it was."""
         super(HelpedCommand, _read(self)).format_help(ctx, formatter)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """OPTIONS and the arguments, each as its metavar has it; in brackets where it may be left out."""
+        arguments = [param for param in self.get_params(ctx) if isinstance(param, TyperArgument) and not param.hidden]
+        return [
+            *([self.options_metavar] if self.options_metavar else []),
+            *(_usage(param) for param in arguments),
+        ]
 
 
 class HelpedGroup(TyperGroup):
@@ -54,22 +63,45 @@ def _let_help_read(app: typer.Typer) -> None:
             _let_help_read(group.typer_instance)
 
 
+def _usage(param: TyperArgument) -> str:
+    name = param.display_name_raw
+    if param.nargs != 1 and "..." not in name:
+        name += "..."
+    return name if param.required else f"[{name}]"
+
+
 def _name_of(registered: Any) -> str:
     return registered.name or registered.callback.__name__
 
 
+def shown_parameters(command: Any, ctx: Any) -> list[Any]:
+    """Copies of a command's parameters as its help has them."""
+    return [_shown(param, ctx) for param in command.get_params(ctx)]
+
+
 def _read(command: Any) -> Any:
     shown = copy(command)
-    shown.get_params = lambda ctx: [_shown(param) for param in command.get_params(ctx)]
+    shown.help = _unwrapped(command.help)
+    shown.get_params = lambda ctx: shown_parameters(command, ctx)
     return shown
 
 
-def _shown(param: Any) -> Any:
-    if not (isinstance(param, TyperOption) and param.is_flag):
-        return param
+def _unwrapped(text: str | None) -> str | None:
+    """Without the line ends of the source code inside of paragraphs: the terminal has its own."""
+    if text is None:
+        return None
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(text).split("\n\n"))
+
+
+def _shown(param: Any, ctx: Any) -> Any:
     shown = copy(param)
-    shown.metavar = ""
-    if shown.secondary_opts:
+    if isinstance(param, TyperArgument):
+        shown.display_type_rich = lambda ctx: None  # its name says what it is
+    elif param.is_flag or param.count:
+        shown.metavar = ""
+    elif param.metavar is None:  # of a list what one is; the range has a place of its own
+        shown.metavar = param.display_type(ctx).replace("list[", "").replace("]", "").replace(" range", "")
+    if isinstance(param, TyperOption) and shown.secondary_opts:
         shown.secondary_opts = []
         shown.help = f"{(shown.help or '').rstrip()} Off: {', '.join(param.secondary_opts)}."
     return shown

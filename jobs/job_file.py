@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tatok.schemas.errors import ConfigError
+
 if TYPE_CHECKING:
     from tatok.schemas.job import JobConfig
     from tatok.schemas.settings_file import SettingsFile
@@ -17,10 +19,12 @@ __all__ = [
     "SetOption",
     "TokenizerName",
     "TokenizerSettings",
+    "job_file_among",
     "job_text",
     "read_job",
     "read_job_settings",
     "tokenizer_options",
+    "yaml_value",
 ]
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
@@ -62,6 +66,18 @@ def read_job(path: Path, assignments: list[str] | None = None) -> JobConfig:
     return settings.validated(JobConfig)
 
 
+def job_file_among(paths: list[str] | None, config: Path | None) -> tuple[list[str] | None, Path | None]:
+    """The sources and the job file; a single path that ends in .yaml or .yml is a job file, without --config, too.
+
+    Raises ConfigError where one is named twice.
+    """
+    if not paths or len(paths) > 1 or not paths[0].endswith((".yaml", ".yml")):
+        return paths, config
+    if config is not None:
+        raise ConfigError(f"--config {config} and {paths[0]} are both job files; name one of them")
+    return None, Path(paths[0])
+
+
 def tokenizer_options(assignments: list[str] | None) -> dict[str, Any]:
     """The values of `--tokenizer-option`; raises ConfigError."""
     from tatok.schemas.settings_file import parse_assignment
@@ -97,6 +113,14 @@ def job_text(job: JobConfig, *, one_line: bool = False) -> str:
     document = _escaped(job.model_dump(mode="json"))
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=sys.maxsize, default_flow_style=one_line)
     return str(text).rstrip("\n") if one_line else str(text)
+
+
+def yaml_value(value: Any) -> str:
+    """One value as a job file has it behind its key, on one line."""
+    import yaml
+
+    text = yaml.safe_dump([_escaped(value)], allow_unicode=True, width=sys.maxsize, default_flow_style=True)
+    return str(text).strip()[1:-1]
 
 
 def _escaped(value: Any) -> Any:

@@ -18,39 +18,96 @@ from tatok.dataset.parts import TokenizedData
 from tatok.dataset.rows import token_sequences
 from tatok.pipeline.decode.originals import NotFound, Recipe, read_originals, source_places
 from tatok.report.animation import animated_webp
-from tatok.report.heat import heat_scale
+from tatok.report.heat import HeatScale, heat_scale
 from tatok.report.page import ExampleImage, shown_text
 from tatok.report.picture import PictureRow, draw_picture, side_by_side
 from tatok.report.rebuilt import criterion_of, rebuilt_clips, tokenizer_of
 from tatok.report.rows import Examples
 from tatok.report.shown_frames import shown_frames
 from tatok.schemas.errors import CommitError, ConfigError, SourceError
-from tatok.schemas.records import TokenSequence
+from tatok.schemas.records import Clip, TokenSequence
 
 if TYPE_CHECKING:
     from tatok.tokenizer.protocol import AnyTokenizer
 
-__all__ = ["DrawnRow", "Heat", "Pictured", "draw_row", "file_name", "file_names", "picture_examples", "write_whole"]
+__all__ = [
+    "MOST_PICTURE_ROWS",
+    "DrawnRow",
+    "DrawnSheet",
+    "Heat",
+    "Pictured",
+    "draw_row",
+    "draw_rows",
+    "draw_table",
+    "file_name",
+    "file_names",
+    "picture_examples",
+    "rows_to_draw",
+    "write_whole",
+]
 
 Heat = Literal["worth", "entropy"]
+MOST_PICTURE_ROWS = 40
+"""Of one sheet, frames of clips included: some 14,000 pixels high, which every viewer of pictures still opens."""
+
 _KINDS: tuple[Literal["richest"], Literal["typical"], Literal["poorest"]] = ("richest", "typical", "poorest")
 _REPORT_FRAMES = 4
+_SUFFIX = "-tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnRow:
-    """One row as a picture. Of a clip, `moving` is an animated WebP of `num_moving` frames with these `panels`.
+    """One row, ready to be drawn: `picture_rows` is what its picture shows, one line of it an image or frame.
 
     `name` is a plain file name for it; `why_no_original` says why the source's pixels are not in it, if they are not.
+    `frames_HW3` are all frames of a clip side by side with its `panels`, none of an image; `pts_s` are their times.
     """
 
     name: str
+    key: str
     sequence: TokenSequence
-    picture: Image.Image
+    picture_rows: tuple[PictureRow, ...]
+    scale: HeatScale | None
     why_no_original: str | None
-    moving: bytes | None = None
-    num_moving: int = 0
+    frames_HW3: tuple[np.ndarray, ...] = ()
+    pts_s: Sequence[float] | None = None
     panels: str = ""
+
+    def __repr__(self) -> str:
+        return f"DrawnRow({self.name}: {self.sequence.num_tokens:,} tokens)"
+
+    @property
+    def picture(self) -> Image.Image:
+        """The row by itself; drawn when asked for."""
+        return draw_picture(self.picture_rows, self.scale)
+
+    @property
+    def moving(self) -> bytes | None:
+        """Of a clip, an animated WebP of `num_moving` frames; made when asked for."""
+        return animated_webp(self.frames_HW3, self.pts_s) if self.frames_HW3 else None
+
+    @property
+    def num_moving(self) -> int:
+        """How many frames move."""
+        return len(self.frames_HW3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnSheet:
+    """Several rows as one picture, in the order that they were asked for; all heat maps share one scale."""
+
+    rows: tuple[DrawnRow, ...]
+    picture: Image.Image
+
+    def __repr__(self) -> str:
+        width, height = self.picture.size
+        return f"DrawnSheet({self.name}: {len(self.rows):,} images, {width} x {height} pixels)"
+
+    @property
+    def name(self) -> str:
+        """A plain file name for the sheet."""
+        first, more = self.rows[0].name, len(self.rows) - 1
+        return f"{first.removesuffix(_SUFFIX)}-and-{more}-more{_SUFFIX}" if more else first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,61 +128,137 @@ def draw_row(
     heat: Heat | None = None,
     max_seconds: float = 60.0,
 ) -> DrawnRow:
-    """Draw one row: original, bits of each patch, kept patches, reconstruction; of a clip a few frames.
+    """One row; see `draw_rows`."""
+    return draw_rows(data, [key], tokenizer, most_frames=most_frames, heat=heat, max_seconds=max_seconds).rows[0]
 
-    `key` may be a sample id; the source has `max_seconds` to give the original. Raises ConfigError where there is no
-    such row.
+
+def draw_rows(
+    data: TokenizedData,
+    keys: Sequence[str],
+    tokenizer: AnyTokenizer,
+    *,
+    most_frames: int = 6,
+    heat: Heat | None = None,
+    max_seconds: float = 60.0,
+) -> DrawnSheet:
+    """Draw rows, one below the other: original, bits of each patch, kept patches, reconstruction; of a clip few frames.
+
+    A key may be a sample id; one that comes twice is drawn once. The sources have `max_seconds` to give the originals.
+    Raises ConfigError where any key fits no row, with all of these, and where the rows do not fit on one sheet.
     """
-    table = read_rows(data, find_rows(data, [key]))
-    [place] = source_places(table)
-    found = read_originals([place], Recipe.of_run(data.run), max_seconds=max_seconds)[place]
-    [row], [sequence] = table.to_pylist(), token_sequences(table)
-    rebuilt: np.ndarray | str
+    table = rows_to_draw(data, keys, most_frames=most_frames)
+    return draw_table(data, table, tokenizer, most_frames=most_frames, heat=heat, max_seconds=max_seconds)
+
+
+def rows_to_draw(data: TokenizedData, keys: Sequence[str], *, most_frames: int = 6) -> pa.Table:
+    """What `draw_rows` finds before it needs a tokenizer, which takes seconds to load: the rows, for `draw_table`."""
+    if not keys:
+        raise ConfigError("there is no key to draw", remedy="name one or more")
+    table = read_rows(data, list(dict.fromkeys(find_rows(data, list(dict.fromkeys(keys))))))
+    _check_fits(token_sequences(table), most_frames)
+    return table
+
+
+def draw_table(
+    data: TokenizedData,
+    table: pa.Table,
+    tokenizer: AnyTokenizer,
+    *,
+    most_frames: int = 6,
+    heat: Heat | None = None,
+    max_seconds: float = 60.0,
+) -> DrawnSheet:
+    """Draw the rows that `rows_to_draw` found; see `draw_rows`."""
+    sequences, places = token_sequences(table), source_places(table)
+    originals = read_originals(places, Recipe.of_run(data.run), max_seconds=max_seconds)
+    rebuilt: list[np.ndarray | str]
     try:
-        [rebuilt] = rebuilt_clips(data, [sequence], tokenizer)
+        rebuilt = list(rebuilt_clips(data, sequences, tokenizer))
     except ConfigError as error:  # it makes tokens alone
-        rebuilt = f"no reconstruction: {error}"
+        rebuilt = [f"no reconstruction: {error}"] * len(sequences)
+    scale = heat_scale(sequences, criterion=criterion_of(data), kind=heat)
+    each = zip(table.to_pylist(), _drawn_names(table), sequences, places, rebuilt, strict=True)
+    rows = tuple(
+        _drawn_row(row, name, sequence, originals[place], pixels, scale, most_frames)
+        for row, name, sequence, place, pixels in each
+    )
+    return DrawnSheet(rows=rows, picture=draw_picture([line for row in rows for line in row.picture_rows], scale))
+
+
+def _drawn_row(
+    row: Mapping[str, Any],
+    name: str,
+    sequence: TokenSequence,
+    found: Clip | NotFound,
+    rebuilt: np.ndarray | str,
+    scale: HeatScale | None,
+    most_frames: int,
+) -> DrawnRow:
     lines = [
         *_bits_words(sequence),
-        f"{shown_text(place.uri)} [{place.index}], sample {row['sample_id']}",
-        *(f"{name}: {shown_text(row[name])}" for name in ("caption", "label") if row[name]),
+        f"{shown_text(row['source_uri'])} [{row['source_index']}], sample {row['sample_id']}",
+        *(f"{column}: {shown_text(row[column])}" for column in ("caption", "label") if row[column]),
     ]
     original = f"no original: {shown_text(found.why)}" if isinstance(found, NotFound) else found.pixels
-    num_frames = sequence.grid.frames if sequence.num_frames is None else sequence.num_frames
-    is_clip, pts_s = num_frames > 1, row.get("frame_pts_s")
+    num_frames, pts_s = _num_frames(sequence), row.get("frame_pts_s")
+    is_clip = num_frames > 1
     if is_clip:
         lines.insert(0, f"in all {sequence.num_tokens} tokens in {num_frames} frames")
-    scale = heat_scale([sequence], criterion=criterion_of(data), kind=heat)
-    rows = [
+    picture_rows = tuple(
         PictureRow(
-            title=shown_text(row["key"]) + (_frame_words(place.clip_index, frame.number, pts_s) if is_clip else ""),
+            title=shown_text(row["key"])
+            + (_frame_words(row.get("clip_index", 0), frame.number, pts_s) if is_clip else ""),
             original=frame.original,
             rebuilt=frame.rebuilt,
             sequence=frame.sequence,
             lines=tuple(lines) if frame.number == 0 else (),
         )
         for frame in shown_frames(sequence, original, rebuilt, most=most_frames)
-    ]
-    number = f"-{place.clip_index}" if place.clip_index else ""  # the rows of one sample share its key
-    moving, panels = None, ""
+    )
+    frames_HW3: tuple[np.ndarray, ...] = ()
+    panels = ""
     if is_clip and not isinstance(rebuilt, str):
         every = shown_frames(sequence, original, rebuilt, most=num_frames)
-        pictures = [
+        frames_HW3 = tuple(
             side_by_side(frame.original, frame.sequence, pixels, scale)
             for frame, pixels in zip(every, rebuilt, strict=True)
-        ]
-        moving = animated_webp(pictures, pts_s)
+        )
         panels = "" if isinstance(every[0].original, str) else "original, "
         panels += f"{'' if scale is None else f'{scale.kind}, '}kept patches, rebuilt"
     return DrawnRow(
-        name=f"{file_name(row['key'])}{number}-tokens",
+        name=name,
+        key=row["key"],
         sequence=sequence,
-        picture=draw_picture(rows, scale),
+        picture_rows=picture_rows,
+        scale=scale,
         why_no_original=found.why if isinstance(found, NotFound) else None,
-        moving=moving,
-        num_moving=num_frames if is_clip else 0,
+        frames_HW3=frames_HW3,
+        pts_s=pts_s,
         panels=panels,
     )
+
+
+def _check_fits(sequences: Sequence[TokenSequence], most_frames: int) -> None:
+    each = [min(_num_frames(sequence), most_frames) for sequence in sequences]
+    if len(each) > 1 and sum(each) > MOST_PICTURE_ROWS:
+        fitting = int(np.searchsorted(np.cumsum(each), MOST_PICTURE_ROWS, side="right"))
+        raise ConfigError(
+            f"{len(each)} keys make {sum(each)} rows of pictures, and one sheet holds {MOST_PICTURE_ROWS}",
+            remedy=f"draw {'the first ' if fitting > 1 else ''}{max(fitting, 1)} at once"
+            + (", or fewer frames of each" if max(each) > 1 else ""),
+        )
+
+
+def _num_frames(sequence: TokenSequence) -> int:
+    return sequence.grid.frames if sequence.num_frames is None else sequence.num_frames
+
+
+def _drawn_names(table: pa.Table) -> list[str]:
+    """A name for each row's picture; clips of one video, which share its key, have their number in it."""
+    clips = table.column("clip_index").to_pylist() if "clip_index" in table.column_names else [0] * len(table)
+    keys = table.column("key").to_pylist()
+    names = [f"{file_name(key)}{f'-{clip}' if clip else ''}" for key, clip in zip(keys, clips, strict=True)]
+    return [f"{name}{_SUFFIX}" for name in _told_apart(names, table)]
 
 
 def picture_examples(
@@ -186,7 +319,10 @@ def picture_examples(
 
 def file_names(table: pa.Table) -> list[str]:
     """A name for each row, from its key; rows whose names would be the same get their sample id too."""
-    names = [file_name(key) for key in table.column("key").to_pylist()]
+    return _told_apart([file_name(key) for key in table.column("key").to_pylist()], table)
+
+
+def _told_apart(names: Sequence[str], table: pa.Table) -> list[str]:
     folded = [name.casefold() for name in names]
     ids = table.column("sample_id").to_pylist()
     return [

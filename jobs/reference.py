@@ -22,10 +22,11 @@ import typer.main
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from tatok.jobs.help import shown_parameters
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Reject
 from tatok.schemas.settings import Section
-from tatok.schemas.tokens import REJECTS_SCHEMA, SCHEMA_VERSION, token_schema
+from tatok.schemas.tokens import REJECTS_SCHEMA, REPEATS, SCHEMA_VERSION, token_schema
 
 __all__ = ["columns_page", "commands_page", "job_file_page", "pages", "write_pages"]
 
@@ -141,15 +142,17 @@ def columns_page() -> str:
     parts = [
         "# Columns",
         _WRITTEN_BY,
-        f"The Parquet files that `tatok tokenize` writes, schema version {SCHEMA_VERSION}. What the entropy columns "
-        "mean: [the method](../explanation/method.md#the-entropy-columns).",
+        f"The Parquet files that `tatok tokenize` writes, schema version {SCHEMA_VERSION}. "
+        "[Which column answers which question](../explanation/entropy-columns.md), and why columns that follow from "
+        "others (*repeats*) are there; what the entropy columns mean: "
+        "[the method](../explanation/method.md#the-entropy-columns).",
         "## `data/`: one row an image or clip",
         _columns(tokens, COLUMNS),
         "Codes are `uint32` where a codebook has more than 65,536. `patch_entropy_bits` is there unless "
         "`write.patch_entropy` is false, `patch_worth_bits` where `write.patch_worth` is true. All columns of bits are "
         "null in datasets of a [tokenizer of your own](../guides/tokenizers.md) that says no entropies; where it gives "
         "several codes a position, `positions` repeats it.",
-        "## `rejects/`: one row a sample that did not become one",
+        "## `_rejects/`: one row a sample that did not become one",
         _columns(REJECTS_SCHEMA, COLUMNS | _OF_REJECTS),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -157,7 +160,12 @@ def columns_page() -> str:
 
 def _columns(schema: pa.Schema, meaning: dict[str, str]) -> str:
     rows = [
-        (f"`{field.name}`", _arrow_text(field.type), "may be null" if field.nullable else "", meaning[field.name])
+        (
+            f"`{field.name}`",
+            _arrow_text(field.type),
+            "may be null" if field.nullable else "",
+            meaning[field.name] + (f"; *repeats* `{REPEATS[field.name]}`" if field.name in REPEATS else ""),
+        )
         for field in schema
     ]
     return _table(("column", "type", "", ""), rows)
@@ -199,7 +207,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield f"## `{name}`"
     yield f"```\n{name} {' '.join(command.collect_usage_pieces(context))}\n```"
     yield _paragraphs(command.help or "")
-    records = [parameter.get_help_record(context) for parameter in command.params]
+    shown = (each for each in shown_parameters(command, context) if each.name != "help")
+    records = [parameter.get_help_record(context) for parameter in shown]
     yield _table(("", ""), [(f"`{_plain(record[0])}`", _plain(record[1])) for record in records if record])
     yield _paragraphs(command.epilog or "")
 

@@ -26,12 +26,19 @@ from tatok.pipeline.tokenization.loading import LoadTokenizer, check_job_tokeniz
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.manifest import Manifest, RunRecord
+from tatok.schemas.manifest import LAYOUT, LAYOUT_0_2, Layout, Manifest, RunRecord
 from tatok.schemas.records import LeftOut, Shard, ShardReport
 
 __all__ = ["RunSummary", "check_image_size", "refuse_output_in_source", "run_job"]
 
-_WRITTEN = ("run.json", "manifest.json", "data/part-0.parquet", "rejects/part-0.parquet", "runs/0.json")
+_WRITTEN = (
+    "data/part-0.parquet",
+    *(
+        name
+        for layout in (LAYOUT, LAYOUT_0_2)
+        for name in (layout.run, layout.manifest, layout.rejects_of("part-0.parquet"), f"{layout.runs}/0.json")
+    ),
+)
 """Names like those that a run writes below its output."""
 
 Status = Literal["complete", "shards_failed", "too_many_rejects", "too_many_failed_shards"]
@@ -54,6 +61,15 @@ class RunSummary:
     rejects: Mapping[str, int]
     left_out: Mapping[LeftOut, int]
     seconds: float
+    layout: Layout = LAYOUT
+
+    def __repr__(self) -> str:
+        done = f"{len(self.reports):,} shards in {self.seconds:.1f} s" if self.reports else "nothing to do"
+        failed = f", {len(self.failed):,} failed" if self.failed else ""
+        return (
+            f"RunSummary({self.output} {self.status}: {self.num_parts:,} parts, {self.num_rows:,} rows, "
+            f"{self.num_tokens:,} tokens, {self.num_rejects:,} rejects; this run: {done}{failed})"
+        )
 
     @property
     def num_rejects(self) -> int:
@@ -67,7 +83,7 @@ def run_job(
     load_tokenizer: LoadTokenizer | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> RunSummary:
-    """Tokenize every planned shard that is not committed yet, then write manifest.json and _SUCCESS.
+    """Tokenize every planned shard that is not committed yet, then write the manifest and _SUCCESS.
 
     If nothing is pending, neither Ray nor a decoder starts; the fingerprint is checked all the same.
     `load_tokenizer` runs in other processes and must pickle; default: the checkpoint that the configuration names.
@@ -92,7 +108,7 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
         load_filter(config.filter)  # what is wrong with it is said before anything starts
     left_out = Counter[LeftOut]()
     shards = plan_shards(config.source, image_field=config.image_field, left_out=left_out)
-    store = OutputStore.open(config.output)
+    store = OutputStore.of_dataset(config.output)
     progress = compare_with_committed(shards, committed_shards(store), partial(shards_of_parts, store))
     planned = _announced(progress, store, on_event)
     if progress.pending:
@@ -126,6 +142,7 @@ def _run_job(config: JobConfig, load_tokenizer: LoadTokenizer | None, on_event: 
         rejects=manifest.rejects,
         left_out=manifest.left_out,
         seconds=time.monotonic() - started,
+        layout=store.layout,
     )
 
 

@@ -30,7 +30,7 @@ _ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type"
 
 
 class DTFOverride(Section):
-    """DTF settings that differ from the checkpoint's own; None leaves the checkpoint's."""
+    """DTF settings that differ from the checkpoint's own; null leaves the checkpoint's."""
 
     threshold: float | None = Field(default=None, ge=0, description="DTF's threshold; see `tatok calibrate`.")
     max_tokens: int | None = Field(
@@ -119,7 +119,7 @@ class Output(Section):
         default=False,
         description="Store what every position was worth to DTF (float16), for heat maps of what it kept.",
     )
-    row_group_rows: int = Field(default=50_000, ge=1)
+    row_group_rows: int = Field(default=50_000, ge=1, description="Rows of a row group, which readers take at a time.")
 
 
 class JobConfig(Section):
@@ -251,7 +251,7 @@ class JobConfig(Section):
         literal = list(literal_credentials(value, str(info.field_name)))
         if literal:
             raise ValueError(
-                f"{', '.join(literal)} would be written to run.json; {REMEDY}: "
+                f"{', '.join(literal)} would be written to _run.json; {REMEDY}: "
                 f"{literal[0].rpartition('.')[2]}: {{env: NAME}}"
             )
         return value

@@ -1,13 +1,14 @@
-"""manifest.json and run.json as types: what a dataset holds, and how it was made."""
+"""What lies beside the parts of a dataset: its names, the manifest and the run document as types."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from tatok.schemas.errors import SourceError
 from tatok.schemas.records import LeftOut, is_intended
 from tatok.schemas.tokens import FOOTER_CLIPS, FOOTER_LEFT_OUT, FOOTER_NUM_REJECTS, FOOTER_NUM_TOKENS, SCHEMA_VERSION
 
@@ -15,22 +16,83 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 __all__ = [
-    "MANIFEST",
-    "RUN",
-    "RUNS",
+    "LAYOUT",
+    "LAYOUT_0_2",
+    "LOADING",
+    "LOADING_TEXT",
     "SUCCESS",
     "CompactedFrom",
+    "Layout",
     "Manifest",
     "Part",
     "RunDocument",
     "RunRecord",
     "clips_of_footer",
+    "layout_of",
     "left_out_from_json",
     "left_out_to_json",
 ]
 
-# Names in a dataset's folder.
-RUN, RUNS, MANIFEST, SUCCESS = "run.json", "runs", "manifest.json", "_SUCCESS"
+SUCCESS = "_SUCCESS"
+LOADING = ".huggingface.yaml"
+LOADING_TEXT = """configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+"""
+"""What tells the library `datasets` which files are rows; it skips names with a dot, but none with an underscore."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The names of what lies beside data/ in a dataset's folder; `suffix` is that of rejects and hashes, Parquet too.
+
+    A dataset keeps the names that it was begun with.
+    """
+
+    run: str
+    manifest: str
+    runs: str
+    rejects: str
+    dedup: str
+    suffix: str
+
+    def rejects_of(self, part: str) -> str:
+        """Where the rejects of a part lie."""
+        return f"{self.rejects}/{part.removesuffix('.parquet')}{self.suffix}"
+
+
+LAYOUT = Layout(
+    run="_run.json", manifest="_manifest.json", runs="_runs", rejects="_rejects", dedup="_dedup", suffix=".pq"
+)
+"""That of new datasets: readers of folders skip such names, and **/*.parquet matches none of them."""
+
+LAYOUT_0_2 = Layout(
+    run="run.json", manifest="manifest.json", runs="runs", rejects="rejects", dedup="dedup", suffix=".parquet"
+)
+"""That of tatok 0.1 and 0.2."""
+
+
+def layout_of(names: Collection[str], url: str) -> Layout:
+    """By what names a dataset was begun, of whose folder these are files and folders; a new one's where none says so.
+
+    Raises SourceError if two versions of tatok wrote into it.
+    """
+    if LAYOUT.run in names and LAYOUT_0_2.run in names:
+        raise SourceError(
+            f"{url} holds both {LAYOUT_0_2.run} and {LAYOUT.run}: two versions of tatok wrote into it",
+            is_permanent=True,
+            remedy="once no run is at work there, delete the newer ones, which are either "
+            f"{LAYOUT_0_2.run}, {LAYOUT_0_2.manifest}, {LAYOUT_0_2.rejects}/, {LAYOUT_0_2.runs}/ or those with an "
+            "underscore; then run the job again, which makes what is missing from the parts",
+        )
+    # The run document may have been deleted; and before there is one, dedup leaves its hashes.
+    for name in ("run", "manifest", "rejects", "dedup"):
+        for layout in (LAYOUT, LAYOUT_0_2):
+            if getattr(layout, name) in names:
+                return layout
+    return LAYOUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +133,7 @@ class Part:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The part's entry in manifest.json."""
+        """The part's entry in the manifest."""
         document = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in ("left_out", "num_clips", "num_frames"):  # there only where there is something
             if not document[name]:
@@ -135,7 +197,7 @@ class Manifest:
         return num_faults / max(sum(self.rejects.values()) + self.num_rows, 1)
 
     def to_json(self) -> str:
-        """The text of manifest.json: the totals, then every part."""
+        """The text of the manifest: the totals, then every part."""
         document = {
             "schema_version": SCHEMA_VERSION,
             "num_parts": len(self.parts),
@@ -192,7 +254,7 @@ class CompactedFrom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDocument:
-    """run.json: the latest configuration, and the fingerprint that all parts share; both as written.
+    """The run document: the latest configuration, and the fingerprint that all parts share; both as written.
 
     `compacted_from` is None where `tatok tokenize` wrote the dataset.
     """
@@ -203,7 +265,7 @@ class RunDocument:
     compacted_from: CompactedFrom | None = None
 
     def to_json(self) -> str:
-        """The text of run.json."""
+        """The text of the file."""
         document = asdict(self)
         if self.compacted_from is None:
             del document["compacted_from"]
@@ -211,7 +273,7 @@ class RunDocument:
 
     @staticmethod
     def from_json(text: str) -> RunDocument:
-        """Raises ValueError if the text is not a run.json."""
+        """Raises ValueError if the text is not a run document."""
         try:
             document = json.loads(text)
             compacted_from = document.get("compacted_from")
@@ -222,12 +284,12 @@ class RunDocument:
                 compacted_from=None if compacted_from is None else CompactedFrom(**compacted_from),
             )
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a run.json: {error!r}") from error
+            raise ValueError(f"not a run document: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What one run added to the dataset: a file under runs/, written at the run's end.
+    """What one run added to the dataset: a file of its own, written at the run's end.
 
     `started_at` is UTC in ISO 8601. Counts are those of the shards that this run committed.
     """

@@ -28,6 +28,7 @@ __all__ = [
     "ShardReport",
     "SourceFile",
     "TokenSequence",
+    "grid_text",
     "is_intended",
     "left_out_text",
 ]
@@ -76,6 +77,11 @@ class Grid(NamedTuple):
         return self.frames * self.height * self.width
 
 
+def grid_text(grid: Grid) -> str:
+    """Such as "16x16", rows by columns; with its frames "4x16x16"."""
+    return "x".join(map(str, grid[grid.frames == 1 :]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """Unit of work, of retry and of commit: one source file, the samples [start, stop) of it, or a group of files.
@@ -98,6 +104,10 @@ class Shard:
     offset: int = 0
     version: str = ""
     listing: str = ""
+
+    def __repr__(self) -> str:
+        samples = "" if self.start == 0 and self.stop is None else f" [{self.start}:{self.stop or ''}]"
+        return f"Shard({self.uri}{samples}: {self.kind}, {self.num_bytes:,} bytes, {self.shard_id})"
 
     @property
     def num_samples(self) -> int | None:
@@ -188,6 +198,10 @@ class Clip:
     label: str | None = None
     metadata: str | None = None
 
+    def __repr__(self) -> str:
+        frames, _, height, width = self.pixels.shape
+        return f"Clip({self.key!r} of {self.uri} [{self.index}]: {frames} x {width}x{height} pixels)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleFacts:
@@ -227,6 +241,12 @@ class EntropyStatistics:
     patch_entropy_bits_N: np.ndarray
     patch_worth_bits_N: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"EntropyStatistics({self.entropy_bits:,.1f} bits in {len(self.patch_entropy_bits_N)} patches: "
+            f"{self.kept_entropy_bits:,.1f} kept, {self.residual_bits:,.1f} dropped)"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSequence:
@@ -248,6 +268,13 @@ class TokenSequence:
     global_frames: np.ndarray | None = None
     global_cells: np.ndarray | None = None
     num_frames: int | None = None
+
+    def __repr__(self) -> str:
+        bits = "" if self.entropy is None else f"; {self.entropy.entropy_bits:,.0f} bits"
+        return (
+            f"{type(self).__name__}({self.num_tokens:,} tokens, {self.num_global:,} of them global; "
+            f"grid {grid_text(self.grid)}{bits})"
+        )
 
     @property
     def num_tokens(self) -> int:

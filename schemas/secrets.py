@@ -1,4 +1,4 @@
-"""What looks like a credential, and so must never be in a job file, a log, run.json or a job's metadata."""
+"""What looks like a credential, and so must never be in a job file, a log, a run document or a job's metadata."""
 
 from __future__ import annotations
 

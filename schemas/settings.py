@@ -37,8 +37,13 @@ def validated(
         return kind.model_validate(document)
     except ValidationError as error:
         lines = []
-        for each in error.errors():
+        found = error.errors()
+        for each in found:
             loc = each["loc"]
+            if each["type"] == "too_short" and any(
+                other["loc"][: len(loc)] == loc for other in found if other is not each
+            ):
+                continue  # what is wrong in a list makes pydantic count it as shorter
             name = ".".join(str(part) for part in loc) or "(top level)"
             message = each["msg"].removeprefix("Value error, ")
             if each["type"] == "extra_forbidden":

@@ -147,7 +147,7 @@ class _Walk:
                 return "${"
             if names_a_credential(name):
                 raise ConfigError(
-                    f"{where}: ${{{name}}} looks like a credential, and settings are written to run.json; {REMEDY} "
+                    f"{where}: ${{{name}}} looks like a credential, and settings are written to _run.json; {REMEDY} "
                     f"(storage: {{s3: {{secret: {{env: {name}}}}}}})"
                 )
             if name in self._environment:

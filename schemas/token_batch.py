@@ -33,6 +33,10 @@ class EntropyColumns:
     patch_entropy_bits_BN: np.ndarray
     patch_worth_bits_BN: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        num, patches = self.patch_entropy_bits_BN.shape
+        return f"EntropyColumns({num:,} rows, {self.entropy_bits.sum():,.0f} bits in {patches} patches a row)"
+
     def row(self, row: int) -> EntropyStatistics:
         """The statistics of one sequence."""
         return EntropyStatistics(

@@ -22,6 +22,7 @@ __all__ = [
     "FOOTER_SHARD",
     "FOOTER_SHARDS",
     "REJECTS_SCHEMA",
+    "REPEATS",
     "SCHEMA_VERSION",
     "code_dtype",
     "code_type",
@@ -40,7 +41,7 @@ Datasets whose fingerprint says `entropy: none` have nulls in the six columns of
 
 # Keys of the Parquet footer's metadata; the values are UTF-8 text.
 FOOTER_SCHEMA_VERSION = "tatok.schema_version"
-FOOTER_FINGERPRINT = "tatok.fingerprint"  # JSON object, the same as in run.json
+FOOTER_FINGERPRINT = "tatok.fingerprint"  # JSON object, the same as in the run document
 FOOTER_SHARD = "tatok.shard"  # JSON object: the Shard's fields
 FOOTER_SHARDS = "tatok.shards"  # in its place in a merged part: JSON list of them, in the order of their rows
 FOOTER_NUM_TOKENS = "tatok.num_tokens"  # decimal
@@ -60,6 +61,17 @@ ENTROPY_COLUMNS = (
     "entropy_max_bits",
 )
 """What a tokenizer's prior says of an image as a whole; null where it has none."""
+
+
+REPEATS = {
+    "clip_start_s": "frame_pts_s[1]",
+    "num_tokens": "num_global_tokens + num_patch_tokens",
+    "num_patch_tokens": "len(positions)",
+    "residual_bits": "entropy_bits - kept_entropy_bits",  # with one round of DTF
+    "entropy_mean_bits": "entropy_bits / (grid_frames * grid_height * grid_width)",
+    "entropy_max_bits": "list_max(patch_entropy_bits)",  # where it is stored, in float16
+}
+"""Columns that follow from others, and how, in SQL; docs/explanation/entropy-columns.md says why they are kept."""
 
 
 def code_type(vocab_size: int) -> pa.DataType:

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "Stop", "handlers_kept", "outlive_signals", "said_of_stop", "stop_by_signals", "terminable"]
+__all__ = [
+    "Interrupted",
+    "Stop",
+    "handlers_kept",
+    "ignore_signals",
+    "leave_on_signals",
+    "outlive_signals",
+    "said_of_stop",
+    "stop_by_signals",
+    "terminable",
+]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_PRESS_S = 1.0  # `uv run` and the like pass on the signal that the terminal has sent to all already
@@ -150,6 +161,29 @@ def _handled(stop: Stop, signals: tuple[signal.Signals, ...]) -> Iterator[None]:
     finally:
         for each, handler in replaced.items():
             signal.signal(each, handler)
+
+
+def leave_on_signals(exit_code: int) -> None:
+    """From now on, SIGINT and SIGTERM end this process at once with the exit code that it has come to.
+
+    For a command that is done: Python joins threads and tidies up for a while yet, and a signal meanwhile would print a
+    traceback under the result, or make it look interrupted. A signal that is ignored stays ignored.
+    """
+
+    def leave(signal_number: int, frame: FrameType | None) -> None:
+        os._exit(exit_code)
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, leave)
+
+
+def ignore_signals() -> None:
+    """For an exit's very end, where Python takes its handlers away and would die of what comes then."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def outlive_signals(worker_number: int = 0) -> None:

@@ -17,6 +17,8 @@ from tests.support.photos import write_photo_shards
 from tests.support.places import ROOT
 from tests.support.processes import free_port
 from tests.support.services.faulty_s3 import FaultyS3, faulty_s3
+from tests.support.services.hub import Hub, hugging_face_hub
+from tests.support.services.real_services import AZURITE, azurite
 
 # No test fails for its time: hypothesis would give each example 200 ms, which a busy machine exceeds.
 hypothesis.settings.register_profile("tatok", deadline=None)
@@ -139,6 +141,30 @@ def gcs_bucket() -> Iterator[str]:
         yield "photos"
     fsspec.config.conf.pop("gs", None)
     os.environ.pop("STORAGE_EMULATOR_HOST", None)
+
+
+@pytest.fixture(scope="module")
+def azure_container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A container on a server for this file; the environment leads clients there."""
+    if not AZURITE.exists():
+        pytest.skip("needs Azurite, by `make azurite`")
+    with pytest.MonkeyPatch.context() as patch, azurite(tmp_path_factory.mktemp("azurite")) as connection_string:
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string)
+        fsspec.filesystem("az").mkdir("photos")
+        yield "photos"
+    fsspec.filesystem("az").clear_instance_cache()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A stand-in for Hugging Face's hub, with an empty repository; this process's clients are led there."""
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    before = dict(fsspec.config.conf)
+    with hugging_face_hub() as server:
+        fsspec.config.conf["hf"] = {"endpoint": server.url, "token": False}
+        yield server
+    fsspec.config.conf.clear()
+    fsspec.config.conf.update(before)
 
 
 def _drain(pipe: IO[bytes]) -> None:

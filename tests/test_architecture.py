@@ -20,7 +20,8 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.schemas": (),
     "tatok.weights": (),
     # the tokenizer, and what users do with its tokens
-    "tatok": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),  # the package's own face, by name
+    # the package's own face, by name
+    "tatok": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer", "tatok.jobs.python"),
     "tatok.__main__": ("tatok.jobs.cli",),
     "tatok.distributed": (),
     "tatok.stopping": (),
@@ -29,12 +30,16 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.autoencoders": ("tatok.user_code",),
     "tatok.model": ("tatok.distributed", "tatok.checkpoint_files", "tatok.autoencoders"),
     "tatok.frozen": ("tatok.model",),
-    "tatok.tokenizer": ("tatok.model", "tatok.frozen", "tatok.user_code"),
+    # An image given to `encode` becomes the pixels that a job makes of its file: the one import that goes up.
+    "tatok.tokenizer": ("tatok.model", "tatok.frozen", "tatok.user_code", f"{P}.images"),
     "tatok.adapters": ("tatok.model",),
     "tatok.dataset": (),
     "tatok.statistics": ("tatok.dataset",),
     "tatok.evaluation": ("tatok.model", "tatok.tokenizer", "tatok.statistics"),
+    "tatok.watching": ("tatok.model",),
     "tatok.training": (
+        "tatok.watching",
+        "tatok.checkpoint_files",
         "tatok.distributed",
         "tatok.stopping",
         "tatok.autoencoders",
@@ -42,7 +47,13 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
         "tatok.evaluation",
     ),
     "tatok.adaptation": ("tatok.frozen", "tatok.model", "tatok.tokenizer", "tatok.training"),
-    "tatok.generator": ("tatok.stopping", "tatok.checkpoint_files", "tatok.dataset", "tatok.training"),
+    "tatok.generator": (
+        "tatok.stopping",
+        "tatok.checkpoint_files",
+        "tatok.dataset",
+        "tatok.training",
+        "tatok.watching",
+    ),
     "tatok.report": ("tatok.dataset", "tatok.statistics", "tatok.tokenizer"),
     # the pipeline
     f"{P}.storage": (),
@@ -76,8 +87,12 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     f"{P}.run": tuple(
         f"{P}.{room}" for room in ("storage", "monitoring", "decode", "output", "planning", "tokenization", "cluster")
     ),
+    f"{P}.preview": tuple(
+        f"{P}.{room}" for room in ("storage", "decode", "output", "planning", "tokenization", "cluster", "run")
+    ),
     f"{P}.doctor": (
         *(f"{P}.{room}" for room in ("storage", "readers", "decode", "output", "planning", "tokenization", "cluster")),
+        f"{P}.monitoring",
         f"{P}.run",
         "tatok.tokenizer",
     ),
@@ -90,7 +105,11 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.jobs.exit_codes": ("tatok.stopping",),
     "tatok.jobs.interruption": ("tatok.jobs.exit_codes", "tatok.stopping"),
     "tatok.jobs.help": (),
+    "tatok.jobs.verbosity": (),
     "tatok.jobs.job_file": ("tatok.user_code",),
+    "tatok.jobs.init_file": ("tatok.jobs.job_file",),
+    "tatok.jobs.training": ("tatok.training", "tatok.watching", f"{P}.cluster"),
+    "tatok.jobs.evaluation": ("tatok.evaluation", "tatok.tokenizer", "tatok.training", "tatok.jobs.text"),
     "tatok.jobs.pictures": (f"{P}.decode", "tatok.dataset", "tatok.report", "tatok.tokenizer"),
     "tatok.jobs.submission": (
         "tatok",
@@ -100,7 +119,12 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
         "tatok.jobs.job_file",
         f"{P}.images",
     ),
-    "tatok.jobs.text": ("tatok.statistics", "tatok.evaluation", f"{P}.run"),
+    "tatok.jobs.text": ("tatok.statistics", "tatok.evaluation", f"{P}.planning", f"{P}.preview", f"{P}.run"),
+    "tatok.jobs.python": (
+        *(f"{P}.{room}" for room in ("decode", "monitoring", "planning", "run", "storage")),
+        *(f"tatok.{room}" for room in ("dataset", "report", "statistics", "tokenizer")),
+        *(f"tatok.jobs.{room}" for room in ("job_file", "pictures", "text")),
+    ),
     "tatok.jobs": (),
 }
 TOP = ("tatok.jobs.reference", "tatok.jobs.cli", "tatok.jobs.commands")  # each imports whatever is below it

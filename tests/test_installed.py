@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,64 @@ def test_the_demo_and_the_recipes_are_installed(installed: Installed) -> None:
     unknown = installed.run("tatok", "train", "no-such-recipe")
     assert unknown.returncode != 0
     assert "train-photos-256" in unknown.stdout + unknown.stderr
+
+
+SCRIPT = """
+from pathlib import Path
+
+import numpy as np
+import tatok
+import torch
+from PIL import Image
+
+reveal_type(tatok.tokenize("photos", "tokens", limits={"max_reject_fraction": 0.1}))  # RunSummary
+reveal_type(tatok.plan("photos").files)  # tuple[str, ...]
+opened = tatok.open("tokens")
+reveal_type(opened.stats())  # DatasetStatistics
+reveal_type(opened.stats(by="label"))  # GroupedStatistics
+reveal_type(opened.dataset()[0])  # TokenRow
+reveal_type(opened.decode("key"))  # Image
+reveal_type(opened.decode(["key"]))  # list[Image]
+tokenizer = tatok.Tokenizer.load()
+one = tokenizer.encode("photo.jpg")
+several = tokenizer.encode([Path("photo.jpg"), Image.new("RGB", (64, 64)), np.zeros((64, 64, 3), np.uint8)])
+reveal_type(one)  # ImageTokens
+reveal_type(one.preprocessing.size)  # tuple[int, int]
+reveal_type(several)  # list[ImageTokens]
+reveal_type(tokenizer.encode(Image.new("RGB", (64, 64))))  # ImageTokens
+reveal_type(tokenizer.encode(np.zeros((64, 64, 3), np.uint8)))  # ImageTokens | Any
+reveal_type(tokenizer.encode(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))  # TokenBatch | Any
+reveal_type(tokenizer.decode(one))  # Image
+reveal_type(tokenizer.decode(several))  # list[Image]
+reveal_type(tokenizer.decode(one, as_="torch"))  # Tensor
+reveal_type(tokenizer.decode([one], as_="torch"))  # list[Tensor]
+reveal_type(tatok.load_tokenizer("mine.py:load").encode("photo.jpg"))  # ImageTokens
+tatok.tokenize("photos", "tokens", devise="cpu")  # error: Unexpected keyword argument "devise"
+tokenizer.encode(3)  # error: No overload variant of "encode"
+"""
+
+
+def test_the_wheel_is_typed(installed: Installed) -> None:
+    """What type checkers look for; that they find what is so: below, and tests/jobs/python for lazy names."""
+    assert (installed.packages / "tatok" / "py.typed").is_file()
+    assert (installed.packages / "tatok" / "examples" / "first_hour.ipynb").is_file()
+
+
+@pytest.mark.long
+def test_mypy_finds_the_types_of_a_users_script(installed: Installed) -> None:
+    (installed.folder / "typed.py").write_text(SCRIPT)
+    checked = installed.run("python", "-m", "mypy", "--strict", "typed.py")
+    said = [line.removeprefix("typed.py:") for line in checked.stdout.splitlines() if line.startswith("typed.py:")]
+    found = {int(line.partition(":")[0]): line for line in reversed(said)}  # the first that is said of a line
+    for number, line in enumerate(SCRIPT.splitlines(), 1):
+        _, _, expected = line.partition("  # ")
+        if not expected:
+            assert number not in found, found[number]
+        elif expected.startswith("error: "):
+            assert expected in found[number]
+        else:
+            names = re.sub(r"(\w+\.)+(?=\w)", "", found[number].partition("Revealed type is ")[2])
+            assert names == f'"{expected}"', found[number]
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from benchmarks.claims.reconstruction import encoded
 from tatok.dataset.parts import TokenizedData
 from tatok.evaluation.calibration import calibrate
 from tatok.generator.checkpoint import load_generator
-from tatok.generator.recipe import GeneratorRecipe, Spent
-from tatok.generator.training import CHECKPOINT, HeldOutLoss, train_generator
+from tatok.generator.recipe import GeneratorRecipe, HeldOutLoss, Spent
+from tatok.generator.training import CHECKPOINT, train_generator
 from tatok.model.checkpoint import load_checkpoint, write_dtf
 from tatok.pipeline.run import run_job
 from tatok.schemas.errors import TatokError

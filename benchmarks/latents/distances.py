@@ -27,6 +27,7 @@ from tatok.training.canvases import latent_memory
 from tatok.training.config import TrainingConfig
 from tatok.training.photos import centre_crops, expand_sources
 from tatok.training.trainer import Trainer
+from tatok.watching.terminal import display
 
 __all__ = ["KINDS", "rebuilding", "started"]
 
@@ -38,16 +39,17 @@ def started(config: TrainingConfig) -> Trainer:
     trainer = Trainer(config, torch.device("cpu"))
     assert trainer.autoencoder is not None
     photos = expand_sources(config.photos)
-    memory = latent_memory(
-        config,
-        trainer.autoencoder,
-        photos,
-        trainer.folder,
-        found=None,
-        encode=trainer.latents,
-        say=print,
-        check=lambda: None,
-    )
+    with display() as shown:
+        memory = latent_memory(
+            config,
+            trainer.autoencoder,
+            photos,
+            trainer.folder,
+            found=None,
+            encode=trainer.latents,
+            counting=shown.counting,
+            check=lambda: None,
+        )
     crops: Iterator[Tensor] = memory.batches(16, config.stages[0].image_size, config.seed)
     trainer.initialise(crops)
     return trainer

@@ -248,8 +248,6 @@ def rows_of(output: Path) -> Iterator[Row]:
             row["patch_entropy_bits"].tobytes(),
         )
     for path in sorted(output.rglob("*.parquet")):
-        if path.parent.name == "rejects":
-            continue
         table = pq.read_table(path, columns=SCHEMA.names)
         lists = [table[name].combine_chunks() for name in ("tokens", "positions", "patch_entropy_bits")]
         dtypes = ("u2", "u2", "f2")

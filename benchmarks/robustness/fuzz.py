@@ -43,6 +43,7 @@ from tatok.pipeline.run import run_job
 from tatok.pipeline.verify.dataset import verify_output
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.job import JobConfig, load_job
+from tatok.schemas.manifest import LAYOUT
 from tatok.schemas.records import Shard
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.photos import photo_members, tar_bytes
@@ -184,7 +185,7 @@ def _missing(
             for batch in ds.dataset(output / folder).to_batches(columns=["source_uri", "key"])
             for uri, key in zip(*(column.to_pylist() for column in batch.columns), strict=True)
         )
-        for folder in ("data", "rejects")
+        for folder in ("data", LAYOUT.rejects)
     )
     findings = []
     by_key = Counter[str]()

@@ -172,9 +172,12 @@ def _finish(process: subprocess.Popen[str]) -> str:
 
 
 def _interrupt(
-    command: Sequence[str], output: Path, number: signal.Signals, at: int, rng: random.Random
+    command: Sequence[str], output: Path, number: signal.Signals, at: int, whole: int, rng: random.Random
 ) -> Interruption | None:
-    """Start, send a signal to all processes of the run once there are `at` records; None if it ended before that."""
+    """Start, send a signal to all processes of the run once there are `at` records; None if it was done before that.
+
+    Done is also a process that had written all of the `whole` run's records when the signal came, and ended in peace.
+    """
     before = _records(output)
     process = _start(command)
     deadline = time.monotonic() + _MOST_S
@@ -186,13 +189,17 @@ def _interrupt(
     if process.poll() is not None:
         _finish(process)
         return None
+    num_then = len(_records(output))
     os.killpg(process.pid, number)  # as a terminal and Slurm do; Kubernetes sends it to the first process alone
     text = _finish(process)
+    if num_then == whole and process.returncode == 0 and "Traceback" not in text:
+        return None
     said = " ".join(line.strip() for line in text.splitlines() if "interrupted" in line or "Traceback" in line)
     records = _records(output)
     state = output / "state.pt"
     saved = torch.load(state, weights_only=True)["num_records"] if state.exists() else 0
-    lost = 0 if records == before else len(records) - saved
+    num_steps = sum("end" not in record for record in records)  # what came of it is written after the last state
+    lost = 0 if records == before else num_steps - saved
     return Interruption(
         signal=number.name, records=len(records), exit_code=process.returncode, said=said, steps_lost=lost
     )
@@ -250,7 +257,7 @@ def interruptions(
             output = work / f"{kind}-{number}".replace(" ", "-")
             command = _command(kind, work, output)
             moments = sorted(rng.randrange(num_records) for _ in range(rng.choice((1, 2, 3))))
-            tried = [_interrupt(command, output, rng.choice(signals), at, rng) for at in moments]
+            tried = [_interrupt(command, output, rng.choice(signals), at, num_records, rng) for at in moments]
             process = _start(command)
             text = _finish(process)
             if process.returncode:

@@ -12,5 +12,5 @@ model            train, calibrate, eval, distance
 generator        generator train, generator sample
 submit           submit, jobs
 bench            bench
-config           config
+config           config init, schema, show
 """

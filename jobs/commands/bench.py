@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tatok.jobs.job_file import SetOption, read_job_settings
+from tatok.jobs.job_file import SetOption, job_file_among, read_job_settings
+from tatok.jobs.text.folding import folded
+from tatok.jobs.verbosity import Quiet, Verbosity
 
 if TYPE_CHECKING:
     from tatok.pipeline.bench.speed import Speed
@@ -21,7 +24,8 @@ __all__ = ["bench", "speed_document"]
 
 def bench(
     source: Annotated[
-        list[str] | None, typer.Argument(metavar="SOURCE...", help="As for `tatok tokenize`.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="SOURCE...", help="As for `tatok tokenize`; or a job file alone.", show_default=False),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Job file (YAML) with the job's settings.")] = None,
     assignments: SetOption = None,
@@ -37,6 +41,7 @@ def bench(
         Path | None, typer.Option(help="Write a trace of some batches and of the shards here, for ui.perfetto.dev.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure each stage of a job by itself, the bound that follows, and how near the whole pipeline comes to it.
 
@@ -51,8 +56,10 @@ def bench(
     from tatok.schemas.job import JobConfig
     from tatok.schemas.settings_file import SettingsFile
 
+    verbosity = Verbosity.of(quiet, verbose=0)
+    source, config = job_file_among(source, config)
     if not source and config is None:
-        raise ConfigError("name a SOURCE, or a job file with --config; see `tatok bench --help`")
+        raise ConfigError("name a SOURCE, or a job file (--config); see `tatok bench --help`")
     with tempfile.TemporaryDirectory(prefix="tatok-bench-") as folder:
         settings = read_job_settings(config) if config else SettingsFile(origin="the command line")
         if source:
@@ -63,9 +70,10 @@ def bench(
         job = settings.validated(JobConfig)
         with storage_options(job.storage):
             check_job_tokenizer(job)  # the stages before it take a while
-        speed = measure_speed(job, seconds=seconds, most_run_s=run_seconds, trace=profile, on_event=_tell)
-    print(json.dumps(speed_document(speed), indent=1) if as_json else _text(speed))
-    if profile is not None:
+        tell = _tell if verbosity > Verbosity.QUIET else lambda event: None
+        speed = measure_speed(job, seconds=seconds, most_run_s=run_seconds, trace=profile, on_event=tell)
+    print(json.dumps(speed_document(speed), indent=1) if as_json else folded(_text(speed), sys.stdout))
+    if profile is not None and verbosity > Verbosity.QUIET:
         typer.echo(f"trace: {profile}; open it at ui.perfetto.dev", err=True)
 
 
@@ -95,6 +103,7 @@ def speed_document(speed: Speed) -> dict[str, Any]:
             "is_whole": pipeline.is_whole,
         },
         "share_of_speed_of_light": round(speed.share_of_speed_of_light, 3),
+        "doubt": speed.doubt,
         "filtering_share_of_encoding": None if share is None else round(share, 3),
     }
 
@@ -116,6 +125,11 @@ def _text(speed: Speed) -> str:
         f"speed of light {bound.items_per_s:>13,.1f}  set by the {bound.resource}",
         f"pipeline       {pipeline.items_per_s:>13,.1f}  {pipeline.num_items:,} items, {until}; "
         f"first shard committed after {pipeline.startup_s:.1f} s",
+    ]
+    if speed.doubt is not None:
+        why = f"There is no share, and no bottleneck to name: {speed.doubt}. Measure again when nothing else runs."
+        return "\n".join([*lines, "", why])
+    lines += [
         f"share          {speed.share_of_speed_of_light:>13.0%}",
         "",
         f"bottleneck: {bound.bottleneck}, {bound.share_of_bottleneck:.0%} of the bound's time. To go faster: "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tatok.jobs.exit_codes import EXIT_INCOMPLETE
+from tatok.jobs.verbosity import Quiet, Verbose, Verbosity
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ MOST_PICTURED = 9
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the dataset.")] = Path("demo-output"),
     photos: Annotated[str | None, typer.Option(help="Tars to use instead of the demo photos.")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Tokenize a few photos on a local Ray; print what was written, its statistics and the path of a picture."""
     from tatok.examples import demo_photos
@@ -33,12 +36,13 @@ def demo(
     from tatok.pipeline.run import run_job
     from tatok.schemas.job import JobConfig, Output
 
+    verbosity = Verbosity.of(quiet, verbose)
     source = photos or demo_photos()
     config = JobConfig(source=(source,), output=str(output), write=Output(patch_worth=True))
-    with ProgressDisplay() as display:
+    with ProgressDisplay(level=verbosity) as display:
         summary = run_job(config, on_event=display)
     if not summary.num_rows:
-        raise ConfigError(f"no photo of {source} could be tokenized; see {output}/rejects")
+        raise ConfigError(f"no photo of {source} could be tokenized; see {output}/{summary.layout.rejects}")
     _show(config, output)
     if summary.status != "complete":
         print_summary(summary)

@@ -12,6 +12,8 @@ import typer
 
 from tatok.jobs.exit_codes import EXIT_FINDINGS
 from tatok.jobs.job_file import JobFile, SetOption, TokenizerName, TokenizerSettings, read_job, tokenizer_options
+from tatok.jobs.text.folding import folded
+from tatok.jobs.verbosity import Quiet
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,17 +38,19 @@ def doctor(
         float | None, typer.Option(min=0, help="What a GPU costs an hour; the forecast then says what the job costs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Examine a job in under a minute: source, output, checkpoint, cluster, a dry run; then forecast what it takes.
 
-    Without --address the checks are made from here: on the Ray at RAY_ADDRESS, else on this machine. With it they are
-    made by a job on the cluster, which is where credentials and networks may differ.
+    `tatok tokenize --dry-run` says what a job would do, and tries none of it; this writes to the output, and removes it
+    again, and reads and tokenizes samples. Without --address the checks are made from here: on the Ray at RAY_ADDRESS,
+    else on this machine. With it they are made by a job on the cluster, where credentials and networks may differ.
 
     Exit codes: 0 all is well; 3 a check failed, and its line says what to do. Nothing is tokenized for good.
     """
     from tatok.pipeline.doctor.examine import Check, Diagnosis, examine
 
-    say = (lambda check: None) if as_json else _say
+    say = (lambda check: None) if as_json else _say_what_is_wrong if quiet else _say
     try:
         config = read_job(job, assignments)
     except ConfigError as error:
@@ -55,13 +59,13 @@ def doctor(
         diagnosis = Diagnosis(checks=(check,), forecast=None)
     else:
         if address is not None:
-            _examine_there(config, address, name=job.stem, samples=samples, as_json=as_json, price=price)
+            _examine_there(config, address, name=job.stem, samples=samples, as_json=as_json, price=price, quiet=quiet)
             return
         diagnosis = examine(config, on_check=say, num_samples=samples)
     if as_json:
         print(json.dumps({"passed": diagnosis.passed} | asdict(diagnosis), indent=1))
     elif diagnosis.forecast is not None:
-        print(_text(diagnosis.forecast, price))
+        print(folded(_text(diagnosis.forecast, price), sys.stdout))
     if diagnosis.is_stuck:
         # Threads of a pool that wait for a silent store would keep the interpreter from its end.
         sys.stdout.flush()
@@ -73,7 +77,11 @@ def doctor(
 def check_tokenizer(
     photos: Annotated[
         list[str] | None,
-        typer.Argument(help="Tars, Parquet files or folders of images; default: the demo photos.", show_default=False),
+        typer.Argument(
+            metavar="PHOTOS...",
+            help="Tars, Parquet files or folders of images; default: the demo photos.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: TokenizerName = None,
     tokenizer_option: TokenizerSettings = None,
@@ -120,14 +128,14 @@ def check_tokenizer(
 
 
 def _examine_there(
-    config: JobConfig, address: str, *, name: str, samples: int, as_json: bool, price: float | None
+    config: JobConfig, address: str, *, name: str, samples: int, as_json: bool, price: float | None, quiet: bool
 ) -> None:
     """Run `tatok doctor` as a job of the cluster, with what it has installed, and follow it."""
     from tatok.jobs.submission.following import exit_as, follow
     from tatok.jobs.submission.ray_jobs import Cluster
 
     cluster = Cluster(address)
-    command = f"doctor --samples {samples}{' --json' if as_json else ''}"
+    command = f"doctor --samples {samples}{' --json' if as_json else ''}{' --quiet' if quiet else ''}"
     command += "" if price is None else f" --price {price}"
     job_id = cluster.submit(config, name=f"doctor-{name}", image=None, dependencies="installed", command=command)
     job = follow(cluster, job_id, address)
@@ -138,9 +146,15 @@ def _examine_there(
 
 def _say(check: Check) -> None:
     word, colour = _MARKS[check.verdict]
-    typer.echo(f"{typer.style(f'{word:8}', fg=colour)} {check.name}: {check.message}")
+    line = folded(f"{word:8} {check.name}: {check.message}", sys.stdout)
+    typer.echo(f"{typer.style(line[:8], fg=colour)}{line[8:]}")
     if check.verdict != "ok" and check.remedy:
-        typer.echo(f"         -> {check.remedy}")
+        typer.echo(folded(f"         -> {check.remedy}", sys.stdout))
+
+
+def _say_what_is_wrong(check: Check) -> None:
+    if check.verdict != "ok":
+        _say(check)
 
 
 def _text(forecast: Forecast, price: float | None) -> str:
@@ -149,10 +163,15 @@ def _text(forecast: Forecast, price: float | None) -> str:
     hours = forecast.seconds / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{forecast.seconds:,.0f} s"
     gpus = f", {_gpu_hours(forecast.gpu_hours, price)}" if forecast.gpu_hours else ""
+    bottleneck = (
+        f"the bottleneck is {forecast.bottleneck}, the other stage is {forecast.slack:.1f} times as fast"
+        if forecast.doubt is None
+        else f"but {forecast.doubt} when the samples were tried: it is quicker than this, and which stage is the "
+        "bottleneck is not known; ask again when the machine is idle"
+    )
     lines = [
         f"forecast: {forecast.num_samples:,} samples at {forecast.samples_per_s:,.1f} a second: {time}{gpus}, "
-        f"{bytes_text(forecast.output_bytes)} of tokens; the bottleneck is {forecast.bottleneck}, "
-        f"the other stage is {forecast.slack:.1f} times as fast"
+        f"{bytes_text(forecast.output_bytes)} of tokens; {bottleneck}"
     ]
     if (recorded := forecast.recorded) is not None:
         lines.append(

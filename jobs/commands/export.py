@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tatok.jobs.verbosity import Quiet
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def hub(
         list[str] | None, typer.Option(metavar="COLUMN", help="Leave a column out, such as source_uri; repeatable.")
     ] = None,
     allow_incomplete: AllowIncomplete = False,
+    quiet: Quiet = False,
 ) -> None:
     """Hugging Face Hub: Parquet files and a dataset card (README.md), for `load_dataset`."""
     from tatok.pipeline.export.base import open_export
@@ -46,7 +48,7 @@ def hub(
 
     file_bytes = parse_size(file_size)
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows) as on_rows:
+    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
         summary = export_hub(
             export,
             title=title,
@@ -70,6 +72,7 @@ def webdataset(
         int | None, typer.Option(min=1, help="Close a tar at so many samples, too; default: at its size only.")
     ] = None,
     allow_incomplete: AllowIncomplete = False,
+    quiet: Quiet = False,
 ) -> None:
     """WebDataset: tars of token and position arrays (.npy) and one JSON an image."""
     from tatok.pipeline.export.base import open_export
@@ -77,7 +80,7 @@ def webdataset(
 
     shard_bytes = parse_size(shard_size)
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows) as on_rows:
+    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
         summary = export_webdataset(export, shard_bytes=shard_bytes, shard_rows=shard_rows, on_rows=on_rows)
     _print_summary(summary)
 
@@ -92,6 +95,7 @@ def megatron(
     ] = "interleaved",
     prefix: Annotated[str, typer.Option(help="Name of the files, without .bin and .idx.")] = "tokens",
     allow_incomplete: AllowIncomplete = False,
+    quiet: Quiet = False,
 ) -> None:
     """Megatron-LM: an indexed dataset (.bin, .idx), one image a document, ids in a JSON file."""
     from tatok.pipeline.export.base import open_export
@@ -100,7 +104,7 @@ def megatron(
     if not re.fullmatch(r"[\w.-]+", prefix):
         raise ConfigError(f"--prefix is {prefix!r}; it is a file name of letters, digits, '.', '_' and '-'")
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows) as on_rows:
+    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
         summary = export_megatron(export, layout=layout, prefix=prefix, on_rows=on_rows)
     _print_summary(summary)
 
@@ -111,6 +115,7 @@ def mds(
     destination: Destination,
     shard_size: Annotated[str, typer.Option(help="Size at which a shard is closed, below 4 GiB.")] = "64MB",
     allow_incomplete: AllowIncomplete = False,
+    quiet: Quiet = False,
 ) -> None:
     """MosaicML Streaming: MDS shards, for StreamingDataset; needs `pip install mosaicml-streaming`."""
     from tatok.pipeline.export.base import open_export
@@ -119,7 +124,7 @@ def mds(
     shard_bytes = parse_size(shard_size)
     require_streaming()
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows) as on_rows:
+    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
         summary = export_mds(export, shard_bytes=shard_bytes, on_rows=on_rows)
     _print_summary(summary)
 
@@ -131,6 +136,7 @@ def compact(
         str, typer.Option(help="Size of the merged parts: each gets between half of it and twice it.")
     ] = "256MB",
     allow_incomplete: AllowIncomplete = False,
+    quiet: Quiet = False,
 ) -> None:
     """Merge small parts into a new dataset of large ones; the same command again resumes where it stopped."""
     from tatok.dataset.parts import TokenizedData
@@ -139,7 +145,7 @@ def compact(
 
     target_bytes = parse_size(target_size)
     data = TokenizedData.open(output)
-    with _progress(data.num_rows) as on_rows:
+    with _progress(data.num_rows, is_shown=not quiet) as on_rows:
         summary = run(data, destination, target_bytes=target_bytes, allow_incomplete=allow_incomplete, on_rows=on_rows)
     print(
         f"{summary.url}: {summary.num_source_parts:,} parts merged to {summary.num_parts:,} "
@@ -163,13 +169,15 @@ def parse_size(text: str) -> int:
 
 
 @contextmanager
-def _progress(num_rows: int) -> Iterator[Callable[[int], None]]:
+def _progress(num_rows: int, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)
+    ) as progress:
         task = progress.add_task("images", total=num_rows)
         yield lambda num_more: progress.advance(task, num_more)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from tatok.jobs.exit_codes import TRAIN_EPILOG
 from tatok.jobs.interruption import resumable
+from tatok.jobs.verbosity import Quiet
 
 if TYPE_CHECKING:
     from tatok.generator.checkpoint import GeneratorCheckpoint
@@ -44,15 +46,15 @@ def train(
     device: Device = None,
     save_every_steps: Annotated[int, typer.Option(help="Steps between two saved states.")] = 500,
     log_every_steps: Annotated[int, typer.Option(help="Steps between two records of figures.")] = 50,
+    quiet: Quiet = False,
 ) -> None:
     """Train a class-conditional generator on a tokenized dataset; the same command again resumes where it stopped.
 
     The classes are the labels of the dataset. Give one budget: --steps, --tokens or --seconds.
     """
-    import torch
-
     from tatok.generator.recipe import GeneratorRecipe
     from tatok.generator.training import train_generator
+    from tatok.training.device import device_named
 
     recipe = GeneratorRecipe(
         steps=steps,
@@ -67,15 +69,15 @@ def train(
         precision="bfloat16" if bfloat16 else "float32",
         seed=seed,
     )
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     spent, look = train_generator(
         data,
         output,
         recipe,
-        chosen,
+        device_named(device),
         heldout=heldout,
         log_every_steps=log_every_steps,
         save_every_steps=save_every_steps,
+        is_quiet=quiet,
     )
     print(f"{spent.steps:,} steps, {spent.tokens:,} tokens of {spent.images:,} images in {spent.seconds:.1f} s")
     if look is not None:
@@ -83,6 +85,9 @@ def train(
             f"held out: {look.bits:.1f} bits an image ({look.code_bits:.1f} codes, {look.place_bits:.1f} places) "
             f"of {look.mean_tokens:.1f} tokens, over {look.num_images:,} images"
         )
+    if not quiet:
+        checkpoint = shlex.quote(f"{output.rstrip('/')}/checkpoint")
+        print(f"next:\n  tatok generator sample {checkpoint} -o samples.png")
 
 
 @generator.command()

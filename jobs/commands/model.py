@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,12 +10,11 @@ import typer
 
 from tatok.jobs.interruption import resumable
 from tatok.jobs.job_file import SetOption, TokenizerName, TokenizerSettings, tokenizer_options
+from tatok.jobs.verbosity import Quiet
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tatok.evaluation.calibration import EncodedPhotos
-    from tatok.jobs.text.evaluation import EvaluationResult
-    from tatok.tokenizer.tokenizer import Tokenizer
+    from tatok.schemas.settings_file import SettingsFile
 
 __all__ = ["adapt", "calibrate", "distance", "evaluate", "train"]
 
@@ -23,7 +23,8 @@ DISTANCE_BATCH = 64
 Photos = Annotated[
     list[str],
     typer.Argument(
-        help="Held-out photos: WebDataset tars, Parquet files or folders of images (globs, brace patterns)."
+        metavar="PHOTOS...",
+        help="Held-out photos: WebDataset tars, Parquet files or folders of images (globs, brace patterns).",
     ),
 ]
 CheckpointOption = Annotated[str | None, typer.Option(help="Checkpoint folder, or its URL; default: the bundled one.")]
@@ -34,8 +35,8 @@ NumWorkers = Annotated[
 Address = Annotated[
     str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster for several workers; default: a local Ray.")
 ]
-ImageSize = Annotated[int, typer.Option(help="Side of the centre crop, a multiple of the patch.")]
-Limit = Annotated[int | None, typer.Option(help="Use the first so many photos only.")]
+ImageSize = Annotated[int, typer.Option(min=1, help="Side of the centre crop, a multiple of the patch.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many photos only.")]
 Features = Annotated[
     str,
     typer.Option(help="Network of the set distances: mobilenet, efficientnet (the training loss's) or a .pt file."),
@@ -43,6 +44,17 @@ Features = Annotated[
 CriterionOption = Annotated[
     Literal["entropy", "surprisal", "content", "distance", "residual"] | None,
     typer.Option(help="DTF criterion; default: the checkpoint's."),
+]
+
+
+Images = Annotated[
+    list[str] | None,
+    typer.Option(help="Photos to train on: tars, Parquet files, folders (globs, brace patterns). May be repeated."),
+]
+Heldout = Annotated[list[str] | None, typer.Option(help="Photos for validation. May be repeated.")]
+Output = Annotated[str | None, typer.Option(help="Folder or URL of the run; its checkpoint lies there.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Look at everything the run needs, decode every photo, and end there.")
 ]
 
 
@@ -55,35 +67,48 @@ def train(
             help="Training file (YAML), or the name of a bundled recipe, such as train-photos-256.",
         ),
     ],
+    images: Images = None,
+    heldout: Heldout = None,
+    output: Output = None,
+    assignments: SetOption = None,
+    check: Check = False,
     device: Device = None,
     start_from: Annotated[
         str | None, typer.Option(help="Checkpoint folder, or its URL, whose weights to start from.")
     ] = None,
     num_workers: NumWorkers = 1,
     address: Address = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a TaTok checkpoint; the same command again resumes where the last run stopped.
 
-    The output may be any fsspec URL. The recipe does not change with the number of workers, and neither does the saved
-    state: a run may resume with another number.
+    The options override the recipe. What would end the run later is said before its first step. The output may be any
+    fsspec URL. The recipe does not change with the number of workers, and neither does the saved state: a run may
+    resume with another number.
     """
     from tatok.examples import recipe_path
-    from tatok.training.config import load_training_config
+    from tatok.schemas.settings_file import read_settings
 
-    config = load_training_config(recipe_path(recipe))
-    if num_workers > 1:
-        from tatok.pipeline.cluster.training import run_training
-        from tatok.training.requirements import check_requirements
+    settings = read_settings(recipe_path(recipe))
+    settings.override_with(assignments or [])
+    _override(settings, {"photos": images, "heldout": heldout, "output": output})
 
-        check_requirements(config)  # each worker does, once Ray has started it
-        run_training(config, num_workers=num_workers, device=device, address=address, start_from=start_from)
+    from tatok.jobs.training import check_recipe, train_by
+    from tatok.training.config import TrainingConfig
+
+    config = settings.validated(TrainingConfig)
+    if check:
+        check_recipe(config, device=device, start_from=start_from, num_workers=num_workers)
         return
-    import torch
-
     from tatok.training.run import train as run
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run(config, torch.device(chosen), start_from=start_from)
+    train_by(config, run, device=device, start_from=start_from, num_workers=num_workers, address=address, quiet=quiet)
+
+
+def _override(settings: SettingsFile, options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            settings.override(name, value, place=f"the option for {name}")
 
 
 @resumable()
@@ -108,20 +133,19 @@ def adapt(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="What its function is given beside the device. May be repeated."),
     ] = None,
-    images: Annotated[
-        list[str] | None,
-        typer.Option(help="Photos to train on: tars, Parquet files, folders (globs, brace patterns). May be repeated."),
-    ] = None,
-    heldout: Annotated[list[str] | None, typer.Option(help="Photos for validation. May be repeated.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder or URL of the run; its checkpoint lies there.")] = None,
+    images: Images = None,
+    heldout: Heldout = None,
+    output: Output = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side of the crops of the stages that come without a file, in pixels.")
     ] = None,
     assignments: SetOption = None,
+    check: Check = False,
     device: Device = None,
     start_from: Annotated[str | None, typer.Option(help="Adapted checkpoint whose weights to start from.")] = None,
     num_workers: NumWorkers = 1,
     address: Address = None,
+    quiet: Quiet = False,
 ) -> None:
     """Give a frozen fixed-rate tokenizer global tokens, a prior and Dynamic Token Filtering.
 
@@ -142,26 +166,18 @@ def adapt(
         settings.override("latents.autoencoder", autoencoder, place="the option for autoencoder")
         settings.override("latents.autoencoder_options", {}, place="the option for autoencoder")
     settings.override_with(assignments or [])
-    overrides = {
-        "tokenizer": tokenizer,
-        "photos": images,
-        "heldout": heldout,
-        "output": output,
-        "image_size": image_size,
-    }
-    for name, value in overrides.items():
-        if value is not None:
-            settings.override(name, value, place=f"the option for {name}")
+    of_photos = {"photos": images, "heldout": heldout, "output": output}
+    _override(settings, {"tokenizer": tokenizer, **of_photos, "image_size": image_size})
     for assignment in tokenizer_option or []:
         name, value = parse_assignment(assignment, "--tokenizer-option")
         settings.override(f"tokenizer_options.{name}", value, place=f"--tokenizer-option {name}")
     for assignment in autoencoder_option or []:
         name, value = parse_assignment(assignment, "--autoencoder-option")
         settings.override(f"latents.autoencoder_options.{name}", value, place=f"--autoencoder-option {name}")
-    import torch
 
     from tatok.adaptation.run import train_adapted, training_config
     from tatok.adaptation.settings import AdaptationConfig
+    from tatok.jobs.training import check_recipe, train_by
     from tatok.training.config import TrainingConfig
     from tatok.training.run import train as train_over_latents
 
@@ -171,33 +187,10 @@ def adapt(
         config = settings.validated(TrainingConfig)
     else:
         config = training_config(settings.validated(AdaptationConfig))
-    if num_workers > 1:
-        from tatok.pipeline.cluster.training import run_training
-        from tatok.training.requirements import check_requirements
-
-        check_requirements(config)
-        run_training(
-            config,
-            num_workers=num_workers,
-            device=device,
-            address=address,
-            start_from=start_from,
-            train=run,
-        )
+    if check:
+        check_recipe(config, device=device, start_from=start_from, num_workers=num_workers)
         return
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run(config, torch.device(chosen), start_from=start_from)
-
-
-def _encode(tokenizer: Tokenizer, photos: list[str], image_size: int, limit: int | None) -> EncodedPhotos:
-    from rich.console import Console
-    from rich.progress import track
-
-    from tatok.evaluation.calibration import EncodedPhotos
-    from tatok.training.photos import centre_crops, expand_sources
-
-    crops = centre_crops(expand_sources(photos), image_size, limit)
-    return EncodedPhotos(tokenizer, track(crops, "encoding photos", transient=True, console=Console(stderr=True)))
+    train_by(config, run, device=device, start_from=start_from, num_workers=num_workers, address=address, quiet=quiet)
 
 
 def calibrate(
@@ -222,16 +215,18 @@ def calibrate(
         check_checkpoint(checkpoint)  # before torch is imported
 
     from tatok.evaluation.calibration import calibrate as find
+    from tatok.jobs.evaluation import check_writable, encoded, loaded
     from tatok.model.checkpoint import default_checkpoint, write_dtf
-    from tatok.tokenizer.tokenizer import Tokenizer
 
     if write and checkpoint is None:  # said before the work
         raise ConfigError(
             "--write changes a checkpoint; without --checkpoint that is the bundled one, a part of the installation",
             remedy=f"copy {default_checkpoint()} to a folder of your own, and name it by --checkpoint",
         )
-    tokenizer = Tokenizer.load(checkpoint, device)
-    found = find(_encode(tokenizer, photos, image_size, limit), tokens, tokenizer.dtf.with_criterion(criterion))
+    if write:
+        check_writable(str(checkpoint))
+    tokenizer, files = loaded(photos, checkpoint, device, image_size, tokens)
+    found = find(encoded(tokenizer, files, image_size, limit), tokens, tokenizer.dtf.with_criterion(criterion))
     print(
         f"{found.num_images} photos: threshold {found.dtf.threshold:g} ({found.dtf.criterion}, "
         f"{found.dtf.threshold_kind}) keeps {found.mean_tokens:.2f} tokens on average "
@@ -279,6 +274,7 @@ def evaluate(
     """
     from tatok.checkpoint_files import check_checkpoint
     from tatok.evaluation.requirements import check_evaluation, require_installed
+    from tatok.jobs.evaluation import encoded, evaluate_own, loaded
     from tatok.jobs.text.evaluation import evaluation_text
     from tatok.statistics.json_text import json_text
 
@@ -288,7 +284,15 @@ def evaluate(
     if own is not None:
         if checkpoint is not None or all_policies or policy:
             raise ConfigError("--tokenizer stands alone: no checkpoint is asked, and no policy chooses its tokens")
-        result = _evaluate_own(own, own_options, photos, image_size, limit, device, features if distances else None)
+        result = evaluate_own(
+            own,
+            tokenizer_options(own_options),
+            photos,
+            image_size=image_size,
+            limit=limit,
+            device=device,
+            features=features if distances else None,
+        )
         print(json_text(result) if as_json else evaluation_text(result), end="")
         return
     if checkpoint is not None:
@@ -299,58 +303,24 @@ def evaluate(
     from tatok.evaluation.distances import ImageFeatures, load_features
     from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
     from tatok.jobs.text.evaluation import EvaluationResult
-    from tatok.tokenizer.tokenizer import Tokenizer
 
     check_evaluation()
-    tokenizer = Tokenizer.load(checkpoint, device)
+    tokenizer, files = loaded(photos, checkpoint, device, image_size, tokens)
     patterns = None if all_policies else policy or [FULL_RATE, f"{SHIPPED}*", GLOBALS_ONLY]
     policies = standard_policies(tokenizer.dtf, tokenizer.num_global, tokens, patterns=patterns)
     network = load_features(features) if distances else None
-    encoded = _encode(tokenizer, photos, image_size, limit)
-    references = ImageFeatures(network, encoded.pixels, tokenizer.device) if network else None
+    at_full_rate = encoded(tokenizer, files, image_size, limit)
+    references = ImageFeatures(network, at_full_rate.pixels, tokenizer.device) if network else None
     result = EvaluationResult(
-        num_images=len(encoded),
+        num_images=len(at_full_rate),
         image_size=image_size,
         tokens=tokens,
         weights_sha256=tokenizer.identity["weights_sha256"],
         features=features if distances else None,
-        scores=score(encoded, policies, features=references),
-        tokenizer=tokenizer_report(encoded),
+        scores=score(at_full_rate, policies, features=references),
+        tokenizer=tokenizer_report(at_full_rate),
     )
     print(json_text(result) if as_json else evaluation_text(result), end="")
-
-
-def _evaluate_own(
-    name: str,
-    assignments: list[str] | None,
-    photos: list[str],
-    image_size: int,
-    limit: int | None,
-    device: str | None,
-    features: str | None,
-) -> EvaluationResult:
-    """Figures of a tokenizer of the user's own; `features` names the network of set distances, None for none."""
-    from tatok.tokenizer.named import NamedTokenizer
-
-    named = NamedTokenizer.of(name, tokenizer_options(assignments))
-    named.check()  # before torch is imported, and what else takes its time
-
-    import torch
-
-    from tatok.evaluation.comparison import evaluate_tokenizer
-    from tatok.evaluation.distances import load_features
-    from tatok.evaluation.requirements import check_evaluation
-    from tatok.jobs.text.evaluation import EvaluationResult
-    from tatok.training.photos import centre_crops, expand_sources
-
-    check_evaluation()
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    crops = centre_crops(expand_sources(photos), image_size, limit)
-    network = None if features is None else load_features(features)
-    found = evaluate_tokenizer(named.load(chosen), crops, chosen, network=network)
-    return EvaluationResult(
-        num_images=found.num_images, image_size=image_size, tokens=found.mean_tokens, features=features, scores=[found]
-    )
 
 
 def distance(
@@ -373,17 +343,17 @@ def distance(
     from tatok.evaluation.requirements import require_installed
 
     require_installed("torchmetrics")
-    import torch
-
     from tatok.evaluation.distances import image_distances, load_features
     from tatok.jobs.text.evaluation import DistanceResult, distance_text
     from tatok.model.pixels import in_batches
     from tatok.statistics.json_text import json_text
-    from tatok.training.photos import centre_crops, expand_sources, shorter_side
+    from tatok.training.device import device_named
+    from tatok.training.photos import centre_crops, shorter_side
+    from tatok.training.requirements import readable_photos
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = str(device_named(device))
     network = load_features(features)
-    reference_files, image_files = expand_sources([reference]), expand_sources([images])
+    reference_files, image_files = readable_photos([reference]), readable_photos([images])
     side = image_size or shorter_side(image_files)
     found = image_distances(
         in_batches(centre_crops(reference_files, side, limit), DISTANCE_BATCH),

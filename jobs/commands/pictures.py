@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tatok.jobs.job_file import TokenizerSettings, tokenizer_options
+from tatok.jobs.text.query import printable
 
 __all__ = ["decode", "report", "show"]
 
@@ -15,7 +16,7 @@ Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of
 KEY_HELP = "key of an image, or its sample_id (its first 8 digits do)."
 CheckpointOption = Annotated[
     str | None,
-    typer.Option(help="Checkpoint folder, or its URL, that made the tokens; default: the one that run.json names."),
+    typer.Option(help="Checkpoint folder, or its URL, that made the tokens; default: the one that made them."),
 ]
 TokenizerOption = Annotated[
     str | None,
@@ -48,10 +49,12 @@ def report(
 
     from tatok.dataset.parts import TokenizedData
     from tatok.jobs.pictures import Pictured, picture_examples, write_whole
+    from tatok.report.correlations import token_correlations
     from tatok.report.page import Report, render_report
     from tatok.report.rows import look_at_rows, reject_examples
     from tatok.schemas.errors import SourceError
     from tatok.statistics.summary import summarize
+    from tatok.statistics.units import noun_of
 
     data = TokenizedData.open(output)
     statistics = summarize(data)
@@ -84,20 +87,23 @@ def report(
             images=pictured.images,
             why_no_images=pictured.why_none,
             reject_examples=rejects,
+            correlations=token_correlations(data),
         )
     )
     write_whole(page, text.encode("utf-8"))
     num_pictured = len(pictured.images)
-    print(f"{page}: {page.stat().st_size:,} bytes, {statistics.num_rows:,} images, {num_pictured} of them pictured")
+    rows = f"{statistics.num_rows:,} {noun_of(statistics)}s"
+    print(f"{page}: {page.stat().st_size:,} bytes, {rows}, {num_pictured} of them pictured")
     if pictured.why_none and pictures:
         print(f"no pictures: {pictured.why_none}")
 
 
 def show(
     output: Dataset,
-    key: Annotated[str, typer.Argument(help=f"The {KEY_HELP}")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help=f"One or more images, each the {KEY_HELP}")],
     picture: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The PNG file to write; default: KEY-tokens.png here.")
+        Path | None,
+        typer.Option("-o", "--output", help="The PNG file to write; default: KEY-tokens.png, of the first key, here."),
     ] = None,
     checkpoint: CheckpointOption = None,
     tokenizer: TokenizerOption = None,
@@ -110,26 +116,37 @@ def show(
         typer.Option(help="What the heat map shows; default: worth where the dataset stores it, else entropy."),
     ] = None,
 ) -> None:
-    """Draw one image: original (where its source answers), bits of each patch, kept patches, reconstruction.
+    """Draw images: original (where its source answers), bits of each patch, kept patches, reconstruction.
 
-    Of a clip a few frames are drawn, one below the other; all of them move in KEY-tokens-moving.webp beside it.
+    Several are drawn on one sheet, one below the other, with one scale for all heat maps. Of a clip a few frames are
+    drawn, one below the other; all of them move in KEY-tokens-moving.webp beside it.
     """
     from tatok.dataset.parts import TokenizedData
-    from tatok.jobs.pictures import draw_row, write_whole
+    from tatok.jobs.pictures import draw_table, rows_to_draw, write_whole
     from tatok.report.rebuilt import tokenizer_of
 
     data = TokenizedData.open(output)
+    table = rows_to_draw(data, keys, most_frames=frames)
     made_by = tokenizer_of(data, checkpoint, device, tokenizer=tokenizer, options=tokenizer_options(tokenizer_option))
-    drawn = draw_row(data, key, made_by, most_frames=frames, heat=heat, max_seconds=timeout)
-    if drawn.why_no_original:
-        typer.secho(f"no original: {drawn.why_no_original}", fg="yellow", err=True)
-    path, sequence = picture or Path(f"{drawn.name}.png"), drawn.sequence
-    write_whole(path, drawn.picture)
-    print(f"{path}: {sequence.num_tokens} tokens, {sequence.num_global} global and {sequence.num_patches} patch")
-    if drawn.moving is not None:
-        moving = path.with_name(f"{path.stem}-moving.webp")
-        write_whole(moving, drawn.moving)
-        print(f"{moving}: {drawn.num_moving} frames: {drawn.panels}")
+    sheet = draw_table(data, table, made_by, most_frames=frames, heat=heat, max_seconds=timeout)
+    several = len(sheet.rows) > 1
+    for row in sheet.rows:
+        if row.why_no_original:
+            of_key = f" of {printable(row.key)}" if several else ""
+            typer.secho(f"no original{of_key}: {row.why_no_original}", fg="yellow", err=True)
+    path = picture or Path(f"{sheet.name}.png")
+    write_whole(path, sheet.picture)
+    if several:
+        print(f"{path}: {len(sheet.rows)} images")
+    for row in sheet.rows:
+        tokens = (
+            f"{row.sequence.num_tokens} tokens, {row.sequence.num_global} global and {row.sequence.num_patches} patch"
+        )
+        print(f"  {printable(row.key)}: {tokens}" if several else f"{path}: {tokens}")
+        moving = path.with_name(f"{row.name if several else path.stem}-moving.webp")
+        if (content := row.moving) is not None:
+            write_whole(moving, content)
+            print(f"{moving}: {row.num_moving} frames: {row.panels}")
 
 
 def decode(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tatok.jobs.job_file import job_file_among
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,13 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-_SHOWN = 10  # extensions
-_WHAT = {
-    "webdataset": "WebDataset tars",
-    "parquet": "Parquet files",
-    "files": "images and videos as files, or named in lists",
-}
-
 
 def plan(
     source: Annotated[
@@ -33,7 +28,7 @@ def plan(
         typer.Argument(
             metavar="SOURCE...",
             help="WebDataset tars, Parquet files, folders of images and videos, lists of URIs: paths, globs, brace "
-            "patterns, fsspec URLs.",
+            "patterns, fsspec URLs; or a job file alone.",
             show_default=False,
         ),
     ] = None,
@@ -42,25 +37,28 @@ def plan(
     image_field: Annotated[str | None, typer.Option(help="Tar member (jpg) or table column to tokenize.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the totals, and every shard.")] = False,
 ) -> None:
-    """Show what `tatok tokenize` would do: shards, samples where known, bytes, kinds; with --output what is left.
+    """Look a source over: shards, samples where known, bytes, kinds; with --output what of it is left to do.
 
     Names, sizes, Parquet footers and the headers of large tars are read; no image is, and nothing is written. Samples
-    of tars are known only when they have been read.
+    of tars are known only when they have been read. `tatok tokenize --dry-run` also loads the tokenizer and compares
+    all settings with the output; `tatok doctor` also tries the stores, the cluster and some samples.
 
     Exit codes: 0 the plan was printed; 1 the source or the output cannot be understood; 2 wrong usage.
     """
+    from tatok.jobs.text.folding import folded
     from tatok.pipeline.planning.survey import survey_source
     from tatok.pipeline.storage.options import storage_options
 
+    source, config = job_file_among(source, config)
     named, storage = tuple(source or ()), {}
     if config is not None:
         job = _job(config, {"source": source, "output": output, "image_field": image_field})
         named, output, image_field, storage = job.source, job.output, job.image_field, job.storage
     if not named:
-        raise ConfigError("name a SOURCE, or a job file with --config; see `tatok plan --help`")
+        raise ConfigError("name a SOURCE, or a job file (--config); see `tatok plan --help`")
     with storage_options(storage):
         found = survey_source(named, image_field=image_field, output=output)
-    print(_json(found) if as_json else _text(found))
+    print(_json(found) if as_json else folded(_text(found), sys.stdout))
 
 
 def _job(config: Path, overrides: dict[str, Any]) -> JobConfig:
@@ -76,19 +74,10 @@ def _job(config: Path, overrides: dict[str, Any]) -> JobConfig:
 
 
 def _text(found: Survey) -> str:
-    from tatok.schemas.records import left_out_text
+    from tatok.jobs.text.plan import source_lines
     from tatok.statistics.units import bytes_text
 
-    lines = []
-    for kind, counts in found.kinds.items():
-        samples = "samples unknown" if counts.num_samples is None else f"{counts.num_samples:,} samples"
-        lines.append(f"{_WHAT[kind]}: {counts.num_shards:,} shards, {samples}, {bytes_text(counts.num_bytes)}")
-        lines.append(f"  a shard: {bytes_text(counts.smallest_bytes)} to {bytes_text(counts.largest_bytes)}")
-        if counts.extensions:
-            shown = [f"{count:,} {extension}" for extension, count in list(counts.extensions.items())[:_SHOWN]]
-            lines.append(f"  files: {', '.join(shown)}")
-    if found.left_out:
-        lines.append(f"left out: {left_out_text(found.left_out)}")
+    lines = source_lines(found)
     progress = found.progress
     if progress is not None:
         pending = bytes_text(sum(shard.num_bytes for shard in progress.pending))

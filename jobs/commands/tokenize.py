@@ -13,11 +13,20 @@ import typer
 
 from tatok.jobs.exit_codes import EXIT_INCOMPLETE, EXIT_REJECTS
 from tatok.jobs.interruption import resumable
-from tatok.jobs.job_file import SetOption, TokenizerName, TokenizerSettings, read_job_settings, tokenizer_options
+from tatok.jobs.job_file import (
+    SetOption,
+    TokenizerName,
+    TokenizerSettings,
+    job_file_among,
+    read_job_settings,
+    tokenizer_options,
+)
+from tatok.jobs.verbosity import Quiet, Verbose, Verbosity
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from tatok.pipeline.monitoring.events import Event, OnEvent
+    from tatok.schemas.job import JobConfig
 
 __all__ = ["tokenize"]
 
@@ -28,7 +37,7 @@ def tokenize(
         typer.Argument(
             metavar="SOURCE... OUTPUT",
             help="WebDataset tars, Parquet files, folders of images and videos, lists of URIs (paths, globs, brace "
-            "patterns, fsspec URLs), then the dataset's folder.",
+            "patterns, fsspec URLs), then the dataset's folder; or a job file alone.",
             show_default=False,
         ),
     ] = None,
@@ -71,14 +80,26 @@ def tokenize(
         str | None, typer.Option(help="Also write the run's events as JSON lines to this file; -: to standard output.")
     ] = None,
     fail_on_reject: Annotated[bool, typer.Option("--fail-on-reject", help="Exit with 4 on any reject.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; start nothing, write nothing.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
 ) -> None:
-    """Tokenize images into a Parquet dataset; the same command again resumes where the last run stopped."""
+    """Tokenize images into a Parquet dataset; the same command again resumes where the last run stopped.
+
+    With --dry-run: the source, what of it is committed, the tokenizer, the settings that differ from the defaults, and
+    the workers; or the error that the job would end with. `tatok plan` looks at the source alone; `tatok doctor` also
+    tries the stores, the cluster and some samples, and says how long the job will take.
+    """
     from tatok.jobs.text.run import print_summary
     from tatok.pipeline.monitoring.progress import ProgressDisplay
     from tatok.pipeline.run import run_job
     from tatok.schemas.job import JobConfig
     from tatok.schemas.settings_file import SettingsFile
 
+    verbosity = Verbosity.of(quiet, verbose)
+    paths, config = job_file_among(paths, config)
     settings = read_job_settings(config) if config is not None else SettingsFile(origin="the command line")
     if paths:
         if len(paths) < 2:
@@ -86,7 +107,7 @@ def tokenize(
         settings.override("source", paths[:-1], place="SOURCE")
         settings.override("output", paths[-1], place="OUTPUT")
     elif config is None:
-        raise ConfigError("name SOURCE and OUTPUT, or a job file with --config; see `tatok tokenize --help`")
+        raise ConfigError("name SOURCE and OUTPUT, or a job file (--config); see `tatok tokenize --help`")
     settings.override_from(os.environ)
     settings.override_with(assignments or [])
     overrides = {
@@ -115,18 +136,29 @@ def tokenize(
     for name, value in tokenizer_options(tokenizer_option).items():
         settings.override(f"tokenizer_options.{name}", value, place=f"--tokenizer-option {name}")
     job = settings.validated(JobConfig)
-    with resumable(), ProgressDisplay() as display, _logging(log) as write:
+    if dry_run:
+        _preview(job)
+        return
+    with resumable(), ProgressDisplay(level=verbosity) as display, _logging(log) as write:
 
         def tell(event: Event) -> None:
             write(event)
             display(event)
 
         summary = run_job(job, on_event=tell)
-    print_summary(summary)
+    print_summary(summary, quiet=verbosity == Verbosity.QUIET)
     if summary.status != "complete":
         raise typer.Exit(EXIT_INCOMPLETE)
     if fail_on_reject and summary.num_rejects:
         raise typer.Exit(EXIT_REJECTS)
+
+
+def _preview(job: JobConfig) -> None:
+    from tatok.jobs.text.folding import folded
+    from tatok.jobs.text.plan import preview_text
+    from tatok.pipeline.preview import preview_job
+
+    print(folded(preview_text(preview_job(job), job), sys.stdout))
 
 
 @contextmanager

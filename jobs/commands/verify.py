@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +14,8 @@ import typer
 
 from tatok.jobs.exit_codes import EXIT_FINDINGS
 from tatok.jobs.job_file import read_job
+from tatok.jobs.text.folding import folded
+from tatok.jobs.verbosity import Quiet
 
 if TYPE_CHECKING:
     from tatok.pipeline.verify.dataset import Verification
@@ -34,6 +37,7 @@ def verify(
     ] = None,
     job: Annotated[Path | None, typer.Option(help="Job file whose `storage` says how the buckets are reached.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a dataset: files against manifest, checksums, codes, positions, ids, duplicates, the source's keys, counts.
 
@@ -43,9 +47,9 @@ def verify(
     from tatok.pipeline.verify.dataset import verify_output
 
     storage = read_job(job).storage if job is not None else {}
-    with storage_options(storage), _progress() as on_part:
+    with storage_options(storage), _progress(is_shown=not quiet) as on_part:
         found = verify_output(output, source or (), on_part=on_part)
-    print(_json(found) if as_json else _text(found))
+    print(_json(found) if as_json else folded(_text(found), sys.stdout))
     if not found.passed:
         raise typer.Exit(EXIT_FINDINGS)
 
@@ -74,12 +78,14 @@ def _json(found: Verification) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(*, is_shown: bool) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("parts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)
+    ) as progress:
         task = progress.add_task("parts", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

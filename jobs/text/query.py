@@ -29,6 +29,10 @@ OutputFormat = Literal["table", "csv", "json", "parquet"]
 _TABLE_ROWS = 1_000
 _LIST_ITEMS = 6
 _CELL_CHARACTERS = 60
+_LEAST_CHARACTERS = 16  # to which cells are shortened before columns are left out
+_ELIDED_CHARACTERS = 24  # of cells where columns are left out all the same
+_NULL = "NULL"  # which an empty text is not
+_SHORTENED = "long values are shortened; --format json shows them whole"
 _GAP = "…"  # in place of the columns that have no room
 _BETWEEN = 3  # characters that the table has between two columns, or at its edges
 
@@ -94,8 +98,13 @@ def _print_rich(result: QueryResult) -> None:
 
     names, rows, notes = _cells(result)
     console = Console(highlight=False)
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     numeric = _numeric(result)
+    most = _most_characters(names, rows, numeric, console.width)
+    short = [[_shortened(row[index], most[index]) for index in range(len(names))] for row in rows]
+    if short != rows and _SHORTENED not in notes:
+        notes.append(_SHORTENED)
+    rows = short
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     first, last = _fitting(widths, console.width)
     shown = [*range(first), *range(len(names) - last, len(names))]
     is_elided = len(shown) < len(names)
@@ -114,7 +123,32 @@ def _print_rich(result: QueryResult) -> None:
         hidden = names[first : len(names) - last]
         notes.append(f"no room for {', '.join(hidden)}; choose columns, or use --format json")
     for note in notes:
-        console.print(Text(f"({note})"), soft_wrap=True)
+        console.print(Text(f"({note})"))
+
+
+def _most_characters(names: list[str], rows: list[list[str]], numeric: list[bool], room: int) -> list[int]:
+    """How many characters of a cell each column has room for; headings and numbers are never shortened."""
+    columns = list(zip(names, *rows, strict=True))
+    widest = [max(map(len, column)) for column in columns]
+
+    def at_most(limit: int) -> list[int]:
+        return [
+            width if is_number else max(min(width, limit), len(name))
+            for width, name, is_number in zip(widest, names, numeric, strict=True)
+        ]
+
+    for limit in range(max(widest, default=0), _LEAST_CHARACTERS - 1, -1):
+        if sum(at_most(limit)) + _BETWEEN * len(names) <= room:
+            return at_most(limit)
+    return at_most(_ELIDED_CHARACTERS)
+
+
+def _shortened(text: str, most: int) -> str:
+    """Both ends of a text: paths differ in the last characters, sentences in the first."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
 def _fitting(widths: Sequence[int], room: int) -> tuple[int, int]:
@@ -133,7 +167,7 @@ def _fitting(widths: Sequence[int], room: int) -> tuple[int, int]:
 
 def _cells(result: QueryResult) -> tuple[list[str], list[list[str]], list[str]]:
     """Names, shortened cells of the first rows, and notes of what is left out."""
-    rows = [list(row.values()) for row in islice(_rows(result), _TABLE_ROWS + 1)]
+    rows = [list(row.values()) for row in islice(_rows(result, keep_nan=True), _TABLE_ROWS + 1)]
     notes = []
     if len(rows) > _TABLE_ROWS:
         notes.append(f"the first {_TABLE_ROWS:,} rows; use LIMIT, or --format csv or json for all")
@@ -144,7 +178,7 @@ def _cells(result: QueryResult) -> tuple[list[str], list[list[str]], list[str]]:
         shortened |= any(cut for _, cut in texts)
         cells.append([text for text, _ in texts])
     if shortened:
-        notes.append("long values are shortened; --format json shows them whole")
+        notes.append(_SHORTENED)
     return [printable(name) for name in result.schema.names], cells, notes
 
 
@@ -155,11 +189,11 @@ def _cell(value: Any) -> tuple[str, bool]:
         more = len(value) - _LIST_ITEMS
         return (f"[{items}, … {more} more]", True) if more > 0 else (f"[{items}]", False)
     if value is None:
-        return "", False
+        return _NULL, False
     if isinstance(value, float):
-        return f"{value:.6g}", False
+        return f"{value:.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}", False
     text = printable(json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value))
-    return (text, False) if len(text) <= _CELL_CHARACTERS else (f"{text[: _CELL_CHARACTERS - 1]}…", True)
+    return _shortened(text, _CELL_CHARACTERS), len(text) > _CELL_CHARACTERS
 
 
 def _numeric(result: QueryResult) -> list[bool]:
@@ -191,6 +225,9 @@ def _write_parquet(result: QueryResult, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from tatok.statistics.sql import with_int64
+
+    result = with_int64(result)
     try:
         with pq.ParquetWriter(path, result.schema, compression="zstd") as writer:
             for batch in result.batches:
@@ -206,12 +243,12 @@ _WRITERS: dict[str, Callable[[QueryResult, TextIO], None]] = {
 }
 
 
-def _rows(result: QueryResult) -> Iterator[dict[str, Any]]:
+def _rows(result: QueryResult, *, keep_nan: bool = False) -> Iterator[dict[str, Any]]:
     names = _distinct(result.schema.names)
     for batch in result.batches:
         columns = [batch.column(index).to_pylist() for index in range(batch.num_columns)]
         for values in zip(*columns, strict=True):
-            yield dict(zip(names, map(_plain, values), strict=True))
+            yield dict(zip(names, (_plain(value, keep_nan) for value in values), strict=True))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -226,16 +263,19 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold: sums are integers, NaN is null, dates are ISO 8601 text, bytes are hexadecimal."""
+def _plain(value: Any, keep_nan: bool = False) -> Any:
+    """What JSON can hold: sums are integers, NaN is null, dates are ISO 8601 text, bytes are hexadecimal.
+
+    With `keep_nan` what is not finite stays, for tables.
+    """
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, keep_nan) for item in value]
     if isinstance(value, tuple):  # an entry of a map
-        return [_plain(item) for item in value]
+        return [_plain(item, keep_nan) for item in value]
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item, keep_nan) for name, item in value.items()}
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if keep_nan or math.isfinite(value) else None
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, bytes):

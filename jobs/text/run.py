@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from tatok.jobs.text.folding import folded
 from tatok.schemas.records import left_out_text
 
 if TYPE_CHECKING:
@@ -14,38 +15,52 @@ if TYPE_CHECKING:
 __all__ = ["print_summary"]
 
 
-def print_summary(summary: RunSummary) -> None:
-    """What there is now, what this run did, and what was lost with what to do about it."""
+def print_summary(summary: RunSummary, *, quiet: bool = False) -> None:
+    """What there is now, what this run did, and what was lost with what to do about it.
+
+    `quiet`: what there is now, and what keeps the dataset from being complete.
+    """
     row = "row" if summary.num_clips < summary.num_rows else "clip"
-    print(
+    _say(
         f"{summary.output}: {summary.num_parts} parts, {_rows(summary)}, {summary.num_tokens:,} tokens "
         f"({summary.num_tokens / max(summary.num_rows, 1):.1f} {f'a {row}' if summary.num_clips else 'an image'})"
     )
-    if summary.reports:
-        print(f"this run: {len(summary.reports)} shards, {_rows(*summary.reports)} in {summary.seconds:.1f} s")
-    elif summary.status == "complete":
-        print(f"nothing to do: all {summary.num_shards} shards are committed ({summary.seconds:.1f} s)")
-    if summary.num_rejects:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejects.items())
-        print(f"{summary.num_rejects:,} rejects: {reasons}; see {summary.output}/rejects")
-    if summary.left_out:
-        print(f"left out: {left_out_text(summary.left_out)}")
+    if not quiet:
+        _print_run(summary)
     for shard, failure in summary.failed.items():
-        print(f"failed: {shard.uri}: {failure.message}", file=sys.stderr)
+        _say(f"failed: {shard.uri}: {failure.message}", sys.stderr)
     if summary.failed:
-        print(f"{len(summary.failed)} shards failed; run the same command again to retry them", file=sys.stderr)
+        _say(f"{len(summary.failed)} shards failed; run the same command again to retry them", sys.stderr)
     if summary.status == "too_many_failed_shards":
-        print(
+        _say(
             "stopped: limits.max_failed_shards was reached, so the fault is hardly in single files; fix it, or raise "
             "--max-failed-shards",
-            file=sys.stderr,
+            sys.stderr,
         )
     if summary.status == "too_many_rejects":
-        print(
-            "stopped: more rejects than limits.max_reject_fraction allows; look at the reasons in rejects/, "
+        _say(
+            "stopped: more rejects than limits.max_reject_fraction allows; look at the reasons in "
+            f"{summary.layout.rejects}/, "
             "then fix the source or raise --max-reject-fraction",
-            file=sys.stderr,
+            sys.stderr,
         )
+
+
+def _print_run(summary: RunSummary) -> None:
+    if summary.reports:
+        _say(f"this run: {len(summary.reports)} shards, {_rows(*summary.reports)} in {summary.seconds:.1f} s")
+    elif summary.status == "complete":
+        _say(f"nothing to do: all {summary.num_shards} shards are committed ({summary.seconds:.1f} s)")
+    if summary.num_rejects:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejects.items())
+        _say(f"{summary.num_rejects:,} rejects: {reasons}; see {summary.output}/{summary.layout.rejects}")
+    if summary.left_out:
+        _say(f"left out: {left_out_text(summary.left_out)}")
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    to = stream or sys.stdout
+    print(folded(line, to), file=to)
 
 
 def _rows(*counted: RunSummary | ShardReport) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tatok.jobs.text.query import printable
-from tatok.statistics.units import bytes_text
+from tatok.statistics.units import bytes_text, noun_of, with_article
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["groups_text", "statistics_text"]
 
 _HISTOGRAMS = {
-    "num_tokens": "tokens an image",
-    "entropy_bits": "entropy of an image's patches, given the globals, in bits",
-    "entropy_max_bits": "entropy of an image's most surprising patch, in bits",
+    "num_tokens": "tokens {a_noun}",
+    "entropy_bits": "entropy of {a_noun}'s patches, given the globals, in bits",
+    "entropy_max_bits": "entropy of {a_noun}'s most surprising patch, in bits",
 }
+_WIDTH = 80
+_TIE = "\xa0"
 _BAR_CHARACTERS = 40
 _MAX_GRID_COLUMNS = 19
 _MAX_GROUP_CHARACTERS = 28
@@ -50,8 +54,12 @@ def groups_text(grouped: GroupedStatistics) -> str:
         )
     if grouped.num_groups > len(grouped.groups):
         lines.append(f"the {len(grouped.groups)} largest of {grouped.num_groups:,} groups; --limit shows more")
+    if [group.value for group in grouped.groups] == [None]:
+        lines.append(f"no row has a value in {grouped.column}")
     if not grouped.basis.exact:
         lines.append(_sample_note(grouped.basis))
+    if grouped.groups:
+        lines += ["", "tokens: share of all tokens; mean, p95: tokens a row; entropy bits: mean a row"]
     return "\n".join(lines) + "\n"
 
 
@@ -59,9 +67,10 @@ def _sections(statistics: DatasetStatistics) -> Iterator[list[str]]:
     yield _heading(statistics)
     if statistics.distributions:
         yield _table(statistics.distributions, statistics.row_basis)
+    noun = noun_of(statistics)
     for distribution in statistics.distributions:
         if distribution.column in _HISTOGRAMS:
-            yield _histogram(_HISTOGRAMS[distribution.column], distribution)
+            yield _histogram(_HISTOGRAMS[distribution.column].format(a_noun=with_article(noun)), distribution)
     if statistics.num_rows and not statistics.has_entropy:
         yield ["no entropies: the dataset's tokenizer does not say how surprising its codes are"]
     if statistics.num_tokens:
@@ -70,7 +79,8 @@ def _sections(statistics: DatasetStatistics) -> Iterator[list[str]]:
         yield _kept(statistics, statistics.kept_share)
     yield _rejects(statistics)
     if statistics.left_out:
-        yield [f"left out: {', '.join(f'{count:,} {printable(what)}' for what, count in statistics.left_out.items())}"]
+        each = (f"{count:,} {printable(what)}" for what, count in statistics.left_out.items())
+        yield _wrapped(f"left out: {', '.join(each)}")
     yield _size(statistics.size)
     yield _throughput(statistics.runs, statistics.throughput)
 
@@ -96,17 +106,25 @@ def _table(distributions: tuple[Distribution, ...], basis: RowBasis) -> list[str
 
 
 def _histogram(title: str, distribution: Distribution) -> list[str]:
-    histogram = distribution.histogram
-    most = max(histogram.counts)
-    bins = list(zip(histogram.edges[:-1], histogram.edges[1:], strict=True))
-    if distribution.column.startswith("num_"):  # bins of integers are named by their first and last
-        bins = [(start, stop - 1) for start, stop in bins]
-    digits = max(len(f"{edge:.10g}".partition(".")[2]) for edge in histogram.edges)
-    width = max(len(f"{stop:,.{digits}f}") for _, stop in bins)
+    """A line a bin, but one for neighbouring bins without values. Integers are named by a bin's first and last."""
+    edges, counts = distribution.histogram.edges, distribution.histogram.counts
+    digits = max(len(f"{edge:.10g}".partition(".")[2]) for edge in edges)
+    joined = [
+        list(bins) for _, bins in groupby(range(len(counts)), key=lambda number: number if counts[number] else -1)
+    ]
+    ends = [(edges[bins[0]], edges[bins[-1] + 1]) for bins in joined]
+    if distribution.min == distribution.max:
+        ends = [(distribution.min, distribution.min)]
+        digits = 0 if distribution.min.is_integer() else 2
+    elif distribution.column.startswith("num_"):
+        ends = [(start, stop - 1) for start, stop in ends]
+    texts = [(f"{start:,.{digits}f}", "" if start == stop else f"{stop:,.{digits}f}") for start, stop in ends]
+    widths = [max(map(len, side)) for side in zip(*texts, strict=True)]
     lines = [title]
-    for (start, stop), count in zip(bins, histogram.counts, strict=True):
-        name = f"{start:>{width},.{digits}f} .. {stop:>{width},.{digits}f}"
-        lines.append(f"{name} {count:12,} {_bar(count / most)}".rstrip())
+    for (start, stop), bins in zip(texts, joined, strict=True):
+        between = f" {'..' if stop else '  '} {stop:>{widths[1]}}" if widths[1] else ""
+        count = counts[bins[0]]
+        lines.append(f"{start:>{widths[0]}}{between} {count:12,} {_bar(count / max(counts))}".rstrip())
     return lines
 
 
@@ -170,7 +188,7 @@ def _size(size: SizeOnDisk) -> list[str]:
     return [
         f"{bytes_text(size.num_bytes)} on disk: "
         f"{size.bytes_per_token:.2f} bytes a token, {size.bytes_per_row:.0f} a row",
-        f"of which {_shares(size.column_bytes)}",
+        *_wrapped(f"of which {_shares(size.column_bytes)}"),
     ]
 
 
@@ -178,8 +196,8 @@ def _shares(column_bytes: Mapping[str, int]) -> str:
     total = sum(column_bytes.values())
     large = ("tokens", "positions", "patch_entropy_bits", "patch_worth_bits")
     named = {name: column_bytes[name] for name in large if name in column_bytes}
-    shares = [f"{name} {count / total:.0%}" for name, count in named.items()]
-    return ", ".join([*shares, f"other columns {1 - sum(named.values()) / total:.0%}"])
+    shares = [f"{name}{_TIE}{count / total:.0%}" for name, count in named.items()]
+    return ", ".join([*shares, f"other columns{_TIE}{1 - sum(named.values()) / total:.0%}"])
 
 
 def _throughput(runs: tuple[Throughput, ...], total: Throughput | None) -> list[str]:
@@ -188,7 +206,8 @@ def _throughput(runs: tuple[Throughput, ...], total: Throughput | None) -> list[
     lines = []
     if len(runs) > 1:
         lines += [f"({len(runs) - _MAX_LINES} earlier runs)"] if len(runs) > _MAX_LINES else []
-        lines += [f"run of {run.started_at} ({run.status}): {_rate(run)}" for run in runs[-_MAX_LINES:]]
+        for run in runs[-_MAX_LINES:]:
+            lines += _wrapped(f"run of {run.started_at} ({run.status}): {_rate(run)}")
     return [*lines, f"{len(runs)} run{'s' if len(runs) > 1 else ''} in all: {_rate(total)}"]
 
 
@@ -202,6 +221,12 @@ def _rate(run: Throughput) -> str:
 def _sample_note(basis: RowBasis) -> str:
     rows = f"{basis.num_rows:,} of {basis.num_rows_total:,} rows"
     return f"measured on {rows}, in evenly spread row groups; --exact reads all"
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line as several where it is too wide; it does not end at a `_TIE`, which becomes a space."""
+    lines = textwrap.wrap(line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [each.replace(_TIE, " ") for each in lines]
 
 
 def _bar(fraction: float) -> str:

@@ -15,6 +15,7 @@ from tatok.pipeline.bench.stages import STAGES, StageName, StageRate, StageSampl
 from tatok.pipeline.bench.trace import CommittedShard, write_trace
 from tatok.pipeline.cluster.sizes import count_pieces, plan_sizes
 from tatok.pipeline.monitoring.events import Event, ShardCommitted, Throughput
+from tatok.pipeline.monitoring.machine_load import why_busy
 from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.run import run_job
 from tatok.pipeline.storage.options import storage_options
@@ -32,6 +33,8 @@ __all__ = ["Bound", "PipelineRate", "Speed", "measure_speed", "speed_of_light"]
 Resource = Literal["cores", "device"]
 
 _NUM_SAMPLES = 256
+_MOST_CHANGE = 1.5  # of the bound, from before the run to after it
+_MOST_SHARE = 1.05  # more than all cannot be; a little more is the difference of three times of measuring
 
 _REMEDIES: dict[StageName, str] = {
     "read": "the store: more shards at work at a time (resources.num_decoders, or shards_in_flight where tokenizers "
@@ -74,7 +77,10 @@ class PipelineRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What `tatok bench` measured. Stages: the mean of before and after the run."""
+    """What `tatok bench` measured. Stages: the mean of before and after the run; `bounds`: those of each alone.
+
+    `busy`: what is to be said of others who used the machine when it began.
+    """
 
     num_cores: int
     device: str
@@ -82,11 +88,31 @@ class Speed:
     stages: tuple[StageRate, ...]
     bound: Bound
     pipeline: PipelineRate
+    bounds: tuple[float, float]
+    busy: str | None = None
 
     @property
     def share_of_speed_of_light(self) -> float:
         """The pipeline's rate over the bound."""
         return self.pipeline.items_per_s / self.bound.items_per_s
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the share says nothing of the pipeline, nor the stages where its bottleneck is; None where they do."""
+        if self.busy is not None:
+            return f"{self.busy} when the measurement began"
+        before, after = self.bounds
+        if max(before, after) > _MOST_CHANGE * min(before, after):
+            return (
+                f"the stages allowed {before:,.1f} items a second before the run and {after:,.1f} after it: something "
+                "else uses this machine, or its speed changes"
+            )
+        if self.share_of_speed_of_light > _MOST_SHARE:
+            return (
+                f"the run was {self.share_of_speed_of_light:.1f} times as fast as its own stages allow: something else "
+                "used this machine while they were measured"
+            )
+        return None
 
     @property
     def filtering_share_of_encoding(self) -> float | None:
@@ -140,6 +166,7 @@ def measure_speed(
     Raises what `run_job` raises, and ConfigError if nothing came of the run.
     """
     load_tokenizer = load_tokenizer or configured_loader(config)
+    busy = why_busy()
     with storage_options(config.storage), _scratch_folder(config.output) as folder, _connected_cluster() as cluster:
         scratch = OutputStore.open(f"{folder}/stages").probe()
         shards = plan_shards(config.source, image_field=config.image_field)
@@ -167,6 +194,7 @@ def measure_speed(
             write_trace(trace, config, found, load_tokenizer, sizes, pipeline.shards, on_cluster=cluster is not None)
     stages = _mean(before, after)
     num_devices = sizes.num_tokenizers if sizes.gpus_per_tokenizer else 0
+    at_first, at_last = (speed_of_light(each, cores=cores, num_devices=num_devices) for each in (before, after))
     return Speed(
         num_cores=cores,
         device=device,
@@ -174,6 +202,8 @@ def measure_speed(
         stages=stages,
         bound=speed_of_light(stages, cores=cores, num_devices=num_devices),
         pipeline=pipeline,
+        bounds=(at_first.items_per_s, at_last.items_per_s),
+        busy=busy,
     )
 
 

@@ -143,6 +143,7 @@ def run_training(
 
 def _placed(config: TrainingConfig, start_from: str | None) -> tuple[TrainingConfig, str | None]:
     """The same, with patterns expanded and paths absolute: workers have another current folder."""
+    from tatok.training.moving_photos import VIDEO_EXTENSIONS
     from tatok.training.photos import expand_sources
     from tatok.training.run_folder import is_url
 
@@ -152,7 +153,7 @@ def _placed(config: TrainingConfig, start_from: str | None) -> tuple[TrainingCon
     update: dict[str, Any] = {
         "output": placed(config.output),
         "photos": tuple(placed(path) for path in expand_sources(config.photos)),
-        "videos": tuple(placed(path) for path in expand_sources(config.videos)),
+        "videos": tuple(placed(path) for path in expand_sources(config.videos, VIDEO_EXTENSIONS)),
         "heldout": tuple(placed(path) for path in expand_sources(config.heldout)),
         "latents": None if config.latents is None else config.latents.from_anywhere(),
     }

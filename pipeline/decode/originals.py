@@ -69,7 +69,7 @@ class Recipe:
     def of_run(run: RunDocument) -> Recipe:
         """The recipe of a dataset, from the fingerprint that its parts share, else its configuration, else defaults.
 
-        Raises SourceError if run.json holds settings that this version does not know.
+        Raises SourceError if the run document holds settings that this version does not know.
         """
         recorded = _recorded(run, "preprocessing")
         if run.schema_version == "1":
@@ -86,7 +86,7 @@ class Recipe:
             )
         except ValidationError as error:
             raise SourceError(
-                f"run.json holds settings that this version of tatok does not know: {error}; "
+                f"the dataset's run document holds settings that this version of tatok does not know: {error}; "
                 "use the version that made the dataset"
             ) from error
 

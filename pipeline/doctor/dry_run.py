@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tatok.pipeline.cluster.sizes import Sizes
 from tatok.pipeline.doctor.recorded_rates import GpuForecast, RecordedRate, forecast_by
+from tatok.pipeline.monitoring.machine_load import why_busy
 from tatok.pipeline.tokenization.loading import LoadTokenizer
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Clip, Reject, Shard
@@ -35,7 +36,10 @@ Stage = Literal["reading and decoding", "the tokenizer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What came of the samples, and the seconds of each stage on one process of its kind, which had `torch_threads`."""
+    """What came of the samples, and the seconds of each stage on one process of its kind, which had `torch_threads`.
+
+    `doubt`: why these seconds say little.
+    """
 
     num_samples: int
     num_rows: int
@@ -48,6 +52,7 @@ class DryRun:
     torch_threads: int = 1
     num_frames: int = 0
     num_pixels: int = 0  # of all frames
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,9 @@ class Forecast:
     output_bytes: int
     bottleneck: Stage
     slack: float  # how many times faster the other stage is
+    doubt: str | None = None
+    """Why this is too slow, and says nothing of which stage is the bottleneck."""
+
     recorded: GpuForecast | None = None
     """The same job on a GPU that was measured elsewhere; where the job has none of its own and its rows are images."""
 
@@ -95,6 +103,7 @@ def dry_run(
     from tatok.pipeline.tokenization.tokenize import FittingEncode, tokenize_clips
     from tatok.schemas.tokens import token_schema
 
+    doubt = why_busy()
     tokenizer = load_tokenizer(sizes.device)
     size = config.preprocessing.image_size
     _encode_blank(tokenizer, size)  # kernels are chosen and memory is taken at the first call
@@ -160,6 +169,7 @@ def dry_run(
             torch_threads=_num_threads(),
             num_frames=num_frames,
             num_pixels=num_pixels,
+            doubt=doubt,
         )
 
 
@@ -193,6 +203,7 @@ def forecast(
         output_bytes=round(found.part_bytes / max(found.num_samples, 1) * num_samples),
         bottleneck="reading and decoding" if decode_rate < encode_rate else "the tokenizer",
         slack=max(decode_rate, encode_rate) / min(decode_rate, encode_rate),
+        doubt=found.doubt,
         recorded=_recorded(found, sizes, recorded, num_samples),
     )
 

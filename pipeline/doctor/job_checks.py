@@ -94,7 +94,7 @@ def check_output(config: JobConfig, notes: Notes) -> OutputStore | None:
     """The output, where it can be written; an object or folder is written for it, and removed again."""
 
     def probed() -> OutputStore:
-        store = OutputStore.open(config.output).probe()
+        store = OutputStore.of_dataset(config.output).probe()
         store.sweep_scratch()
         return store
 
@@ -156,8 +156,9 @@ def check_recipe(config: JobConfig, notes: Notes, store: OutputStore, spec: Toke
         recipe = run_fingerprint(config, spec)
         resumes = within(notes.deadline_s, lambda: require_same_run(store, recipe))
     except Unanswered:
-        notes.give_up("recipe", f"cannot read {store.url}/run.json", notes.deadline_s)
+        notes.give_up("recipe", f"cannot read {store.url}/{store.layout.run}", notes.deadline_s)
     except TatokError as error:
-        notes.fail("recipe", str(error), "name another output, or the checkpoint and settings that its run.json says")
+        remedy = f"name another output, or the checkpoint and settings that its {store.layout.run} says"
+        notes.fail("recipe", str(error), remedy)
     else:
         notes.ok("recipe", "the output holds this recipe's tokens already" if resumes else "the output is new")

@@ -15,11 +15,11 @@ from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.export.base import list_entries, scratch_file
 from tatok.pipeline.export.merge import OnRows, group_parts, merged_footer, write_merged
 from tatok.pipeline.output.commit import part_name
-from tatok.pipeline.output.manifest import mark_incomplete, mark_success, update_manifest
+from tatok.pipeline.output.manifest import begin_dataset, mark_incomplete, mark_success, update_manifest
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError, SourceError
 from tatok.schemas.job import Output
-from tatok.schemas.manifest import MANIFEST, RUN, RUNS, CompactedFrom, Manifest, Part, RunDocument
+from tatok.schemas.manifest import CompactedFrom, Manifest, Part, RunDocument
 from tatok.schemas.tokens import REJECTS_SCHEMA
 
 __all__ = ["DEFAULT_TARGET_BYTES", "CompactionSummary", "compact"]
@@ -62,7 +62,7 @@ def compact(
             f"{data.url} is not complete (no _SUCCESS); run its `tatok tokenize` to the end, or use --allow-incomplete"
         )
     schema = data.schema.remove_metadata()  # raises where there are no parts
-    store = OutputStore.open(destination)
+    store = OutputStore.of_dataset(destination)
     if f"{store.url}/".startswith(f"{data.url}/") or f"{data.url}/".startswith(f"{store.url}/"):
         raise CommitError(f"{store.url} and {data.url} overlap; compact into a folder of its own")
     is_empty = not list_entries(store.url)
@@ -123,17 +123,19 @@ def _name(number: int, group: tuple[Part, ...]) -> str:
 def _claim(store: OutputStore, data: TokenizedData, *, is_empty: bool) -> None:
     made_from = CompactedFrom(url=data.url, complete=data.complete, num_parts=len(data.parts), num_rows=data.num_rows)
     run = replace(data.run, compacted_from=made_from)
-    existing = store.read_text(RUN)
+    existing = store.read_text(store.layout.run)
     if existing is None:
         if not is_empty:
             raise CommitError(f"{store.url} is not empty and is no compacted dataset; name a new or empty folder")
-        if store.write_text(RUN, run.to_json(), create=True):
+        if begin_dataset(store, run.to_json()):
             return
-        existing = store.read_text(RUN)  # another compaction was faster
+        existing = store.read_text(store.layout.run)  # another compaction was faster
     try:
         found = RunDocument.from_json(existing or "")
     except ValueError as error:
-        raise CommitError(f"{store.url}/{RUN} cannot be understood ({error}); name a new or empty folder") from error
+        raise CommitError(
+            f"{store.url}/{store.layout.run} cannot be understood ({error}); name a new or empty folder"
+        ) from error
     if found.compacted_from is None:
         raise CommitError(f"{store.url} holds a dataset that was tokenized there; name a new or empty folder")
     if (found.compacted_from, found.fingerprint) != (made_from, data.run.fingerprint):
@@ -160,7 +162,7 @@ def _published(store: OutputStore, planned: Mapping[str, tuple[Part, ...]]) -> l
 
 
 def _row_group_rows(run: RunDocument) -> int:
-    write = run.config.get("write")  # as found: a run.json of another version may know other options
+    write = run.config.get("write")  # as found: the run document of another version may know other options
     num_rows = write.get("row_group_rows") if isinstance(write, Mapping) else None
     return num_rows if isinstance(num_rows, int) and num_rows > 0 else Output().row_group_rows
 
@@ -188,21 +190,22 @@ def _publish(
         )
         write_merged(data, group, rows, schema=schema, row_group_rows=row_group_rows, footer=footer, on_rows=on_rows)
         # As in tokenizing: rejects first, so that whoever sees the rows finds the rejects beside them.
-        store.publish(rejects, f"rejects/{name}", create=True)
+        store.publish(rejects, store.layout.rejects_of(name), create=True)
         store.publish(rows, f"data/{name}", create=True)
 
 
 def _copy_runs(store: OutputStore, data: TokenizedData) -> None:
-    copied = store.list_files(RUNS)
+    runs = store.layout.runs
+    copied = store.list_files(runs)
     for record_name, text in _run_texts(data).items():
         if record_name not in copied:
-            store.write_text(f"{RUNS}/{record_name}", text)
+            store.write_text(f"{runs}/{record_name}", text)
 
 
 def _run_texts(data: TokenizedData) -> dict[str, str]:
-    source = OutputStore.open(data.url)
-    names = [name for name in sorted(source.list_files(RUNS)) if name.endswith(".json")]
-    return {name: source.read_text(f"{RUNS}/{name}") or "" for name in names}
+    source, runs = OutputStore.open(data.url), data.layout.runs
+    names = [name for name in sorted(source.list_files(runs)) if name.endswith(".json")]
+    return {name: source.read_text(f"{runs}/{name}") or "" for name in names}
 
 
 def _check_totals(store: OutputStore, data: TokenizedData, manifest: Manifest) -> None:
@@ -210,6 +213,6 @@ def _check_totals(store: OutputStore, data: TokenizedData, manifest: Manifest) -
     for what in ("num_rows", "num_tokens", "rejects"):
         if getattr(manifest, what) != getattr(expected, what):
             raise CommitError(
-                f"{store.url}/{MANIFEST} says {what} {getattr(manifest, what)}, but {data.url} has "
+                f"{store.url}/{store.layout.manifest} says {what} {getattr(manifest, what)}, but {data.url} has "
                 f"{getattr(expected, what)}; delete {store.url} and compact again"
             )

@@ -126,7 +126,7 @@ def merged_footer(data: TokenizedData, parts: Sequence[Part]) -> dict[str, str]:
             )
         if recorded != fingerprint:
             raise CommitError(
-                f"{data.path(part.name)} was made under other settings than {data.url}/run.json says; "
+                f"{data.path(part.name)} was made under other settings than {data.url}/{data.layout.run} says; "
                 "move the part away, or tokenize its shard again"
             )
     return {

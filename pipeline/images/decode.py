@@ -23,7 +23,7 @@ from tatok.schemas.job import Limits
 from tatok.schemas.preprocessing import Preprocessing
 from tatok.schemas.records import Crop
 
-__all__ = ["BY_NAME", "FORMATS", "View", "decode_image", "view_pixels"]
+__all__ = ["BY_NAME", "FORMATS", "View", "decode_image", "view_pixels", "views_of_picture"]
 
 FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "ICO", "PCX", "SGI", "QOI",
@@ -108,6 +108,26 @@ def decode_image(
             yield from decoded
             return
         rgb = decoded
+    yield from _views(rgb, payload, preprocessing, limits, sample_id)
+
+
+def views_of_picture(
+    picture: Image.Image, preprocessing: Preprocessing, limits: Limits, *, sample_id: str
+) -> Iterator[View]:
+    """The views of a picture that Pillow has opened or made, equal to those that `decode_image` makes of its file.
+
+    It is turned upright where its EXIF block says so; of an animation it is the frame that the picture is at. Without
+    the file, pixels that are missing at its end are not always seen, and `decoder` is about resizing alone. Raises
+    DecodeError as `decode_image` does.
+    """
+    with _damage_named(b"", limits):
+        rgb = _upright_rgb(picture, None, preprocessing, limits)
+    yield from _views(rgb, b"", preprocessing, limits, sample_id)
+
+
+def _views(
+    rgb: Image.Image | np.ndarray, payload: bytes, preprocessing: Preprocessing, limits: Limits, sample_id: str
+) -> Iterator[View]:
     height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
     for view in planned_views(width, height, preprocessing, sample_id):
         with _damage_named(payload, limits):
@@ -254,20 +274,21 @@ def _plain_rgb(payload: bytes, limits: Limits) -> np.ndarray | None:
 
 
 def _upright_rgb(
-    image: Image.Image, payload: bytes, preprocessing: Preprocessing, limits: Limits
+    image: Image.Image, payload: bytes | None, preprocessing: Preprocessing, limits: Limits
 ) -> Image.Image | np.ndarray:
-    """In mode RGB, or as uint8 [H, W, 3] where no more than decoding was needed."""
+    """In mode RGB, or as uint8 [H, W, 3] where no more than decoding was needed; `payload` is its file, if known."""
     _check_size(image.size, limits)
     profile = image.info.get("icc_profile") if preprocessing.icc_profiles == "apply" else None
     pixels_HWC = None
-    if preprocessing.decoder == "simplejpeg" and (image.format, image.mode) == ("JPEG", "RGB"):
+    if payload and preprocessing.decoder == "simplejpeg" and (image.format, image.mode) == ("JPEG", "RGB"):
         from tatok.pipeline.images.simplejpeg import decode_jpeg
 
         pixels_HWC = decode_jpeg(payload, image.size)
     if pixels_HWC is None:
         image.load()
         _check_size(image.size, limits)  # pictures in boxes may come out of another size than their header says
-        _check_corner(image, payload)
+        if payload is not None:
+            _check_corner(image, payload)
     # Not before: a PNG's EXIF block may come after its pixels, and asking for it would load them.
     upright_by = _UPRIGHT_BY.get(_orientation(image))
     if pixels_HWC is not None and profile is None and upright_by is None:

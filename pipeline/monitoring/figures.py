@@ -26,7 +26,8 @@ class Figures:
 
     Rows are images, but for `num_clips`, which are clips of videos with `num_frames` in all.
     `gpu_idle_share` is the share of the tokenizers' time in which they did not encode. `reject_reasons` are those of
-    committed shards. Stages: `encode_s` and `wait_s` are seconds of all tokenizers, encoding and waiting for clips.
+    committed shards. Stages: `encode_s` and `wait_s` are seconds of all tokenizers, encoding and waiting for clips;
+    `tokenizer_s` is how long they have been ready.
     """
 
     num_shards: int = 0
@@ -47,6 +48,7 @@ class Figures:
     pending_bytes: int = 0
     encode_s: float = 0.0
     wait_s: float = 0.0
+    tokenizer_s: float = 0.0
     gpu_idle_share: float = 0.0
     seconds: float = 0.0
 
@@ -127,6 +129,7 @@ class RunFigures:
             pending_bytes=max((planned.pending_bytes if planned else 0) - self._num_bytes, 0),
             encode_s=load.encode_s,
             wait_s=load.wait_s,
+            tokenizer_s=load.tokenizer_s,
             gpu_idle_share=max(0.0, 1.0 - busy) if load.tokenizer_s else 0.0,
             seconds=0.0 if self._first_counts_at is None else self._clock() - self._first_counts_at,
         )

@@ -3,5 +3,5 @@
 tables           facts of clips and batches of tokens -> the columns of rows
 parquet          tables -> one Parquet file in a stream
 commit           publish a part exactly once; what is published
-manifest         run.json, manifest.json, _SUCCESS
+manifest         run document, manifest, _SUCCESS
 """

@@ -54,7 +54,7 @@ _REJECTS_ROW_GROUP_ROWS = 50_000
 
 
 def part_name(shard_id: str) -> str:
-    """File name of a shard's part, under data/ and under rejects/ alike."""
+    """File name of a shard's part under data/."""
     return f"part-{shard_id}.parquet"
 
 
@@ -188,9 +188,9 @@ def restore_rejects(store: OutputStore) -> int:
     They are missing where an attempt died between the two. Parts written before footers held the rejects are left
     alone: `tatok verify` names them.
     """
-    names = {name for name in store.list_files("data") if name.endswith(".parquet")} - store.list_files(
-        "rejects"
-    ).keys()
+    present = {f"{store.layout.rejects}/{name}" for name in store.list_files(store.layout.rejects)}
+    parts = (name for name in store.list_files("data") if name.endswith(".parquet"))
+    missing = sorted(name for name in parts if store.layout.rejects_of(name) not in present)
 
     def restore(name: str) -> bool:
         metadata = dict(_footer(store, name).metadata or {})
@@ -203,7 +203,7 @@ def restore_rejects(store: OutputStore) -> int:
         return _publish_rejects(store, name, rejects_from_text(text), footer)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return sum(pool.map(restore, sorted(names)))
+        return sum(pool.map(restore, missing))
 
 
 def _publish_rejects(store: OutputStore, name: str, table: pa.Table, footer: Mapping[str, str]) -> bool:
@@ -211,7 +211,7 @@ def _publish_rejects(store: OutputStore, name: str, table: pa.Table, footer: Map
         with PartWriter(path, REJECTS_SCHEMA, row_group_rows=_REJECTS_ROW_GROUP_ROWS) as writer:
             writer.write(table)
             writer.finish(dict(sorted(footer.items())))  # equal bytes, whoever writes it
-        return store.publish(path, f"rejects/{name}", create=False)
+        return store.publish(path, store.layout.rejects_of(name), create=False)
 
 
 def _footer(store: OutputStore, name: str) -> pq.FileMetaData:

@@ -1,4 +1,4 @@
-"""run.json, manifest.json and _SUCCESS: what a dataset is, what it holds, and that it is complete."""
+"""Run document, manifest and _SUCCESS: what a dataset is, what it holds, and that it is complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError
 from tatok.schemas.identity import describe_difference
 from tatok.schemas.job import JobConfig
-from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
+from tatok.schemas.manifest import (
+    LAYOUT,
+    LAYOUT_0_2,
+    LOADING,
+    LOADING_TEXT,
+    SUCCESS,
+    Manifest,
+    Part,
+    RunDocument,
+    RunRecord,
+)
 from tatok.schemas.records import LeftOut, ShardReport
 from tatok.schemas.tokens import (
     FOOTER_FINGERPRINT,
@@ -25,6 +35,7 @@ from tatok.schemas.tokens import (
 )
 
 __all__ = [
+    "begin_dataset",
     "claim_output",
     "mark_incomplete",
     "mark_success",
@@ -36,26 +47,42 @@ __all__ = [
 
 
 def claim_output(store: OutputStore, config: JobConfig, fingerprint: Mapping[str, str]) -> None:
-    """Make the output this run's: write run.json, or check that the one there has the same fingerprint.
+    """Make the output this run's: write the run document, or check that the one there has the same fingerprint.
 
-    Other sources and other resources are welcome in the same output; run.json holds the latest configuration.
+    Other sources and other resources are welcome in the same output; the document holds the latest configuration.
     Raises CommitError, which lists what differs, where the tokens would not be of one kind; and where the dataset
     was compacted: its parts no longer say which shards are done.
     """
     text = RunDocument(
         schema_version=SCHEMA_VERSION, fingerprint=dict(fingerprint), config=config.model_dump(mode="json")
     ).to_json()
-    existing = store.read_text(RUN)
+    existing = store.read_text(store.layout.run)
     if existing is None:
-        recorded = _run_of_parts(store)  # run.json may have been deleted; the parts still know
+        recorded = _run_of_parts(store)  # the document may have been deleted; the parts still know
         if recorded is not None:
             _check_run(store, recorded, fingerprint)
-        if store.write_text(RUN, text, create=True):
+        if begin_dataset(store, text):
             return
-        existing = store.read_text(RUN)  # another run was faster
+        existing = store.read_text(store.layout.run)  # another run was faster
     _check_run(store, _recorded_run(store, existing or ""), fingerprint)
     if existing != text:
-        store.write_text(RUN, text)
+        store.write_text(store.layout.run, text)
+
+
+def begin_dataset(store: OutputStore, run: str) -> bool:
+    """Write a run document where there is none; False says that another run was faster.
+
+    Raises CommitError if a run of tatok 0.2, which knows other names, has begun there since the output was opened.
+    """
+    if not store.write_text(store.layout.run, run, create=True):
+        return False
+    if store.layout == LAYOUT and store.exists(LAYOUT_0_2.run):
+        store.remove(LAYOUT.run)
+        raise CommitError(
+            f"{store.url}/{LAYOUT_0_2.run} appeared meanwhile: a run of an older tatok has begun there",
+            remedy="let it end, or stop it, then run this command again, which resumes the dataset",
+        )
+    return True
 
 
 def require_same_run(store: OutputStore, fingerprint: Mapping[str, str]) -> bool:
@@ -63,7 +90,7 @@ def require_same_run(store: OutputStore, fingerprint: Mapping[str, str]) -> bool
 
     Raises CommitError as `claim_output` does.
     """
-    existing = store.read_text(RUN)
+    existing = store.read_text(store.layout.run)
     recorded = _run_of_parts(store) if existing is None else _recorded_run(store, existing)
     if recorded is not None:
         _check_run(store, recorded, fingerprint)
@@ -72,14 +99,14 @@ def require_same_run(store: OutputStore, fingerprint: Mapping[str, str]) -> bool
 
 def read_manifest(store: OutputStore) -> Manifest | None:
     """The manifest as last written; None where there is none or it cannot be understood (it can be rebuilt)."""
-    text = store.read_text(MANIFEST)
+    text = store.read_text(store.layout.manifest)
     return None if text is None else Manifest.from_json(text)
 
 
 def update_manifest(
     store: OutputStore, reports: Iterable[ShardReport], left_out: Mapping[LeftOut, int] | None = None
 ) -> Manifest:
-    """Bring manifest.json in line with data/, and return it; unchanged parts are not read again.
+    """Bring the manifest in line with data/, and return it; unchanged parts are not read again.
 
     `left_out` is what the run's plan left out of the source; None keeps what the last manifest says.
     Parts that neither this run nor the last manifest knows are read: their footers, and for a checksum their bytes on
@@ -98,8 +125,10 @@ def update_manifest(
         left_out_of_source=last.left_out_of_source if left_out is None else left_out,
     )
     text = manifest.to_json()
-    if store.read_text(MANIFEST) != text:
-        store.write_text(MANIFEST, text)
+    if store.read_text(store.layout.manifest) != text:
+        if store.layout == LAYOUT:
+            store.write_text(LOADING, LOADING_TEXT)  # first, so that it is never missing beside a manifest
+        store.write_text(store.layout.manifest, text)
     return manifest
 
 
@@ -115,9 +144,9 @@ def mark_success(store: OutputStore) -> None:
 
 
 def record_run(store: OutputStore, record: RunRecord) -> None:
-    """Leave a record of this run under runs/, named by when it started."""
+    """Leave a record of this run, named by when it started."""
     stamp = record.started_at.replace("-", "").replace(":", "").partition("+")[0]
-    store.write_text(f"{RUNS}/{stamp}-{store.run_id[:8]}.json", record.to_json())
+    store.write_text(f"{store.layout.runs}/{stamp}-{store.run_id[:8]}.json", record.to_json())
 
 
 def _part_of_report(report: ShardReport) -> Part | None:
@@ -185,7 +214,7 @@ def _recorded_run(store: OutputStore, text: str) -> _RecordedRun:
         run = RunDocument.from_json(text)
     except ValueError as error:
         raise CommitError(
-            f"{store.url}/{RUN} cannot be understood ({error!r}); choose another output, or delete the file"
+            f"{store.url}/{store.layout.run} cannot be understood ({error!r}); choose another output, or delete it"
         ) from error
     source = run.compacted_from
     return _RecordedRun(fingerprint=run.fingerprint, compacted_from=None if source is None else source.url)
@@ -202,5 +231,5 @@ def _check_run(store: OutputStore, old: _RecordedRun, new: Mapping[str, str]) ->
         raise CommitError(
             f"{store.url} holds tokens made under other settings:\n  "
             + "\n  ".join(lines)
-            + "\nchoose another output, or repeat the settings of its run.json"
+            + f"\nchoose another output, or repeat the settings of its {store.layout.run}"
         )

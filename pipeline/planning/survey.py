@@ -42,6 +42,38 @@ class Survey:
     left_out: Mapping[LeftOut, int]
     progress: Progress | None
 
+    def __repr__(self) -> str:
+        samples = "samples unknown" if self.num_samples is None else f"{self.num_samples:,} samples"
+        left_out = f"; left out: {sum(self.left_out.values()):,}" if self.left_out else ""
+        done = "" if self.progress is None else f"; {len(self.progress.committed):,} shards done"
+        kinds = ", ".join(self.kinds)
+        return f"Survey({self.num_shards:,} shards of {kinds}: {samples}, {self.num_bytes:,} bytes{left_out}{done})"
+
+    @property
+    def num_shards(self) -> int:
+        """Of all kinds."""
+        return len(self.shards)
+
+    @property
+    def num_samples(self) -> int | None:
+        """Of all kinds; None where tars, which must be read for it, are among them."""
+        counts = [kind.num_samples for kind in self.kinds.values()]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all kinds, where sizes are known."""
+        return sum(kind.num_bytes for kind in self.kinds.values())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that would be read: tars, tables, images and videos."""
+        each = (
+            (file.uri for file in unpack_group(shard)) if shard.kind == "files" else (shard.uri,)
+            for shard in self.shards
+        )
+        return tuple(dict.fromkeys(uri for uris in each for uri in uris))
+
 
 def survey_source(source: Sequence[str], *, image_field: str | None = None, output: str | None = None) -> Survey:
     """Plan a source as `run_job` would, and compare it with what `output` holds already; nothing is written.

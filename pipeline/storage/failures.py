@@ -37,7 +37,9 @@ def status_of(error: BaseException) -> int | None:
     if isinstance(response, dict):  # botocore's
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        status = getattr(error, "status", None)  # aiohttp's
+        status = getattr(response, "status_code", None)  # Azure's, and httpx's, which Hugging Face's hub is asked by
+        if status is None:
+            status = getattr(error, "status", None)  # aiohttp's
         if status is None and type(error).__module__.startswith("gcsfs"):
             status = getattr(error, "code", None)
     return status if isinstance(status, int) else None

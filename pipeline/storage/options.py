@@ -14,9 +14,10 @@ from tatok.schemas.errors import ConfigError
 __all__ = ["options_of", "storage_options", "use_storage"]
 
 # The schemes that a file system answers to. fsspec reads the options of all of them, the last one's over the first's.
-_FAMILIES = (("s3", "s3a"), ("gs", "gcs"), ("http", "https"))
+_FAMILIES = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss"), ("http", "https"))
 _S3_CONNECT_S, _S3_READ_S = 5, 15
 _S3_REPEATS = 2  # by botocore, of what a server answers with 5xx, too; around them s3fs makes five attempts of its own
+_AZ_CONNECT_S, _AZ_READ_S = 5, 20  # of each of the four attempts that Azure's client makes
 _GS_REQUEST_S = 120  # of a whole request: a block that is read, or 50 MiB of a part
 _WEB_TIMEOUT = {"total": None, "sock_connect": 10, "sock_read": 20}  # a tar that is one long answer may take hours
 
@@ -82,6 +83,8 @@ def _defaults(scheme: str) -> dict[str, Any]:
             return {"config_kwargs": waits | ({"retries": retries} if retries else {})}
         case "gs":
             return {"requests_timeout": _GS_REQUEST_S}
+        case "az":
+            return {"connection_timeout": _AZ_CONNECT_S, "read_timeout": _AZ_READ_S}
         case _:
             return {"client_kwargs": {"timeout": _WEB_TIMEOUT}, "get_client": _web_client}
 

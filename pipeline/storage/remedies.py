@@ -14,16 +14,21 @@ NO_PACKAGE_REMEDY = "install the extra of the scheme, such as tatok[s3] or tatok
 _Trouble = Literal["forbidden", "no credentials", "silent", "missing", "no package"]
 
 _BY_STATUS: dict[int, _Trouble] = {401: "no credentials", 403: "forbidden", 404: "missing", 410: "missing"}
-# Classes by name, of which a store's client need not be installed: botocore's, aiohttp's, google-auth's, the system's.
+# Classes by name, of which a store's client need not be installed: those of botocore, aiohttp, google-auth, azure-core
+# and httpx, and the system's.
 _BY_CLASS: dict[str, _Trouble] = {
     "NoCredentialsError": "no credentials",
     "PartialCredentialsError": "no credentials",
     "CredentialRetrievalError": "no credentials",
     "TokenRetrievalError": "no credentials",
     "GoogleAuthError": "no credentials",
+    "CredentialUnavailableError": "no credentials",
     "ConnectionError": "silent",
     "HTTPClientError": "silent",
     "ClientConnectionError": "silent",
+    "ServiceRequestError": "silent",
+    "ServiceResponseError": "silent",
+    "TransportError": "silent",
     "TimeoutError": "silent",
     "gaierror": "silent",
     "PermissionError": "forbidden",

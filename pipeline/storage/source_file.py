@@ -16,7 +16,7 @@ from tatok.schemas.urls import filesystem_of, open_to_read
 __all__ = ["SourceReader", "open_forward", "open_source", "source_error"]
 
 _BLOCK_BYTES = 8 << 20  # measured on S3 (docs/results/read-ahead.md)
-_FAR = frozenset({"s3", "gs", "http"})  # protocols whose files can be read without a cache, by ranges
+_FAR = frozenset({"s3", "gs", "abfs", "hf", "http"})  # protocols whose files can be read without a cache, by ranges
 
 
 def source_error(what: str, error: Exception, url: str) -> SourceError:

@@ -23,6 +23,7 @@ from tatok.pipeline.storage.listing import list_directly_in
 from tatok.pipeline.storage.remedies import NO_PACKAGE_REMEDY, access_remedy
 from tatok.pipeline.storage.unfinished import abort_stale_uploads
 from tatok.schemas.errors import CommitError, ConfigError, TatokError
+from tatok.schemas.manifest import LAYOUT, Layout, layout_of
 from tatok.schemas.urls import filesystem_of
 
 __all__ = ["OutputStore"]
@@ -40,11 +41,13 @@ class OutputStore:
     """One dataset's folder as one run uses it; names are relative to it and use "/". Pickles by its URL.
 
     On a disk, files appear under their final names complete and synced or not at all. Elsewhere one PUT is the
-    store's own atom; `create_only` says whether the store refuses to replace an object (`probe` finds out).
+    store's own atom; `create_only` says whether the store refuses to replace an object (`probe` finds out). `layout`
+    is that of a new dataset unless `of_dataset` has looked.
     """
 
     url: str
     create_only: bool = True
+    layout: Layout = LAYOUT
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @staticmethod
@@ -62,6 +65,15 @@ class OutputStore:
             raise CommitError(f"cannot write to {url!r}: {file} is a file", remedy="name a folder, or one to be made")
         # Workers may run in another folder, so the address must not depend on this process.
         return OutputStore(url=path if _is_local(fs) else url.rstrip("/"))
+
+    @staticmethod
+    def of_dataset(url: str) -> OutputStore:
+        """`open`, and by one listing the names that the dataset there was begun with.
+
+        Raises SourceError if two versions of tatok wrote into it, CommitError if the store does not answer.
+        """
+        store = OutputStore.open(url)
+        return replace(store, layout=layout_of(store.names(), store.url))
 
     @property
     def is_local(self) -> bool:
@@ -89,6 +101,20 @@ class OutputStore:
         refuses = self._ask("read", name, lambda: self._fs.cat_file(self._full(name))) == b""
         self._ask("write", name, lambda: self._fs.rm_file(self._full(name)))
         return replace(self, create_only=refuses)
+
+    def names(self) -> frozenset[str]:
+        """The names of the files and folders directly in this one, by one listing; none where there is no folder.
+
+        Raises CommitError if the store does not answer.
+        """
+        self._fs.invalidate_cache()
+        root = self._full("").rstrip("/")
+        try:
+            with self._worded("list", ""):
+                paths = self._fs.ls(root, detail=False) if self.is_local else answered(lambda: self._fs.ls(root, False))
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != root)
 
     def list_files(self, folder: str) -> dict[str, int]:
         """Name -> size in bytes of the files directly in `folder`, by one listing; empty where there is none.
@@ -163,7 +189,12 @@ class OutputStore:
             return
         seconds = _transfer_s(self.size(name) or 0)
         with self.scratch_file() as path:
-            answered(lambda: self._fs.get_file(self._full(name), str(path)), seconds)
+            try:
+                answered(lambda: self._fs.get_file(self._full(name), str(path)), seconds)
+            except OSError:
+                raise
+            except Exception as error:  # every fsspec backend has exceptions of its own
+                raise OSError(f"cannot read {self.url}/{name}: {error}") from error
             yield path
 
     def etag(self, name: str) -> str | None:
@@ -184,9 +215,10 @@ class OutputStore:
             return self._publish_remote(path, self._full(name), create=create)
         except FileExistsError:
             return False
-        except OSError as error:
+        except Exception as error:  # every fsspec backend has exceptions of its own
             raise CommitError(
-                f"cannot publish {self.url}/{name}: {error}; free space or fix permissions, then run again"
+                f"cannot publish {self.url}/{name}: {error}; free space or fix permissions, then run again",
+                remedy=access_remedy(error, self.url, "write"),
             ) from error
 
     @contextmanager
@@ -253,7 +285,7 @@ class OutputStore:
                 return False
         try:
             answered(lambda: self._fs.put_file(str(path), target, mode="create"), seconds)
-        except OSError:
+        except Exception:
             # The answer to a lost race differs (412, 409); that the object is there does not.
             self._fs.invalidate_cache()
             if answered(lambda: self._fs.exists(target)):

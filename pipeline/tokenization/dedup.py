@@ -1,10 +1,10 @@
 """Exact duplicates over all shards: what is hashed, which copy is kept, and where the others are written down.
 
-Every shard's samples are hashed before the first one is tokenized: dedup/hashes-<shard id>.parquet, written once. Of
+Every shard's samples are hashed before the first one is tokenized: _dedup/hashes-<shard id>.pq, written once. Of
 equal bytes the copy is kept that a committed part has already taken, else the first one, by the shards' addresses and
 the places in them. That is a function of the source and the output, not of timing: a run that is killed and started
 again, on any number of nodes, comes to the same dataset. The other copies are listed in
-dedup/dropped-<shard id>.parquet, for the decoder that reads the shard, and become rejects, "duplicate".
+_dedup/dropped-<shard id>.pq, for the decoder that reads the shard, and become rejects, "duplicate".
 
 Cost: the source is read twice, and about 40 bytes a sample are written; the comparison needs the disk of the driver's
 machine rather than its memory. Two jobs that write into one output at the same time must have the same source.
@@ -48,9 +48,9 @@ _COPIES = """
 
 def hashed_shards(store: OutputStore) -> frozenset[str]:
     """Ids of the shards that are hashed, by one listing."""
-    names = store.list_files("dedup")
+    names = store.list_files(store.layout.dedup)
     return frozenset(
-        name.removeprefix("hashes-").removesuffix(".parquet") for name in names if name.startswith("hashes-")
+        name.removeprefix("hashes-").removesuffix(store.layout.suffix) for name in names if name.startswith("hashes-")
     )
 
 
@@ -60,7 +60,7 @@ def hash_shard(config: JobConfig, store: OutputStore, shard: Shard) -> int:
     for sample in read_samples(shard, ReadOptions.of(config)):
         if isinstance(sample, Sample) and (digest := content_digest(sample)) is not None:
             rows.append((sample.uri, sample.index, digest))
-    _publish(store, f"dedup/hashes-{shard.shard_id}.parquet", _HASHES, rows, create=True)
+    _publish(store, _hashes_of(store, shard.shard_id), _HASHES, rows, create=True)
     return len(rows)
 
 
@@ -75,7 +75,8 @@ def list_duplicates(store: OutputStore, pending: Sequence[Shard], committed: Col
     # Another run may have committed some since they were planned.
     pending = [shard for shard in pending if shard.shard_id not in committed]
     ordered = sorted(pending, key=lambda shard: (shard.uri, shard.start, shard.shard_id))
-    stale = {name for name in store.list_files("dedup") if name.startswith("dropped-")}
+    listed = store.list_files(store.layout.dedup)
+    stale = {f"{store.layout.dedup}/{name}" for name in listed if name.startswith("dropped-")}
     missing = sorted(set(committed) - hashed_shards(store))
     if missing:
         raise CommitError(
@@ -104,23 +105,23 @@ def list_duplicates(store: OutputStore, pending: Sequence[Shard], committed: Col
         cursor = connection.execute(_COPIES)
         for number, copies in groupby(_fetched(cursor.fetchmany), key=lambda row: row[0]):
             rows = [row[1:] for row in copies]
-            name = f"dropped-{ordered[number].shard_id}.parquet"
+            name = _dropped_of(store, ordered[number].shard_id)
             stale.discard(name)
-            _publish(store, f"dedup/{name}", _DROPPED, rows, create=False)
+            _publish(store, name, _DROPPED, rows, create=False)
             num_dropped += len(rows)
     for shard in ordered:
-        name = f"dropped-{shard.shard_id}.parquet"
+        name = _dropped_of(store, shard.shard_id)
         if name in stale:  # of an earlier run, whose source held other copies
-            store.remove(f"dedup/{name}")
+            store.remove(name)
     return num_dropped
 
 
 def read_dropped(store: OutputStore, shard: Shard) -> Mapping[Place, Place]:
     """The samples of a shard that are duplicates, and which sample each is a copy of."""
-    name = f"dropped-{shard.shard_id}.parquet"
-    if not store.exists(f"dedup/{name}"):
+    name = _dropped_of(store, shard.shard_id)
+    if not store.exists(name):
         return {}
-    with store.open_input(f"dedup/{name}") as file:
+    with store.open_input(name) as file:
         rows = pq.read_table(file).to_pylist()
     return {(row["uri"], row["index"]): (row["of_uri"], row["of_index"]) for row in rows}
 
@@ -138,9 +139,17 @@ def drop_duplicates(samples: Iterator[Sample | Reject], dropped: Mapping[Place, 
             )
 
 
+def _hashes_of(store: OutputStore, shard_id: str) -> str:
+    return f"{store.layout.dedup}/hashes-{shard_id}{store.layout.suffix}"
+
+
+def _dropped_of(store: OutputStore, shard_id: str) -> str:
+    return f"{store.layout.dedup}/dropped-{shard_id}{store.layout.suffix}"
+
+
 def _kept_hashes(store: OutputStore, shard_id: str, *, is_committed: bool) -> pa.Table:
     """The hashes of a shard with their places in it; without those that its part has dropped."""
-    with store.open_input(f"dedup/hashes-{shard_id}.parquet") as file:
+    with store.open_input(_hashes_of(store, shard_id)) as file:
         table = pq.read_table(file)
     table = table.append_column("place", pa.array(range(len(table)), pa.int64()))
     if not is_committed:

@@ -23,7 +23,7 @@ from tatok.pipeline.verify.count import Held, compare_counts, held_of
 from tatok.pipeline.verify.part import CHECKS, OF_SOURCE, CheckName, Finding, VerifiedPart, verify_part
 from tatok.schemas.errors import SourceError
 from tatok.schemas.job import Limits
-from tatok.schemas.manifest import MANIFEST, RUN, SUCCESS, Manifest, RunDocument
+from tatok.schemas.manifest import SUCCESS, Manifest, RunDocument
 from tatok.schemas.records import Shard
 
 __all__ = ["Verification", "verify_output"]
@@ -72,14 +72,15 @@ def verify_output(
 
     Raises SourceError if there is no dataset, or the source cannot be read; OSError if the store fails.
     """
-    store = OutputStore.open(url)
+    store = OutputStore.of_dataset(url)
+    layout = store.layout
     sizes = {name: size for name, size in store.list_files("data").items() if name.endswith(".parquet")}
-    rejects = store.list_files("rejects")
+    rejects = {f"{layout.rejects}/{name}" for name in store.list_files(layout.rejects)}
     findings: list[Finding] = []
     run = _read_run(store, findings)
     if run is None:
         if not sizes and not findings:
-            raise SourceError(f"{store.url} holds no tokenized dataset (no {RUN}, no data/part-*.parquet)")
+            raise SourceError(f"{store.url} holds no tokenized dataset (no {layout.run}, no data/part-*.parquet)")
         return Verification(
             url=store.url, num_parts=len(sizes), num_rows=0, num_rejects=0, num_samples=None, findings=tuple(findings)
         )
@@ -91,8 +92,8 @@ def verify_output(
         _note(findings, "manifest", f"data/{name}", "is not in the manifest; run the job again, which lists it")
     for name in sorted(recorded.keys() - sizes.keys()):
         _note(findings, "manifest", f"data/{name}", "is in the manifest but not under data/; tokenize again")
-    for name in sorted(rejects.keys() - sizes.keys()):
-        _note(findings, "rejects", f"rejects/{name}", "has no token part: its shard was not committed; tokenize again")
+    for name in sorted(rejects - {layout.rejects_of(part) for part in sizes}):
+        _note(findings, "rejects", name, "has no token part: its shard was not committed; tokenize again")
 
     image_field = run.config.get("image_field")
     planned = plan_shards(source, image_field=image_field) if source else None
@@ -106,7 +107,7 @@ def verify_output(
             name,
             fingerprint=run.fingerprint,
             recorded=recorded.get(name),
-            has_rejects=name in rejects,
+            has_rejects=layout.rejects_of(name) in rejects,
         )
         num_samples = 0
         held: list[Held] = []
@@ -155,24 +156,25 @@ def _note(findings: list[Finding], check: CheckName, file: str, message: str) ->
 
 
 def _read_run(store: OutputStore, findings: list[Finding]) -> RunDocument | None:
-    text = store.read_text(RUN)
+    name = store.layout.run
+    text = store.read_text(name)
     if text is None:
         if store.list_files("data"):
-            _note(findings, "run", RUN, "is missing; run the same job again, which writes it")
+            _note(findings, "run", name, "is missing; run the same job again, which writes it")
         return None
     try:
         return RunDocument.from_json(text)
     except ValueError as error:
-        _note(findings, "run", RUN, f"cannot be understood: {error}; delete it and run the same job again")
+        _note(findings, "run", name, f"cannot be understood: {error}; delete it and run the same job again")
         return None
 
 
 def _read_manifest(store: OutputStore, findings: list[Finding]) -> Manifest:
-    text = store.read_text(MANIFEST)
+    text = store.read_text(store.layout.manifest)
     manifest = None if text is None else Manifest.from_json(text)
     if manifest is None:
         wrong = "is missing" if text is None else "cannot be understood"
-        _note(findings, "manifest", MANIFEST, f"{wrong}; run the same job again, which writes it")
+        _note(findings, "manifest", store.layout.manifest, f"{wrong}; run the same job again, which writes it")
         return Manifest(parts=())
     return manifest
 

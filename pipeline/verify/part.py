@@ -44,8 +44,8 @@ CheckName = Literal[
 ]  # fmt: skip
 
 CHECKS: Mapping[CheckName, str] = {
-    "run": "run.json can be read, and _SUCCESS is there",
-    "manifest": "manifest.json lists the parts under data/, no more and no fewer, with their counts",
+    "run": "the run document can be read, and _SUCCESS is there",
+    "manifest": "the manifest lists the parts under data/, no more and no fewer, with their counts",
     "footer": "every footer is whole, of this run's settings, and counts its own rows, tokens and rejects",
     "schema": "every part has the declared columns",
     "checksum": "every part has the bytes that the manifest recorded",
@@ -85,10 +85,12 @@ class VerifiedPart:
     """What a part and its rejects part hold; `places` maps a source file to the (index, clip_index) found there.
 
     A place is in `places` as often as it was found, rows and rejects together; `keys` has the key of each, in the
-    same order. `rests` are the indices of rejects that stand for the rest of a table's damaged row group.
+    same order. `rests` are the indices of rejects that stand for the rest of a table's damaged row group. `rejects` is
+    where the rejects part lies.
     """
 
     name: str
+    rejects: str
     num_rows: int = 0
     num_rejects: int = 0
     shards: list[Shard] = field(default_factory=list)
@@ -97,9 +99,9 @@ class VerifiedPart:
     rests: dict[str, list[int]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
-    def report(self, check: CheckName, message: str, *, folder: str = "data") -> None:
+    def report(self, check: CheckName, message: str, *, file: str | None = None) -> None:
         """Note a finding in this part, or in its rejects part."""
-        self.findings.append(Finding(check=check, file=f"{folder}/{self.name}", message=message))
+        self.findings.append(Finding(check=check, file=file or f"data/{self.name}", message=message))
 
 
 def verify_part(
@@ -107,10 +109,10 @@ def verify_part(
 ) -> VerifiedPart:
     """Read a part and its rejects part, a row group at a time, and note everything that is not as it should be.
 
-    `fingerprint` is run.json's, `recorded` the manifest's entry (None: it has none, which is noted elsewhere).
+    `fingerprint` is the run document's, `recorded` the manifest's entry (None: it has none, which is noted elsewhere).
     Whatever is wrong with the files becomes a finding; only a store that cannot be read at all raises (OSError).
     """
-    part = VerifiedPart(name=name)
+    part = VerifiedPart(name=name, rejects=store.layout.rejects_of(name))
     schema = recorded_schema(fingerprint)
     footer_rejects: Mapping[str, int] = {}
     committed_rejects: pa.Table | None = None
@@ -122,23 +124,23 @@ def verify_part(
                 footer_tokens, footer_rejects = _check_footer(part, file, fingerprint, recorded)
                 text = file.metadata.metadata.get(FOOTER_REJECTS.encode())
                 committed_rejects = None if text is None else rejects_from_text(text)
-                if _check_schema(part, file, schema, "data"):
+                if _check_schema(part, file, schema):
                     num_tokens = sum(_check_rows(part, table, fingerprint) for table in _row_groups(file))
                     if num_tokens != footer_tokens:
                         part.report("footer", f"the footer counts {footer_tokens} tokens, the rows hold {num_tokens}")
         except _DAMAGE as error:
             part.report("footer", f"cannot be read: {_damage(error)}; delete the part and tokenize again")
     if not has_rejects:
-        part.report("rejects", "is missing; run the same job again, which makes it from the part", folder="rejects")
+        part.report("rejects", "is missing; run the same job again, which makes it from the part", file=part.rejects)
         return part
-    with store.local_copy(f"rejects/{name}") as path:
+    with store.local_copy(part.rejects) as path:
         try:
             with pq.ParquetFile(path) as file:
-                if _check_schema(part, file, REJECTS_SCHEMA, "rejects"):
+                if _check_schema(part, file, REJECTS_SCHEMA, part.rejects):
                     _check_rejects(part, file, footer_rejects, committed_rejects)
         except _DAMAGE as error:
             message = f"cannot be read: {_damage(error)}; delete both parts and tokenize again"
-            part.report("rejects", message, folder="rejects")
+            part.report("rejects", message, file=part.rejects)
     _check_places(part)
     return part
 
@@ -185,7 +187,7 @@ def _check_footer(
     of_part = json.loads(metadata[FOOTER_FINGERPRINT.encode()])
     if of_part != fingerprint:
         differing = sorted(k for k in {*of_part, *fingerprint} if of_part.get(k) != fingerprint.get(k))
-        part.report("footer", f"made under other settings than run.json says: {', '.join(differing)}")
+        part.report("footer", f"made under other settings than the run document says: {', '.join(differing)}")
     if FOOTER_SHARDS.encode() in metadata:
         part.shards = [Shard(**shard) for shard in json.loads(metadata[FOOTER_SHARDS.encode()])]
     else:
@@ -203,14 +205,14 @@ def _check_footer(
     return num_tokens, rejects
 
 
-def _check_schema(part: VerifiedPart, file: pq.ParquetFile, schema: pa.Schema, folder: str) -> bool:
+def _check_schema(part: VerifiedPart, file: pq.ParquetFile, schema: pa.Schema, name: str | None = None) -> bool:
     found = file.schema_arrow.remove_metadata()
     if found.equals(schema):
         return True
     names = sorted(set(found.names) ^ set(schema.names)) or [
         name for name in schema.names if found.field(name) != schema.field(name)
     ]
-    part.report("schema", f"differs in {', '.join(names) or 'the order of its columns'}", folder=folder)
+    part.report("schema", f"differs in {', '.join(names) or 'the order of its columns'}", file=name)
     return False
 
 
@@ -294,7 +296,7 @@ def _check_rejects(
     for table in _row_groups(file):
         if committed is not None and not table.equals(committed.slice(part.num_rejects, len(table)).combine_chunks()):
             part.report(
-                "rejects", "differs from the rejects in its token part; delete it and run again", folder="rejects"
+                "rejects", "differs from the rejects in its token part; delete it and run again", file=part.rejects
             )
         part.num_rejects += len(table)
         reasons.update(table["reason"].to_pylist())
@@ -305,10 +307,12 @@ def _check_rejects(
                 part.rests.setdefault(uri, []).append(index)
         foreign = _foreign_ids(part, table)
         if foreign.any():
-            part.report("rejects", f"{int(foreign.sum())} sample_ids are not of their source", folder="rejects")
+            part.report("rejects", f"{int(foreign.sum())} sample_ids are not of their source", file=part.rejects)
     if reasons != Counter(footer_rejects):
         part.report(
-            "rejects", f"holds {dict(reasons)}, the token part's footer counts {dict(footer_rejects)}", folder="rejects"
+            "rejects",
+            f"holds {dict(reasons)}, the token part's footer counts {dict(footer_rejects)}",
+            file=part.rejects,
         )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatok.schemas.records import Grid, grid_text
+
 __all__ = ["PackedBatch", "PaddedBatch", "RowArrays", "RowsBatch", "TokenRow", "pack", "pad"]
 
 State = Mapping[str, int | str]
@@ -94,6 +96,11 @@ class TokenRow(_Tensors):
     columns: Mapping[str, Any]
     row: int
 
+    def __repr__(self) -> str:
+        num_global, grid = int((self.kinds == 0).sum()), grid_text(Grid(*self.grid))
+        what = f"{len(self.tokens):,} tokens, {num_global:,} of them global; grid {grid}"
+        return f"TokenRow(row {self.row:,}: {what}{_and_columns(self.columns)})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch(_Tensors):
@@ -117,6 +124,12 @@ class PackedBatch(_Tensors):
     epoch: int
     state: State
 
+    def __repr__(self) -> str:
+        num, padding = int(self.cu_seqlens[-1]), len(self.tokens) - int(self.cu_seqlens[-1])
+        padded = f" and {padding:,} of padding" if padding else ""
+        what = f"{num:,} tokens of {len(self.rows):,} rows{padded}; epoch {self.epoch}"
+        return f"PackedBatch({what}{_and_columns(self.columns)})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedBatch(_Tensors):
@@ -136,6 +149,11 @@ class PaddedBatch(_Tensors):
     epoch: int
     state: State
 
+    def __repr__(self) -> str:
+        rows, longest = self.tokens.shape
+        what = f"{rows:,} rows x {longest:,}, {int(self.lengths.sum()):,} of them tokens; epoch {self.epoch}"
+        return f"PaddedBatch({what}{_and_columns(self.columns)})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowsBatch:
@@ -144,6 +162,17 @@ class RowsBatch:
     documents: tuple[TokenRow, ...]
     epoch: int
     state: State
+
+    def __repr__(self) -> str:
+        num_tokens = sum(len(document.tokens) for document in self.documents)
+        return f"RowsBatch({len(self.documents):,} rows, {num_tokens:,} tokens; epoch {self.epoch})"
+
+
+def _and_columns(columns: Mapping[str, Any]) -> str:
+    """Names alone: captions may be long."""
+    names = list(columns)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"; with {', '.join(names[:4])}{more}" if names else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,16 @@ class TokenDataset(Dataset[TokenRow]):
         self.__dict__.update(state)
         self._row_group = lru_cache(maxsize=4)(self._read_row_group)
 
+    def __repr__(self) -> str:
+        sources, reader = self._reader.sources, self._reader
+        where = sources[0].url if len(sources) == 1 else f"{sources[0].url} and {len(sources) - 1} more"
+        passing = " that pass its filters" if reader.filters else ""
+        columns = f"; with {', '.join(reader.columns[:4])}" if reader.columns else ""
+        return (
+            f"TokenDataset({where}: {len(self):,} rows{passing}, {self.mean_tokens:.1f} tokens a row, "
+            f"{self.vocab_size:,} codes{columns})"
+        )
+
     @property
     def vocab_size(self) -> int:
         """Codes are in 0 .. vocab_size - 1; global and patch codes have a codebook each."""

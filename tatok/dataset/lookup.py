@@ -34,21 +34,22 @@ class RowPlace:
 def find_rows(data: TokenizedData, names: Sequence[str]) -> list[RowPlace]:
     """The row of each name, in order; a name is a `key`, else a `sample_id` or its first 8 or more digits.
 
-    Reads the columns key and sample_id of every part. Raises ConfigError where a name fits no row (with the keys that
-    come close) or several (with the sample id and source of each).
+    Reads the columns key and sample_id of every part. Raises ConfigError where names fit no row (with all of these, and
+    the keys that come close) or one fits several (with the sample id and source of each).
     """
     with ThreadPoolExecutor(max_workers=NUM_READERS) as pool:
         matches = list(pool.map(lambda part: _matches(data, part.name, names), data.parts))
-    places = []
+    hits_of: dict[str, list[RowPlace]] = {}
     for number, name in enumerate(names):
         by_key, by_id = ([place for match in matches for place in match[number][kind]] for kind in (0, 1))
-        hits = by_key or by_id
-        if not hits:
-            raise ConfigError(_unknown(data, name))
+        hits_of[name] = by_key or by_id
+    unknown = [name for name, hits in hits_of.items() if not hits]
+    if unknown:
+        raise ConfigError(_unknown(data, unknown))
+    for name, hits in hits_of.items():
         if len(hits) > 1:
             raise ConfigError(_ambiguous(data, name, hits))
-        places += hits
-    return places
+    return [hits_of[name][0] for name in names]
 
 
 def read_rows(data: TokenizedData, places: Sequence[RowPlace], columns: Sequence[str] | None = None) -> pa.Table:
@@ -98,10 +99,16 @@ def _ambiguous(data: TokenizedData, name: str, hits: list[RowPlace]) -> str:
     return "\n".join(lines)
 
 
-def _unknown(data: TokenizedData, name: str) -> str:
-    columns = data.read_all(["key"]).column("key") if data.parts else pa.chunked_array([[]], pa.string())
-    containing = columns.filter(pc.match_substring(columns, name, ignore_case=True)).slice(0, 3).to_pylist()
-    compared = dict.fromkeys(islice((key.as_py() for key in columns), _MOST_COMPARED))
-    close = list(dict.fromkeys(containing + difflib.get_close_matches(name, list(compared), n=3)))[:3]
-    hint = f"; close to it: {', '.join(map(repr, close))}" if close else ""
-    return f"{data.url} has no row with the key or sample id {name!r}{hint}"
+def _unknown(data: TokenizedData, names: Sequence[str]) -> str:
+    keys = data.read_all(["key"]).column("key") if data.parts else pa.chunked_array([[]], pa.string())
+    compared = list(dict.fromkeys(islice((key.as_py() for key in keys), _MOST_COMPARED)))
+    said = []
+    for name in names[:_MOST_SHOWN]:
+        containing = keys.filter(pc.match_substring(keys, name, ignore_case=True)).slice(0, 3).to_pylist()
+        close = list(dict.fromkeys(containing + difflib.get_close_matches(name, compared, n=3)))[:3]
+        said.append(repr(name) + (f"; close to it: {', '.join(map(repr, close))}" if close else ""))
+    if len(names) == 1:
+        return f"{data.url} has no row with the key or sample id {said[0]}"
+    if len(names) > _MOST_SHOWN:
+        said.append(f"and {len(names) - _MOST_SHOWN:,} more")
+    return "\n  ".join([f"{data.url} has no rows with these {len(names):,} keys or sample ids:", *said])

@@ -1,4 +1,4 @@
-"""A tokenized dataset where it lies, on a disk or in a bucket: its parts, their rows, its run.json."""
+"""A tokenized dataset where it lies, on a disk or in a bucket: its parts, their rows, how it was made."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike, fspath
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractFileSystem
 
-from tatok.schemas.errors import ConfigError, SourceError
-from tatok.schemas.manifest import MANIFEST, RUN, RUNS, SUCCESS, Manifest, Part, RunDocument, RunRecord
+from tatok.schemas.errors import ConfigError, SourceError, TatokError
+from tatok.schemas.manifest import (
+    LAYOUT,
+    LAYOUT_0_2,
+    SUCCESS,
+    Layout,
+    Manifest,
+    Part,
+    RunDocument,
+    RunRecord,
+    layout_of,
+)
 from tatok.schemas.records import LeftOut
 from tatok.schemas.tokens import FOOTER_FINGERPRINT, FOOTER_SCHEMA_VERSION
 from tatok.schemas.urls import filesystem_of
@@ -42,13 +52,14 @@ class TokenizedData:
     complete: bool
     run: RunDocument
     left_out_of_source: Mapping[LeftOut, int] = field(default_factory=dict)
+    layout: Layout = LAYOUT
 
     @staticmethod
     def open(url: str | PathLike[str]) -> TokenizedData:
         """Read the manifest where the last run finished; else list the parts and read the footers of the new ones.
 
-        Raises SourceError where there is no dataset, or it holds a file that is not a part; ConfigError where the
-        URL's scheme has no fsspec backend.
+        Raises SourceError where there is no dataset, it holds a file that is not a part, or two versions of tatok
+        wrote into it; ConfigError where the URL's scheme has no fsspec backend.
         """
         text = fspath(url)
         try:
@@ -56,20 +67,27 @@ class TokenizedData:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"cannot read {text!r}: {error}; install the scheme's fsspec package") from error
         address = root if _is_local(fs) else text.rstrip("/")
-        success, manifest_text, run = _read_texts(fs, root, (SUCCESS, MANIFEST, RUN))
-        complete = success is not None
-        manifest = Manifest.from_json(manifest_text or "")
+        layout, texts = _read_documents(fs, root, address)
+        run = texts.get(layout.run)
+        complete = SUCCESS in texts
+        manifest = Manifest.from_json(texts.get(layout.manifest, ""))
         if not complete or manifest is None:
             manifest = _list_parts(fs, root, manifest, address)
         if run is None and not manifest.parts:
-            raise SourceError(f"{address} holds no tokenized dataset (no {RUN}, no data/part-*.parquet)")
+            raise SourceError(f"{address} holds no tokenized dataset (no {layout.run}, no data/part-*.parquet)")
+        of_run = f"{address}/{layout.run}"
         return TokenizedData(
             url=address,
             parts=manifest.parts,
             complete=complete,
-            run=_run_of_part(fs, root, manifest.parts[0]) if run is None else _parse_run(run, address),
+            run=_run_of_part(fs, root, manifest.parts[0]) if run is None else _parse_run(run, of_run),
             left_out_of_source=manifest.left_out_of_source,
+            layout=layout,
         )
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        return f"TokenizedData({self.url}: {len(self.parts):,} parts, {self.num_rows:,} rows, {state})"
 
     @property
     def left_out(self) -> Mapping[LeftOut, int]:
@@ -104,8 +122,8 @@ class TokenizedData:
         return self.footer(self.parts[0].name).schema.to_arrow_schema()
 
     def path(self, name: str, folder: Literal["data", "rejects"] = "data") -> str:
-        """Where a part lies, with the scheme; a plain path on a disk."""
-        return f"{self.url}/{folder}/{name}"
+        """Where a part or its rejects lie, with the scheme; a plain path on a disk."""
+        return f"{self.url}/{f'data/{name}' if folder == 'data' else self.layout.rejects_of(name)}"
 
     def footer(
         self, name: str, folder: Literal["data", "rejects"] = "data", *, num_bytes: int | None = None
@@ -148,7 +166,9 @@ class TokenizedData:
                 pq.ParquetFile(source, metadata=footer) as file,
             ):
                 return _read_row_groups(file, path, names, row_groups)
-        except (OSError, pa.ArrowException) as error:
+        except TatokError:
+            raise
+        except Exception as error:  # every fsspec backend has exceptions of its own
             raise SourceError(f"cannot read {path}: {error}") from error
 
     def read_all(
@@ -164,11 +184,13 @@ class TokenizedData:
     def runs(self) -> tuple[RunRecord, ...]:
         """The records of finished runs, oldest first."""
         fs, root = filesystem_of(self.url)
-        names = sorted(name for name in _list(fs, f"{root}/{RUNS}") if name.endswith(".json"))
+        runs = self.layout.runs
+        names = sorted(name for name in _list(fs, f"{root}/{runs}") if name.endswith(".json"))
+        found = _read_texts(fs, f"{root}/{runs}", names)
         try:
-            return tuple(RunRecord.from_json(text or "") for text in _read_texts(fs, f"{root}/{RUNS}", names))
+            return tuple(RunRecord.from_json(_known(found[name]) or "") for name in names)
         except ValueError as error:
-            raise SourceError(f"{self.url}/{RUNS} holds a file that tatok did not write: {error}") from error
+            raise SourceError(f"{self.url}/{runs} holds a file that tatok did not write: {error}") from error
 
     @property
     def _fs(self) -> AbstractFileSystem:
@@ -247,34 +269,67 @@ def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
-def _read_texts(fs: AbstractFileSystem, folder: str, names: Sequence[str]) -> list[str | None]:
-    """The texts of some files, in order; None for one that is not there."""
+def _read_documents(fs: AbstractFileSystem, root: str, url: str) -> tuple[Layout, dict[str, str]]:
+    """The layout of a dataset's folder, and the texts of its documents that are there, all asked for at once."""
+    layouts = (LAYOUT, LAYOUT_0_2)
+    found = _read_texts(fs, root, (SUCCESS, *(name for each in layouts for name in (each.run, each.manifest))))
+    names = {name for name, text in found.items() if isinstance(text, str)}
+    if not any(each.run in names or each.manifest in names for each in layouts):
+        # Whoever deleted them has left the folder of rejects, as a rule.
+        names |= {entry["name"].rstrip("/").rpartition("/")[2] for entry in _entries(fs, root)}
+    layout = layout_of(names, url)
+    if layout.run in names:
+        # A store that one may not list says "forbidden" of what is not there.
+        other = LAYOUT_0_2 if layout == LAYOUT else LAYOUT
+        found = {name: text for name, text in found.items() if name not in (other.run, other.manifest)}
+    texts = {name: _known(text) for name, text in found.items()}
+    return layout, {name: text for name, text in texts.items() if text is not None}
+
+
+_Text = str | None | SourceError
+"""A file's text; None where there is no such file; or why it cannot be read."""
+
+
+def _known(text: _Text) -> str | None:
+    if isinstance(text, SourceError):
+        raise text
+    return text
+
+
+def _read_texts(fs: AbstractFileSystem, folder: str, names: Sequence[str]) -> dict[str, _Text]:
     paths = [f"{folder}/{name}" for name in names]
     # All together, as a bucket wants it; `cat` would take brackets in a name for a pattern.
     whole: list[None] = [None] * len(paths)
     # s3fs would ask for the size of each before, to fetch a large one in pieces.
     options = {"max_concurrency": 1} if "s3" in _protocols(fs) else {}
     found = fs.cat_ranges(paths, whole, whole, on_error="return", **options) if names else []
-    texts: list[str | None] = []
+    texts: dict[str, _Text] = {}
     for name, content in zip(names, found, strict=True):
         if isinstance(content, FileNotFoundError | NotADirectoryError):
-            texts.append(None)
+            texts[name] = None
         elif isinstance(content, Exception):
-            raise SourceError(f"cannot read {fs.unstrip_protocol(folder)}/{name}: {content}") from content
+            error = SourceError(f"cannot read {fs.unstrip_protocol(folder)}/{name}: {content}")
+            error.__cause__ = content
+            texts[name] = error
         else:
-            texts.append(content.decode("utf-8"))
+            texts[name] = content.decode("utf-8")
     return texts
 
 
 def _list(fs: AbstractFileSystem, folder: str) -> dict[str, int]:
+    """The files of a folder, and their sizes."""
+    entries = _entries(fs, folder)
+    return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
+
+
+def _entries(fs: AbstractFileSystem, folder: str) -> Sequence[Mapping[str, Any]]:
     fs.invalidate_cache()
     try:
-        entries = fs.ls(folder, detail=True)
+        return cast("Sequence[Mapping[str, Any]]", fs.ls(folder, detail=True))
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
+        return ()
+    except Exception as error:  # every fsspec backend has exceptions of its own
         raise SourceError(f"cannot list {fs.unstrip_protocol(folder)}: {error}") from error
-    return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
 
 
 def _list_parts(fs: AbstractFileSystem, root: str, manifest: Manifest | None, url: str) -> Manifest:
@@ -306,6 +361,8 @@ def _read_footer(path: str, num_bytes: int | None = None) -> pq.FileMetaData:
             return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path} cannot be read as Parquet: {error}; delete it and run the job again") from error
+    except Exception as error:  # every fsspec backend has exceptions of its own
+        raise SourceError(f"cannot read {path}: {error}") from error
 
 
 def _footer_in_tail(fs: AbstractFileSystem, path: str, num_bytes: int) -> pq.FileMetaData | None:
@@ -322,15 +379,15 @@ def _footer_in_tail(fs: AbstractFileSystem, path: str, num_bytes: int) -> pq.Fil
 _footer = lru_cache(maxsize=4096)(_read_footer)
 
 
-def _parse_run(text: str, url: str) -> RunDocument:
+def _parse_run(text: str, address: str) -> RunDocument:
     try:
         return RunDocument.from_json(text)
     except ValueError as error:
-        raise SourceError(f"{url}/{RUN} cannot be understood: {error}") from error
+        raise SourceError(f"{address} cannot be understood: {error}") from error
 
 
 def _run_of_part(fs: AbstractFileSystem, root: str, part: Part) -> RunDocument:
-    # run.json may have been deleted; the parts still know how they were made.
+    # The document may have been deleted; the parts still know how they were made.
     metadata = _read_footer(fs.unstrip_protocol(f"{root}/data/{part.name}")).metadata or {}
     return RunDocument(
         schema_version=metadata[FOOTER_SCHEMA_VERSION.encode()].decode(),

@@ -95,6 +95,15 @@ class TokenStream(IterableDataset[Batch]):
         self._worker_start: tuple[int, int, int] | None = None
         self._last: dict[str, int | str] | None = None
 
+    def __repr__(self) -> str:
+        stop = int(self._control[_STOP_EPOCH])
+        epochs = "for ever" if stop == _ENDLESS else f"up to epoch {stop}"
+        num_rows = int(self._order.blocks.num_rows_B.sum())
+        return (
+            f"TokenStream({num_rows:,} rows an epoch, {epochs}, as {self._order.batching}; "
+            f"rank {self._rank} of {self._world_size})"
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Let every following iteration be this one epoch; a loaded state of the same epoch still says where in it."""
         if int(self._control[_FIRST_EPOCH]) != epoch:

@@ -17,7 +17,7 @@ from tatok.schemas.errors import ConfigError
 from tatok.tokenizer.encoding import FullRate
 from tatok.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Calibration", "EncodedPhotos", "calibrate", "calibrated_sets"]
+__all__ = ["Calibration", "EncodedPhotos", "calibrate", "calibrated_sets", "check_mean"]
 
 POSITIONS_A_BATCH = 4096  # patches; their distributions over 4,096 codes take 64 MB
 SAMPLE_BATCHES = 4  # of these the search for a threshold of several rounds makes do with
@@ -103,17 +103,22 @@ def calibrate(photos: EncodedPhotos, wanted_tokens: float, settings: DTFSettings
     return calibrated_sets(photos, wanted_tokens, settings)[0]
 
 
+def check_mean(wanted_tokens: float, num_global: int, num_positions: float) -> None:
+    """Raise ConfigError unless images of so many globals and patch positions can have this mean number of tokens."""
+    if not num_global <= wanted_tokens <= num_global + num_positions:
+        raise ConfigError(
+            f"{wanted_tokens:g} tokens cannot be the mean: every image has {num_global} global tokens and at most "
+            f"{num_global + num_positions:g} tokens in all"
+        )
+
+
 def calibrated_sets(
     photos: EncodedPhotos, wanted_tokens: float, settings: DTFSettings
 ) -> tuple[Calibration, list[Tensor]]:
     """As `calibrate`, with the kept sets that the threshold gives, bool [B, N] a batch."""
     positions = sum(full.codes.patch_BN.numel() for full in photos.full) / len(photos)
     lowest, highest = photos.tokenizer.num_global, photos.tokenizer.num_global + positions
-    if not lowest <= wanted_tokens <= highest:
-        raise ConfigError(
-            f"{wanted_tokens:g} tokens cannot be the mean: every image has {lowest} global tokens and at most "
-            f"{highest:g} tokens in all"
-        )
+    check_mean(wanted_tokens, lowest, positions)
     keeps_all, keeps_none = {
         "residual_bits": (0.0, positions * math.log2(photos.tokenizer.vocab_size) * 4),
         "fraction": (1.0, 0.0),

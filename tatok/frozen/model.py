@@ -15,7 +15,7 @@ Shapes: B batch, N positions in raster order, h rows and w columns of them, M gl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -145,7 +145,7 @@ class AdaptedTaTok(TaTok):
         return fill(logits_of, patch_BN, kept_BN, self.patch_quantizer.codebook_KC, self.config.fill)
 
     @torch.no_grad()
-    def start_from(self, images: Iterable[Tensor]) -> None:
+    def start_from(self, images: Iterable[Tensor], tick: Callable[[], None] = lambda: None) -> None:
         """The frozen tokenizer's codebook, in units of these images' codes, and the globals' basis and codebook."""
         canvases = list(images)
         num_codes = len(self.patch_quantizer.codebook_KC)
@@ -156,4 +156,4 @@ class AdaptedTaTok(TaTok):
             cells = torch.cat([self.cells(codes).flatten(0, 1) for codes in canvases])
             cells = cells[torch.randperm(len(cells), device=cells.device)[:_START_CELLS]]
             self.cell_basis.initialise(cells)
-            self.global_quantizer.initialise(self.cell_basis.encode(cells))
+            self.global_quantizer.initialise(self.cell_basis.encode(cells), tick)

@@ -5,7 +5,8 @@ model            the transformer, its loss, and sampling from it
 layers           the layers, with a cache for sampling
 sampling         what sampling keeps from step to step
 data             rows -> training sequences
-recipe           how it is trained, and on which budget
+recipe           how it is trained, on which budget, and what it came to
+requirements     what would end a training later, asked first
 training         a run, resumable
 checkpoint       a generator as a folder
 """

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save
 from tatok.checkpoint_files import CONFIG, WEIGHTS, CheckpointKind, checkpoint_folder, read_config
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.model import Generator
+from tatok.generator.recipe import GeneratorRecipe, HeldOutLoss, Spent
 from tatok.schemas.errors import ConfigError
 
-__all__ = ["GeneratorCheckpoint", "load_generator", "save_generator"]
+__all__ = ["EndedRun", "GeneratorCheckpoint", "ended_before", "load_generator", "save_generator"]
 
 _GENERATOR = CheckpointKind(
     format="tatok-generator-1",
@@ -93,6 +94,22 @@ def load_generator(folder: str | Path) -> GeneratorCheckpoint:
         )
     except KeyError as error:
         raise ConfigError(f"{config_path} lacks {error}; train the generator again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """What a run that has ended came to on held-out rows, where it had some."""
+
+    look: HeldOutLoss | None
+
+
+def ended_before(config: bytes | None, recipe: GeneratorRecipe, spent: Spent) -> EndedRun | None:
+    """What the config of a checkpoint says of the run that ended with it; None if that is none, or another run."""
+    training = {} if config is None else json.loads(config).get("training", {})
+    if training.get("recipe") != asdict(recipe) or training.get("spent") != asdict(spent):
+        return None
+    look = {name: value for name, value in training["heldout"].items() if name != "bits"}
+    return EndedRun(HeldOutLoss(**look) if look else None)
 
 
 def _config(values: Any, where: str) -> GeneratorConfig:

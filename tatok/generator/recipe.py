@@ -1,4 +1,4 @@
-"""How a generator is trained, and what that has taken.
+"""How a generator is trained, what that has taken, and what it came to.
 
 A budget is a number of steps, of training tokens or of seconds, so that generators of different token sequences can be
 compared at equal tokens and at equal time. Warm-up and cosine follow the share of the budget that is spent, whichever
@@ -14,7 +14,7 @@ from typing import Literal
 
 from tatok.schemas.errors import ConfigError
 
-__all__ = ["GeneratorRecipe", "Spent"]
+__all__ = ["GeneratorRecipe", "HeldOutLoss", "Spent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +75,18 @@ class Spent:
     images: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutLoss:
+    """Bits that the averaged weights need for an image of a dataset, codes and places apart, and its mean tokens."""
+
+    num_images: int
+    mean_tokens: float
+    code_bits: float
+    place_bits: float
+
+    @property
+    def bits(self) -> float:
+        """Codes and places together."""
+        return self.code_bits + self.place_bits

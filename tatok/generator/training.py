@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -22,40 +22,23 @@ from tatok.dataset.batches import PaddedBatch
 from tatok.dataset.dataset import TokenDataset
 from tatok.dataset.packing import Batch, Bucketing
 from tatok.dataset.stream import TokenStream
-from tatok.generator.checkpoint import GeneratorCheckpoint, save_generator
+from tatok.generator.checkpoint import GeneratorCheckpoint, ended_before, save_generator
 from tatok.generator.config import GeneratorConfig
-from tatok.generator.data import GeneratorData
 from tatok.generator.model import Generator
-from tatok.generator.recipe import GeneratorRecipe, Spent
+from tatok.generator.recipe import GeneratorRecipe, HeldOutLoss, Spent
+from tatok.generator.requirements import check_generator
 from tatok.schemas.errors import ConfigError
 from tatok.stopping import Interrupted, Stop, said_of_stop, stop_by_signals
-from tatok.training.requirements import check_output
 from tatok.training.run_folder import RunFolder
 
 __all__ = [
     "CHECKPOINT",
     "GeneratorTrainer",
-    "HeldOutLoss",
     "heldout_loss",
     "train_generator",
 ]
 
 STATE, CHECKPOINT = "state.pt", "checkpoint"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOutLoss:
-    """Bits that the averaged weights need for an image of a dataset, codes and places apart, and its mean tokens."""
-
-    num_images: int
-    mean_tokens: float
-    code_bits: float
-    place_bits: float
-
-    @property
-    def bits(self) -> float:
-        """Codes and places together."""
-        return self.code_bits + self.place_bits
 
 
 class GeneratorTrainer:
@@ -233,20 +216,28 @@ def train_generator(
     heldout: str | PathLike[str] | None = None,
     log_every_steps: int = 50,
     save_every_steps: int = 500,
+    is_quiet: bool = False,
 ) -> tuple[Spent, HeldOutLoss | None]:
     """Train on the tokenized dataset at `data` until the budget is spent, or resume where the output folder left off.
 
     Returns what was spent and, with `heldout`, the loss on that dataset at the end. `output` is a folder or any URL
     that fsspec can write. Figures go to OUTPUT/metrics.jsonl, the averaged weights and the figures at the end to
-    OUTPUT/checkpoint. Seeds torch's global generator.
+    OUTPUT/checkpoint. Seeds torch's global generator. With `is_quiet` nothing is printed.
 
     Ctrl-C and SIGTERM end the run after the step at hand, whose state is saved; Interrupted says so. On the CPU a run
     that resumes ends with the weights of one that was never stopped, to the bit, unless its budget is of seconds.
-    Raises ConfigError where the dataset is not fit, or the output is of another recipe.
+    A run that has ended is not begun again. Raises what `check_generator` does, before the first step, and ConfigError
+    where the output is of another recipe.
     """
-    check_output(os.fspath(output))
+    seen = check_generator(
+        data,
+        output,
+        recipe,
+        heldout=heldout,
+        log_every_steps=log_every_steps,
+        save_every_steps=save_every_steps,
+    )
     folder = RunFolder(os.fspath(output))
-    seen = GeneratorData.of(data, unconditional=recipe.unconditional)
     config = GeneratorConfig(
         vocab_size=seen.vocab_size,
         num_global=seen.num_global,
@@ -265,7 +256,7 @@ def train_generator(
     )
     heldout_data = None if heldout is None else TokenDataset(heldout, columns=columns)
     with stop_by_signals() as stop:
-        run = _Run(trainer, folder, stop, log_every_steps, save_every_steps)
+        run = _Run(trainer, folder, stop, Console(quiet=is_quiet), log_every_steps, save_every_steps)
         try:
             restored = trainer.restore(folder)
             if restored is not None:
@@ -277,6 +268,11 @@ def train_generator(
                     "its steps are done again, and they are left out"
                 )
             run.has_looked = True
+            ended = ended_before(folder.read(f"{CHECKPOINT}/config.json"), recipe, trainer.spent)
+            if trainer.is_done and ended is not None and heldout is None:
+                run.console.print("finished already; another output trains anew", highlight=False)
+                run.console.print(f"checkpoint: {folder.path(CHECKPOINT)}", soft_wrap=True, highlight=False)
+                return trainer.spent, ended.look
             run.until_done(stream)
             spent = asdict(trainer.spent)
             look = None if heldout_data is None else heldout_loss(trainer, heldout_data)
@@ -293,7 +289,7 @@ def train_generator(
                 folder.write_checkpoint(CHECKPOINT, lambda path: save_generator(path, checkpoint))
         except Interrupted as interrupt:
             raise run.ended_by(interrupt) from None
-    run.console.print(f"checkpoint: {folder.path(CHECKPOINT)}")
+    run.console.print(f"checkpoint: {folder.path(CHECKPOINT)}", soft_wrap=True, highlight=False)
     return trainer.spent, look
 
 
@@ -301,11 +297,16 @@ class _Run:
     """The steps of a run, from where it is to the end of its budget."""
 
     def __init__(
-        self, trainer: GeneratorTrainer, folder: RunFolder, stop: Stop, log_every_steps: int, save_every_steps: int
+        self,
+        trainer: GeneratorTrainer,
+        folder: RunFolder,
+        stop: Stop,
+        console: Console,
+        log_every_steps: int,
+        save_every_steps: int,
     ) -> None:
-        self.trainer, self.folder, self.stop = trainer, folder, stop
+        self.trainer, self.folder, self.stop, self.console = trainer, folder, stop, console
         self.log_every_steps, self.save_every_steps = log_every_steps, save_every_steps
-        self.console = Console()
         self.before = trainer.spent  # at the last record
         self.codes = self.places = 0.0  # nats since then
         self.stream_state: dict[str, int | str] | None = None
@@ -346,14 +347,17 @@ class _Run:
 
     def until_done(self, stream: TokenStream) -> None:
         """Steps until the budget is spent, which is saved."""
-        bar = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        bar = (BarColumn(), TimeRemainingColumn(compact=True), TextColumn("left · {task.description}"))
         with (
             Progress(*bar, console=self.console, disable=not self.console.is_terminal) as progress,
             closing(iter(stream)) as batches,  # type: ignore[type-var]
         ):
-            task = progress.add_task("generator", total=1.0)
-            while not self.trainer.is_done and self._step(batches):
-                progress.update(task, completed=self.trainer.recipe.share(self.trainer.spent))
+            task, trainer = progress.add_task("starting", total=1.0), self.trainer
+            while not trainer.is_done and self._step(batches):
+                spent, share = trainer.spent, trainer.recipe.share(trainer.spent)
+                pace, rate = spent.tokens / spent.seconds, trainer.recipe.learning_rate_at(share)
+                said = f"step {spent.steps:,} · {pace:,.0f} tokens/s · learning rate {rate:.1e}"
+                progress.update(task, completed=share, description=said)
         if not self.is_saved:
             with self.stop.held():
                 self.save()

@@ -25,7 +25,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -330,15 +330,18 @@ class TaTok(nn.Module):
     # --- before training ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def start_from(self, images: Iterable[Tensor]) -> None:
-        """PCA bases and k-means codebooks from batches of images, which are gone through up to three times."""
+    def start_from(self, images: Iterable[Tensor], tick: Callable[[], None] = lambda: None) -> None:
+        """PCA bases and k-means codebooks from batches of images, which are gone through up to three times.
+
+        `tick` is called after each round of k-means, of which a codebook has `ROUNDS`.
+        """
         if self.has_cells:
             cells = _sampled([self.cells(x).flatten(0, 1) for x in images])
             self.cell_basis.initialise(cells)
-            self.global_quantizer.initialise(self.cell_basis.encode(cells))
+            self.global_quantizer.initialise(self.cell_basis.encode(cells), tick)
         elif self.config.num_global:  # what the queries answer before they have learnt anything
             answers = [self.encoder.look(x, self.patches(x), None, self.coordinates(self.grid(x)))[1] for x in images]
-            self.global_quantizer.initialise(_sampled([each.flatten(0, 1) for each in answers]))
+            self.global_quantizer.initialise(_sampled([each.flatten(0, 1) for each in answers]), tick)
         residuals = []
         most_each = max(1, _START_VECTORS // sum(1 for _ in images))
         for x in images:
@@ -349,7 +352,7 @@ class TaTok(nn.Module):
             residuals.append(_sampled([residual.flatten(0, 1)], most_each))
         residual = _sampled(residuals)
         self.residual_basis.initialise(residual)
-        self.patch_quantizer.initialise(self.residual_basis.encode(residual))
+        self.patch_quantizer.initialise(self.residual_basis.encode(residual), tick)
 
     # --- frames of a clip that follow another (clips.py) ----------------------------------------------------------
 

@@ -9,6 +9,7 @@ Where several ranks train together (distributed.py), the codebook follows the ve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from tatok.distributed import broadcast_from_first, num_ranks, sum_over_ranks
 from tatok.model.row_chunks import row_chunks
 
-__all__ = ["Quantized", "VectorQuantizer"]
+__all__ = ["ROUNDS", "Quantized", "VectorQuantizer"]
 
 # Not given by the paper. Slower than VQ-VAE's usual 0.99 (arXiv 1711.00937, appendix A.1): a small batch has far fewer
 # global vectors than there are codes, and the mean of a code needs dozens of them.
 EMA_DECAY = 0.998
+ROUNDS = 8  # of k-means
 DEAD_BELOW = 0.02  # share of the mean code's use under which a code is moved onto a vector of the batch
 
 
@@ -99,20 +101,24 @@ class VectorQuantizer(nn.Module):
         self.ema_sum_KC[chosen_J] = torch.where(is_dead_J[:, None], fresh * vectors_JC, self.ema_sum_KC[chosen_J])
 
     @torch.no_grad()
-    def initialise(self, vectors_VC: Tensor, num_iterations: int = 8) -> None:
-        """Lloyd's k-means on vectors [V, C], V >= 1, as the starting codebook; empty clusters take random vectors."""
+    def initialise(self, vectors_VC: Tensor, tick: Callable[[], None] = lambda: None) -> None:
+        """Lloyd's k-means on vectors [V, C], V >= 1, as the starting codebook; empty clusters take random vectors.
+
+        `tick` is called after each of its `ROUNDS` rounds.
+        """
         num_codes = len(self.codebook_KC)
         pick = torch.randint(len(vectors_VC), (num_codes,), device=vectors_VC.device)
         if len(vectors_VC) >= num_codes:
             pick = torch.randperm(len(vectors_VC), device=vectors_VC.device)[:num_codes]
         self.codebook_KC.copy_(vectors_VC[pick])
-        for _ in range(num_iterations):
+        for _ in range(ROUNDS):
             codes = torch.cat([self.encode(chunk) for chunk in vectors_VC.split(65_536)])
             counts = torch.zeros(num_codes, device=codes.device).index_add_(0, codes, torch.ones_like(vectors_VC[:, 0]))
             sums = torch.zeros_like(self.codebook_KC).index_add_(0, codes, vectors_VC)
             lost = torch.randint(len(vectors_VC), (num_codes,), device=codes.device)
             means = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], vectors_VC[lost])
             self.codebook_KC.copy_(means)
+            tick()
         # Worth about as much as the first hundred batches, so that these do not start from noise.
         self.ema_count_K.copy_(0.1 * counts / counts.mean())
         self.ema_sum_KC.copy_(self.codebook_KC * self.ema_count_K[:, None])

@@ -12,6 +12,7 @@ from tatok.report.heat import heat_colours
 from tatok.report.rows import EntropyAgainstTokens
 from tatok.statistics.distribution import Distribution
 from tatok.statistics.summary import CodebookUse, KeptShare
+from tatok.statistics.units import Noun
 
 __all__ = [
     "Chart",
@@ -123,8 +124,8 @@ def short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def histogram_chart(name: str, title: str, unit: str, distribution: Distribution) -> Chart:
-    """Images a bin, with the median and the middle 90% marked."""
+def histogram_chart(name: str, title: str, unit: str, distribution: Distribution, *, noun: Noun = "image") -> Chart:
+    """Rows a bin, with the median and the middle 90% marked."""
     edges, counts = distribution.histogram.edges, distribution.histogram.counts
     x, x_ticks = _axis(edges[0], edges[-1], LEFT, RIGHT)
     y, y_ticks = _axis(0, max(counts), BOTTOM, TOP, num_ticks=4, whole=True)
@@ -154,12 +155,12 @@ def histogram_chart(name: str, title: str, unit: str, distribution: Distribution
     return Chart(
         name=name,
         title=title,
-        description=f"Histogram of {distribution.num_values:,} images: from {distribution.min:,.4g} to "
+        description=f"Histogram of {distribution.num_values:,} {noun}s: from {distribution.min:,.4g} to "
         f"{distribution.max:,.4g} {unit}, median {distribution.median:,.4g}, nine in ten between "
         f"{distribution.p5:,.4g} and {distribution.p95:,.4g}.",
-        table=Table(headings=(unit, "images"), rows=(*rows, *((label, f"{value:,.1f}") for label, value in figures))),
+        table=Table(headings=(unit, f"{noun}s"), rows=(*rows, *((label, f"{value:,.1f}") for label, value in figures))),
         x_label=unit,
-        y_label="images",
+        y_label=f"{noun}s",
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         rectangles=(band, *bars),
@@ -168,8 +169,8 @@ def histogram_chart(name: str, title: str, unit: str, distribution: Distribution
     )
 
 
-def entropy_chart(name: str, title: str, against: EntropyAgainstTokens) -> Chart:
-    """Entropy of an image against its tokens: a dot an image where they are few, else images a cell, by colour."""
+def entropy_chart(name: str, title: str, against: EntropyAgainstTokens, *, noun: Noun = "image") -> Chart:
+    """Entropy of a row against its tokens: a dot a row where they are few, else rows a cell, by colour."""
     bits, tokens = against.bits_edges, against.tokens_edges
     margins = [0.05 * float(edges[-1] - edges[0]) if against.points else 0.0 for edges in (bits, tokens)]
     x, x_ticks = _axis(bits[0] - margins[0], bits[-1] + margins[0], LEFT, RIGHT)
@@ -194,20 +195,20 @@ def entropy_chart(name: str, title: str, against: EntropyAgainstTokens) -> Chart
     return Chart(
         name=name,
         title=title,
-        description=f"Entropy against tokens of {against.basis.num_rows:,} images: from {bits[0]:,.4g} to "
+        description=f"Entropy against tokens of {against.basis.num_rows:,} {noun}s: from {bits[0]:,.4g} to "
         f"{bits[-1]:,.4g} bits, from {math.ceil(tokens[0]):,} to {math.floor(tokens[-1]):,} tokens.{together}",
-        table=_entropy_table(against),
+        table=_entropy_table(against, noun),
         x_label="bits of entropy, all patches",
         y_label="tokens",
         x_ticks=x_ticks,
         y_ticks=y_ticks,
         rectangles=tuple(cells),
         dots=tuple((x(bit), y(token)) for bit, token in against.points),
-        scale=None if against.points else Scale(low="1", high=f"{most:,}", unit="images a cell", start=FAINTEST),
+        scale=None if against.points else Scale(low="1", high=f"{most:,}", unit=f"{noun}s a cell", start=FAINTEST),
     )
 
 
-def kept_chart(name: str, title: str, kept: KeptShare) -> Chart:
+def kept_chart(name: str, title: str, kept: KeptShare, *, noun: Noun = "image") -> Chart:
     """How often each position of the grid is kept, by colour; grids above 32 cells a side are averaged in blocks."""
     share_HW = kept.share_THW.mean(0)
     block = -(-max(share_HW.shape) // MOST_CELLS)
@@ -234,14 +235,14 @@ def kept_chart(name: str, title: str, kept: KeptShare) -> Chart:
     return Chart(
         name=name,
         title=title,
-        description=f"Grid of {kept.grid.height} by {kept.grid.width} positions, over {kept.num_rows:,} images: "
+        description=f"Grid of {kept.grid.height} by {kept.grid.width} positions, over {kept.num_rows:,} {noun}s: "
         f"kept in {_percent(low)} to {_percent(high)} of them, on average in {_percent(float(share_HW.mean()))}.",
         table=Table(headings=("position", *(str(j + 1) for j in range(width))), rows=rows),
         width=width * cell,
         height=height * cell,
         plot=(0, 0, width * cell, height * cell),
         rectangles=cells,
-        scale=Scale(low=_percent(dark), high=_percent(light), unit="of the images keep the position"),
+        scale=Scale(low=_percent(dark), high=_percent(light), unit=f"of the {noun}s keep the position"),
     )
 
 
@@ -288,7 +289,7 @@ def codebook_chart(name: str, title: str, codebooks: Sequence[CodebookUse]) -> C
     )
 
 
-def _entropy_table(against: EntropyAgainstTokens) -> Table:
+def _entropy_table(against: EntropyAgainstTokens, noun: Noun) -> Table:
     step = -(-len(against.mean_tokens_X) // MOST_TABLE_ROWS)
     rows = []
     images_X = against.counts_XY.sum(1)
@@ -299,7 +300,7 @@ def _entropy_table(against: EntropyAgainstTokens) -> Table:
             mean = float(np.nansum(against.mean_tokens_X[bins] * images_X[bins]) / images)
             low, high = against.bits_edges[first], against.bits_edges[min(first + step, len(images_X))]
             rows.append((f"{low:,.0f} to {high:,.0f}", f"{images:,}", f"{mean:,.1f}"))
-    return Table(headings=("bits", "images", "mean tokens"), rows=tuple(rows))
+    return Table(headings=("bits", f"{noun}s", "mean tokens"), rows=tuple(rows))
 
 
 class _Place:

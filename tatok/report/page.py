@@ -30,6 +30,8 @@ from tatok.report.charts import (
     kept_chart,
     short_number,
 )
+from tatok.report.correlations import TokenCorrelation, correlation_words
+from tatok.report.deciding import decision_words
 from tatok.report.heat import HeatScale, heat_colours, heat_map, heat_scale, heat_values
 from tatok.report.picture import kept_patches
 from tatok.report.rows import EntropyAgainstTokens, RejectExample
@@ -37,7 +39,7 @@ from tatok.report.shown_frames import ShownFrame, frame_sheet
 from tatok.schemas.manifest import RunDocument
 from tatok.schemas.records import TokenSequence
 from tatok.statistics.summary import DatasetStatistics
-from tatok.statistics.units import bytes_text
+from tatok.statistics.units import Noun, bytes_text, noun_of, with_article
 
 __all__ = ["ExampleImage", "Report", "render_report", "shown_text"]
 
@@ -80,6 +82,7 @@ class Report:
     images: Sequence[ExampleImage]
     why_no_images: str | None
     reject_examples: Mapping[str, Sequence[RejectExample]]
+    correlations: Sequence[TokenCorrelation] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +133,24 @@ def render_report(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown_text, "short": short_number, "at": _at, "ramp": _ramp}
+    environment.filters |= {
+        "shown": shown_text,
+        "short": short_number,
+        "at": _at,
+        "ramp": _ramp,
+        "with_article": with_article,
+    }
     dtf = _json_object(report.run.fingerprint.get("tokenizer.dtf"))
     shown = (frame.sequence for image in report.images for frame in image.frames)
     scale = heat_scale(shown, criterion=dtf.get("criterion"))
+    noun, tokenizer = noun_of(statistics), report.run.config.get("tokenizer")
     return environment.get_template("report.html.j2").render(
         report=report,
+        noun=noun,
+        decision=decision_words(dtf, noun=noun, tokenizer=None if tokenizer is None else str(tokenizer)),
+        by_entropy=dtf.get("criterion") == "entropy",
+        correlation_words=correlation_words,
+        lengths_differ=any(each.column == "num_tokens" and each.min < each.max for each in statistics.distributions),
         statistics=statistics,
         figures=_figures(statistics),
         length_charts=_length_charts(statistics),
@@ -143,7 +158,7 @@ def render_report(report: Report) -> str:
         codebooks=[codebook for codebook in statistics.codebooks if codebook.num_tokens],
         use_charts=_use_charts(statistics),
         columns=statistics.distributions,
-        groups=_groups(report.images, scale),
+        groups=_groups(report.images, scale, noun),
         clips_are_shown=any(len(image.frames) > 1 for image in report.images),
         heat=scale,
         heat_scale=None
@@ -158,18 +173,8 @@ def render_report(report: Report) -> str:
     )
 
 
-def _noun(statistics: DatasetStatistics) -> str:
-    """What a row is: "image", "clip", or "row" where there are both."""
-    are_clips = {count.grid.frames > 1 for count in statistics.grids}
-    return "row" if len(are_clips) > 1 else "clip" if are_clips == {True} else "image"
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun == "image" else f"a {noun}"
-
-
 def _figures(statistics: DatasetStatistics) -> list[_Figure]:
-    noun = _noun(statistics)
+    noun = noun_of(statistics)
     means = {distribution.column: distribution.mean for distribution in statistics.distributions}
     patch_share = means.get("num_patch_tokens", 0.0) / max(means.get("num_tokens", 0.0), 1.0)
     figures = [
@@ -179,11 +184,13 @@ def _figures(statistics: DatasetStatistics) -> list[_Figure]:
     for distribution in statistics.distributions:
         if distribution.column == "num_tokens":
             limits = f"{distribution.min:,.0f} to {distribution.max:,.0f}"
-            figures.append(_Figure(value=f"{distribution.mean:.1f}", label=f"tokens {_a(noun)}", detail=limits))
+            figures.append(
+                _Figure(value=f"{distribution.mean:.1f}", label=f"tokens {with_article(noun)}", detail=limits)
+            )
     bits = means.get("entropy_bits", 0.0)
     if bits:
         kept = f"{means.get('kept_entropy_bits', 0.0) / bits:.0%} in kept patches"
-        figures.append(_Figure(value=f"{bits:,.0f}", label=f"bits {_a(noun)}", detail=kept))
+        figures.append(_Figure(value=f"{bits:,.0f}", label=f"bits {with_article(noun)}", detail=kept))
     size = statistics.size
     on_disk = f"{bytes_text(size.num_bytes)} on disk"
     figures.append(_Figure(value=f"{size.bytes_per_token:.2f}", label="bytes a token", detail=on_disk))
@@ -198,43 +205,45 @@ def _figures(statistics: DatasetStatistics) -> list[_Figure]:
 
 
 def _length_charts(statistics: DatasetStatistics) -> list[Chart]:
-    noun = _a(_noun(statistics))
+    noun = noun_of(statistics)
     wanted = {
-        "num_tokens": (f"Tokens of {noun}", "tokens"),
-        "entropy_bits": (f"Entropy of {noun}", "bits"),
+        "num_tokens": (f"Tokens of {with_article(noun)}", "tokens"),
+        "entropy_bits": (f"Entropy of {with_article(noun)}", "bits"),
     }
     return [
-        histogram_chart(f"histogram-{distribution.column}", *wanted[distribution.column], distribution)
+        histogram_chart(f"histogram-{distribution.column}", *wanted[distribution.column], distribution, noun=noun)
         for distribution in statistics.distributions
         if distribution.column in wanted
     ]
 
 
 def _entropy_charts(report: Report) -> list[Chart]:
-    charts = []
+    charts, noun = [], noun_of(report.statistics)
     if report.against is not None:
-        charts.append(entropy_chart("entropy-tokens", "Entropy against tokens", report.against))
+        charts.append(entropy_chart("entropy-tokens", "Entropy against tokens", report.against, noun=noun))
     for distribution in report.statistics.distributions:
         if distribution.column == "residual_bits":
-            title = f"Bits dropped from {_a(_noun(report.statistics))}"
-            charts.append(histogram_chart("histogram-residual_bits", title, "bits", distribution))
+            title = f"Bits dropped from {with_article(noun)}"
+            charts.append(histogram_chart("histogram-residual_bits", title, "bits", distribution, noun=noun))
     return charts
 
 
 def _use_charts(statistics: DatasetStatistics) -> list[Chart]:
     charts = []
     if statistics.kept_share is not None:
-        charts.append(kept_chart("kept-positions", "How often each position is kept", statistics.kept_share))
+        title = "How often each position is kept"
+        charts.append(kept_chart("kept-positions", title, statistics.kept_share, noun=noun_of(statistics)))
     if any(codebook.num_tokens for codebook in statistics.codebooks):
         charts.append(codebook_chart("codebook-use", "Use of the codebooks", statistics.codebooks))
     return charts
 
 
-def _groups(images: Sequence[ExampleImage], scale: HeatScale | None) -> list[_ImageGroup]:
+def _groups(images: Sequence[ExampleImage], scale: HeatScale | None, noun: Noun) -> list[_ImageGroup]:
+    which = f"{noun}s".capitalize()
     words = {
-        "richest": ("Richest", "Images with the most tokens."),
-        "typical": ("Typical", "Images near the median number of tokens."),
-        "poorest": ("Poorest", "Images with the fewest tokens."),
+        "richest": ("Richest", f"{which} with the most tokens."),
+        "typical": ("Typical", f"{which} near the median number of tokens."),
+        "poorest": ("Poorest", f"{which} with the fewest tokens."),
     }
     groups = []
     for kind, (title, explanation) in words.items():

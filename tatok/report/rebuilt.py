@@ -34,7 +34,7 @@ def tokenizer_of(
     tokenizer: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AnyTokenizer:
-    """The tokenizer that made these tokens: the one that run.json names, but for what is named here instead.
+    """The tokenizer that made these tokens: the one that the run document names, but for what is named here instead.
 
     `tokenizer` and its `options` are for a dataset of a user's own tokenizer, `checkpoint` for one of tatok's. Raises
     ConfigError if it cannot be loaded, or has other weights, or another identity, than the tokens were made with.
@@ -91,7 +91,7 @@ def _own_tokenizer(
 
 
 def criterion_of(data: TokenizedData) -> str | None:
-    """DTF's criterion, where run.json says."""
+    """DTF's criterion, where the run document says."""
     try:
         dtf = json.loads(data.run.fingerprint.get("tokenizer.dtf", "null"))
     except ValueError:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tatok.dataset.lookup import RowPlace
 from tatok.dataset.parts import TokenizedData
+from tatok.report.correlations import rank_correlation
 from tatok.statistics.row_sample import MAX_ROWS, RowBasis, all_row_groups, read_columns, row_basis, spread
 
 __all__ = ["EntropyAgainstTokens", "Examples", "RejectExample", "look_at_rows", "reject_examples"]
@@ -148,17 +149,5 @@ def _against(tokens_R: np.ndarray, bits_R: np.ndarray, basis: RowBasis) -> Entro
         tokens_edges=tokens_edges,
         mean_tokens_X=np.divide(sums_X, counts_X, out=np.full(MOST_BINS, np.nan), where=counts_X > 0),
         points=tuple(zip(bits_R.tolist(), tokens_R.tolist(), strict=True)) if few else (),
-        correlation=_rank_correlation(bits_R, tokens_R),
+        correlation=rank_correlation(bits_R, tokens_R),
     )
-
-
-def _rank_correlation(first_R: np.ndarray, second_R: np.ndarray) -> float | None:
-    ranks = [_ranks(first_R), _ranks(second_R)]
-    if len(first_R) < 3 or any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _ranks(values_R: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values_R, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # equal values share their mean rank

@@ -8,7 +8,7 @@ row_sample       evenly spread row groups of a large dataset
 sql              SQL over the rows
 read_only_files  what a query may open
 json_text        figures as JSON
-units            numbers of bytes for people
+units            numbers of bytes, and what rows are called, for people
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import numpy as np
 __all__ = ["Distribution", "Histogram", "describe", "histogram_of", "percentile"]
 
 _MAX_BINS = 20
+_SAME = 1e-10  # of values that differ by less of themselves all are one
+_WIDTH_OF_ONE = 1e-3  # of such a value: its only bin has an edge that people can read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,11 @@ class Histogram:
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Histogram({sum(self.counts):,} values, {len(self.counts)} bins, {self.edges[0]:g} to {self.edges[-1]:g})"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,12 @@ class Distribution:
     p95: float
     max: float
     histogram: Histogram
+
+    def __repr__(self) -> str:
+        return (
+            f"Distribution({self.column}: {self.num_values:,} values, {self.min:.6g} to {self.max:.6g}, "
+            f"mean {self.mean:.6g}, median {self.median:.6g})"
+        )
 
 
 def describe(column: str, values: np.ndarray) -> Distribution | None:
@@ -69,14 +82,21 @@ def describe(column: str, values: np.ndarray) -> Distribution | None:
 
 
 def histogram_of(ordered: np.ndarray) -> Histogram:
-    """About 8 to 20 bins over ascending, finite values; the edges are multiples of 1, 2 or 5 times a power of ten.
+    """At most 20 bins over ascending, finite values; the edges are multiples of 1, 2 or 5 times a power of ten.
 
-    Integers get bins at least 1 wide. Of values that differ by less than their ten-billionth all are in one bin.
+    Few values get few bins: twice the root of their number, and never more than there are values. Equal ones get one
+    bin, and so do those that differ by less than their ten-billionth. Integers get bins at least 1 wide.
     """
     low, high = float(ordered[0]), float(ordered[-1])
-    width = _round_width(max((high - low) / (_MAX_BINS - 1), 1e-10 * max(abs(low), abs(high))))
-    if np.issubdtype(ordered.dtype, np.integer):
-        width = max(width, 1.0)
+    is_whole = np.issubdtype(ordered.dtype, np.integer)
+    largest = max(abs(low), abs(high))
+    if is_whole and high == low and largest < 1 / _SAME:
+        width = 1.0
+    elif high - low <= _SAME * largest:
+        width = _round_width(_WIDTH_OF_ONE * largest)
+    else:
+        most = min(_MAX_BINS, math.ceil(2 * math.sqrt(len(ordered))), len(ordered))
+        width = max(_round_width((high - low) / (most - 1)), 1.0 if is_whole else 0.0)
 
     def edge(number: int) -> float:
         return float(f"{number * width:.12g}")  # 3 x 0.1 shall be 0.3

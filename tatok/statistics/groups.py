@@ -45,6 +45,9 @@ class GroupedStatistics:
     basis: RowBasis
     groups: tuple[Group, ...]
 
+    def __repr__(self) -> str:
+        return f"GroupedStatistics(by {self.column}: {self.num_groups:,} groups, {self.basis.num_rows:,} rows)"
+
     def to_json(self) -> str:
         """The groups as a JSON object."""
         return json_text(self)

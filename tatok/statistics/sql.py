@@ -29,7 +29,7 @@ from tatok.statistics.read_only_files import PROTOCOL, ReadOnlyFiles, StoredFile
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["QueryResult", "open_query", "query"]
+__all__ = ["QueryResult", "open_query", "query", "with_int64"]
 
 Result = TypeVar("Result")
 Tables = Mapping[str, str | PathLike[str]]
@@ -54,9 +54,37 @@ class QueryResult:
 
 
 def query(data: TokenizedData | str | PathLike[str], sql: str, *, tables: Tables | None = None) -> pa.Table:
-    """The whole result of one SELECT statement; see `open_query`."""
-    with open_query(data, sql, tables=tables) as result:
+    """The whole result of one SELECT statement; see `open_query`, and `with_int64` of the types."""
+    with open_query(data, sql, tables=tables) as opened:
+        result = with_int64(opened)
         return pa.Table.from_batches(list(result.batches), schema=result.schema)
+
+
+def with_int64(result: QueryResult) -> QueryResult:
+    """The same rows with int64 for whole numbers of 128 bits, which DuckDB makes of every sum of integers.
+
+    Such a column is decimal(38, 0) in Arrow, which pandas turns into objects. ConfigError is raised, amid the rows,
+    where a number does not fit.
+    """
+    wide = [pa.types.is_decimal(field.type) and field.type.scale == 0 for field in result.schema]
+    schema = pa.schema(
+        [field.with_type(pa.int64()) if each else field for field, each in zip(result.schema, wide, strict=True)]
+    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in result.batches:
+            columns = []
+            for field, column in zip(schema, batch.columns, strict=True):
+                try:
+                    columns.append(column if column.type == field.type else column.cast(field.type))
+                except pa.ArrowInvalid as error:
+                    raise ConfigError(
+                        f"a number in {field.name} has more than 64 bits: {error}",
+                        remedy="cast it in the query: ::DOUBLE rounds it, ::VARCHAR keeps it as text",
+                    ) from error
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return QueryResult(schema=schema, batches=batches()) if any(wide) else result
 
 
 @contextmanager
@@ -67,8 +95,8 @@ def open_query(
 
     Such a file is Parquet, read as the query needs it, or CSV or JSON, loaded into memory; what it is goes by its name
     (.parquet, .csv, .tsv, .json, .jsonl, .ndjson; the latter also with .gz). Columns have DuckDB's types: a sum of
-    integers is decimal(38, 0). Ctrl-C interrupts. Raises ConfigError where the statement is wrong, is not a single
-    SELECT or reaches for other files; SourceError where a file cannot be read.
+    integers is decimal(38, 0), which `with_int64` changes. Ctrl-C interrupts. Raises ConfigError where the statement is
+    wrong, is not a single SELECT or reaches for other files; SourceError where a file cannot be read.
     """
     import duckdb
 
@@ -129,14 +157,17 @@ def _batches(
 
 
 def _files(data: TokenizedData, named: Mapping[str, StoredFile]) -> ReadOnlyFiles:
-    """Every file that the query may read: "data/...", "rejects/..." and "tables/<name>.parquet"."""
+    """Every file that the query may read, by names of our own: "data/...", "rejects/...", "tables/<name>.parquet"."""
     fs, root = filesystem_of(data.url)
     files = {
         f"data/{part.name}": StoredFile(fs=fs, path=f"{root}/data/{part.name}", num_bytes=part.num_bytes)
         for part in data.parts
     }
-    with_rejects = (f"rejects/{part.name}" for part in data.parts if part.rejects)
-    files |= {name: StoredFile(fs=fs, path=f"{root}/{name}") for name in with_rejects}
+    files |= {
+        f"rejects/{part.name}": StoredFile(fs=fs, path=f"{root}/{data.layout.rejects_of(part.name)}")
+        for part in data.parts
+        if part.rejects
+    }
     is_parquet = {name: file for name, file in named.items() if _reader(file.path) == "read_parquet"}
     files |= {f"tables/{name}.parquet": file for name, file in is_parquet.items()}
     return ReadOnlyFiles(files)
@@ -254,4 +285,6 @@ def _explained(data: TokenizedData, files: ReadOnlyFiles, columns: str = "") -> 
             raise SourceError(f"a file of {data.url} cannot be read: {text}") from error
         if "Permission Error" in text:
             text += "\nA query reads the tables below and no other files; name further ones with --table NAME=FILE."
-        raise ConfigError(f"the query cannot be run: {text}\nTables and their columns:{columns}") from error
+        if not text.startswith("Parser Error"):  # which no name would mend
+            text += f"\nTables and their columns:{columns}"
+        raise ConfigError(f"the query cannot be run: {text}") from error

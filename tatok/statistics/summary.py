@@ -75,6 +75,12 @@ class CodebookUse:
         """The part of the codebook that occurs at all."""
         return self.num_codes_used / self.vocab_size
 
+    def __repr__(self) -> str:
+        return (
+            f"CodebookUse({self.kind}: {self.num_codes_used:,} of {self.vocab_size:,} codes, "
+            f"perplexity {self.perplexity:,.0f})"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCount:
@@ -94,6 +100,10 @@ class KeptShare:
     grid: Grid
     num_rows: int
     share_THW: np.ndarray
+
+    def __repr__(self) -> str:
+        frames, height, width = self.grid
+        return f"KeptShare({frames} x {height} x {width}: {self.share_THW.mean():.1%} kept, {self.num_rows:,} rows)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +162,14 @@ class DatasetStatistics:
     size: SizeOnDisk
     runs: tuple[Throughput, ...]
     throughput: Throughput | None
+
+    def __repr__(self) -> str:
+        name = self.url.rstrip("/").rpartition("/")[2]
+        mean = self.num_tokens / max(self.num_rows, 1)
+        return (
+            f"DatasetStatistics({name[:40]}: {self.num_rows:,} rows, {self.num_tokens:,} tokens, {mean:.1f} a row; "
+            f"{self.num_rejects:,} rejects)"
+        )
 
     def distribution(self, column: str) -> Distribution:
         """The distribution of one column. Raises KeyError where the dataset has none of it."""

@@ -33,6 +33,12 @@ class TokenCounts:
     position_counts: np.ndarray
     num_grid_rows: int
 
+    def __repr__(self) -> str:
+        return (
+            f"TokenCounts({self.global_counts.sum():,} global and {self.patch_counts.sum():,} patch tokens; "
+            f"positions of {self.num_grid_rows:,} rows)"
+        )
+
 
 def count_tokens(
     data: TokenizedData, row_groups: Sequence[RowGroup], grid: Grid | None, *, codes: bool = True

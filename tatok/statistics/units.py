@@ -1,8 +1,26 @@
-"""Numbers of bytes as people read them."""
+"""Numbers of bytes, and what a dataset's rows are called, as people read them."""
 
 from __future__ import annotations
 
-__all__ = ["bytes_text"]
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tatok.statistics.summary import DatasetStatistics
+
+__all__ = ["Noun", "bytes_text", "noun_of", "with_article"]
+
+Noun = Literal["image", "clip", "row"]
+
+
+def noun_of(statistics: DatasetStatistics) -> Noun:
+    """What a row is: "image" or "clip", or "row" where there are both."""
+    are_clips = {count.grid.frames > 1 for count in statistics.grids}
+    return "row" if len(are_clips) > 1 else "clip" if are_clips == {True} else "image"
+
+
+def with_article(noun: Noun) -> str:
+    """The noun after its article."""
+    return f"an {noun}" if noun == "image" else f"a {noun}"
 
 
 def bytes_text(count: float) -> str:

@@ -2,6 +2,7 @@
 
 protocol         what a tokenizer is, to the pipeline and to who brings one
 tokenizer        the public face of TaTok
+images           what people call an image -> pixels, and tokens that say what was done
 named            the one that a job names: a user's file or module, an adapter
 fixed_rate       a user's own, made to what the pipeline calls
 codec            the steps between pixels and codes, of whole batches

@@ -1,4 +1,4 @@
-"""A tokenizer that gives every image of a size as many codes, as the pipeline wants it: protocol.py's two tiers."""
+"""Tokenizers of both of protocol.py's tiers as the pipeline wants them, and for images of every kind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from tatok.schemas.errors import ConfigError, TatokError
 from tatok.schemas.records import Grid, TokenSequence
 from tatok.schemas.token_batch import EntropyColumns, TokenBatch
 from tatok.schemas.tokens import MAX_POSITIONS, code_dtype
-from tatok.tokenizer.protocol import Codes, FixedRateTokenizer
+from tatok.tokenizer.images import TakesImages
+from tatok.tokenizer.protocol import AnyTokenizer, Codes, FixedRateTokenizer
 
-__all__ = ["FixedRate", "WrongCodes"]
+__all__ = ["FixedRate", "WithIdentity", "WrongCodes"]
 
 
 class WrongCodes(TatokError):
@@ -30,7 +31,7 @@ class WrongCodes(TatokError):
         self.is_range = is_range
 
 
-class FixedRate:
+class FixedRate(TakesImages[TokenBatch]):
     """An `AnyTokenizer` of a `FixedRateTokenizer`: no globals, every position kept, its codes in raster order.
 
     What the object returns is checked as to shape and range: WrongCodes says what is wrong, and calls it `name`.
@@ -77,8 +78,14 @@ class FixedRate:
         """Whether there is any way back to pixels."""
         return hasattr(self._inner, "decode") or hasattr(self._inner, "decode_clips")
 
-    def encode(self, pixels: Tensor) -> TokenBatch:
-        """Tokenize uint8 images [B, 3, H, W]; raises ValueError where the pixels are of another type or shape."""
+    def __repr__(self) -> str:
+        codes = f", {self.codes_per_position} a position" if self.codes_per_position > 1 else ""
+        return (
+            f"FixedRate({self._name}: every patch of {self.patch_size}x{self.patch_size}, "
+            f"{self.vocab_size:,} codes{codes}; {self.device})"
+        )
+
+    def _encode_pixels(self, pixels: Tensor) -> TokenBatch:
         if pixels.ndim != 4:
             raise ValueError(f"pixels are {list(pixels.shape)}; expected [B, 3, H, W]")
         return self.encode_clips(pixels.unsqueeze(1))
@@ -118,8 +125,7 @@ class FixedRate:
             num_frames=None if num_frames == grid.frames else num_frames,
         )
 
-    def decode(self, sequences: Sequence[TokenSequence]) -> Tensor:
-        """Rebuild images, uint8 [B, 3, H, W]; raises as `decode_clips` does, and ValueError for clips."""
+    def _decode_pixels(self, sequences: Sequence[TokenSequence]) -> Tensor:
         for number, sequence in enumerate(sequences):
             if sequence.grid.frames != 1 or sequence.num_frames not in (None, 1):
                 raise ValueError(f"sequence {number} is a clip; use decode_clips")
@@ -277,6 +283,41 @@ class FixedRate:
         if self._image_size is not None:
             return self._image_size
         return grid.height * self.patch_size, grid.width * self.patch_size
+
+
+class WithIdentity(TakesImages[Sequence[TokenSequence]]):
+    """A tokenizer of the upper tier, whose identity also says by which code and options it was made."""
+
+    def __init__(self, tokenizer: AnyTokenizer, also: Mapping[str, str], name: str) -> None:
+        self._name = name
+        twice = sorted(set(also) & set(tokenizer.identity))
+        if twice:
+            raise ConfigError(f"{name}: identity has {', '.join(twice)}, which tatok notes itself; leave it out")
+        self._tokenizer = tokenizer
+        self.identity = {**tokenizer.identity, **also}
+        self.fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        self.vocab_size = tokenizer.vocab_size
+        self.patch_size = tokenizer.patch_size
+        self.num_global = tokenizer.num_global
+        self.codes_per_position = tokenizer.codes_per_position
+        self.has_entropy = tokenizer.has_entropy
+
+    def __repr__(self) -> str:
+        return f"{type(self._tokenizer).__name__}({self._name}: {self.vocab_size:,} codes, patch {self.patch_size})"
+
+    def _encode_pixels(self, pixels: Tensor) -> Sequence[TokenSequence]:
+        return self._tokenizer.encode(pixels)
+
+    def _decode_pixels(self, sequences: Sequence[TokenSequence]) -> Tensor:
+        return self._tokenizer.decode(sequences)
+
+    def encode_clips(self, pixels: Tensor) -> Sequence[TokenSequence]:
+        """As the tokenizer does."""
+        return self._tokenizer.encode_clips(pixels)
+
+    def decode_clips(self, sequences: Sequence[TokenSequence]) -> Tensor:
+        """As the tokenizer does."""
+        return self._tokenizer.decode_clips(sequences)
 
 
 def _as_array(codes: Codes, name: str) -> np.ndarray:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,7 @@ from tatok.schemas.errors import ConfigError
 from tatok.user_code import UserFunction
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tatok.schemas.records import TokenSequence
-    from tatok.tokenizer.protocol import AnyTokenizer
+    from tatok.tokenizer.fixed_rate import FixedRate, WithIdentity
 
 __all__ = ["ADAPTERS", "NamedTokenizer", "load_tokenizer"]
 
@@ -72,9 +68,9 @@ class NamedTokenizer:
                 f"tokenizer_options has ({', '.join(self.options)})"
             ) from error
 
-    def load(self, device: str, precision: str = "float32") -> AnyTokenizer:
+    def load(self, device: str, precision: str = "float32") -> FixedRate | WithIdentity:
         """Make the tokenizer. Raises ConfigError as `check` does, and where what is made is no tokenizer."""
-        from tatok.tokenizer.fixed_rate import FixedRate
+        from tatok.tokenizer.fixed_rate import FixedRate, WithIdentity
 
         self.check(precision)
         function = self.function.load()
@@ -87,7 +83,7 @@ class NamedTokenizer:
         also = self._identity(made, precision if "precision" in taken else None)
         what = f"the tokenizer {self.name!r}"
         if hasattr(made, "fingerprint"):
-            return _WithIdentity(made, also, what)
+            return WithIdentity(made, also, what)
         return FixedRate(made, device, name=what, also=also)
 
     def _arguments(self, device: str, precision: str, taken: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -108,41 +104,13 @@ class NamedTokenizer:
 
 def load_tokenizer(
     name: str, device: str = "cpu", *, options: Mapping[str, Any] | None = None, precision: str = "float32"
-) -> AnyTokenizer:
+) -> FixedRate | WithIdentity:
     """The tokenizer that a job's `tokenizer` and `tokenizer_options` name, such as my_tokenizer.py:load.
 
+    It is an `AnyTokenizer` whose `encode` and `decode` take images of every kind, too, as those of `Tokenizer` do.
     Raises ConfigError where there is none, or it cannot be made.
     """
     return NamedTokenizer.of(name, options).load(device, precision)
-
-
-class _WithIdentity:
-    """A tokenizer of the upper tier, whose identity also says by which code and options it was made."""
-
-    def __init__(self, tokenizer: AnyTokenizer, also: Mapping[str, str], name: str) -> None:
-        twice = sorted(set(also) & set(tokenizer.identity))
-        if twice:
-            raise ConfigError(f"{name}: identity has {', '.join(twice)}, which tatok notes itself; leave it out")
-        self._tokenizer = tokenizer
-        self.identity = {**tokenizer.identity, **also}
-        self.fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        self.vocab_size = tokenizer.vocab_size
-        self.patch_size = tokenizer.patch_size
-        self.num_global = tokenizer.num_global
-        self.codes_per_position = tokenizer.codes_per_position
-        self.has_entropy = tokenizer.has_entropy
-
-    def encode(self, pixels: Tensor) -> Sequence[TokenSequence]:
-        return self._tokenizer.encode(pixels)
-
-    def decode(self, sequences: Sequence[TokenSequence]) -> Tensor:
-        return self._tokenizer.decode(sequences)
-
-    def encode_clips(self, pixels: Tensor) -> Sequence[TokenSequence]:
-        return self._tokenizer.encode_clips(pixels)
-
-    def decode_clips(self, sequences: Sequence[TokenSequence]) -> Tensor:
-        return self._tokenizer.decode_clips(sequences)
 
 
 def _resolved(value: Any, name: str) -> Any:

@@ -21,12 +21,15 @@ from tatok.schemas.token_batch import TokenBatch
 from tatok.tokenizer import clips
 from tatok.tokenizer.beneath import any_checkpoint
 from tatok.tokenizer.codec import Codec
+from tatok.tokenizer.images import TakesImages
 
 __all__ = ["Tokenizer"]
 
 
-class Tokenizer(Codec):
+class Tokenizer(Codec, TakesImages[TokenBatch]):
     """TaTok with Dynamic Token Filtering, ready for use; immutable, and safe to call from several threads.
+
+    `encode` takes images of every kind and batches of pixels, and `decode` gives them back (images.py).
 
     It computes in `precision` (precision.py), float32 unless said otherwise. On a CPU an image's tokens do not depend
     on the other images of its batch. They can depend on the device, and on CUDA on the batch's size (not on what is in
@@ -102,19 +105,19 @@ class Tokenizer(Codec):
         """SHA-256, hexadecimal, of `identity`."""
         return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()
 
-    def encode(self, pixels: Tensor) -> TokenBatch:
-        """Tokenize uint8 images [B, 3, H, W]; H and W are multiples of the patch. In order, one sequence an image.
+    def __repr__(self) -> str:
+        dtf, name = self.dtf, self._checkpoint.weights_sha256[:8]
+        return (
+            f"Tokenizer({name}: {self.num_global} globals and kept patches of {self.patch_size}x{self.patch_size}, "
+            f"{self.vocab_size:,} codes; DTF by {dtf.criterion} at {dtf.threshold:.4g}; {self.device}, "
+            f"{self.precision})"
+        )
 
-        The caller chooses B. Raises ValueError where the pixels are of another type or shape.
-        """
+    def _encode_pixels(self, pixels: Tensor) -> TokenBatch:
         return self.encode_async(pixels).result()
 
     @torch.inference_mode()
-    def decode(self, sequences: Sequence[TokenSequence]) -> Tensor:
-        """Rebuild images, uint8 [B, 3, H, W], from sequences of one grid and any lengths.
-
-        Raises ValueError where grids differ, or codes or positions are out of range or order.
-        """
+    def _decode_pixels(self, sequences: Sequence[TokenSequence]) -> Tensor:
         if not sequences:
             return torch.empty(0, 3, 0, 0, dtype=torch.uint8, device=self.device)
         grid = sequences[0].grid

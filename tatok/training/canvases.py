@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -112,13 +113,13 @@ def latent_memory(
     *,
     found: LatentMemory | None,
     encode: Callable[[Tensor], Tensor],
-    say: Callable[[str], None],
+    counting: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
     check: Callable[[], None],
 ) -> LatentMemory:
     """This rank's share of the crops, of the largest stage's size, encoded and kept in the run's folder.
 
-    What was `found` before is given again if it is of the same. `encode` makes latents of uint8 [B, 3, H, W]; `check`
-    is called after each block of crops, and may raise.
+    What was `found` before is given again if it is of the same. `encode` makes latents of uint8 [B, 3, H, W];
+    `counting` shows how many there are; `check` is called after each block of crops, and may raise.
     """
     assert config.latents is not None
     size, smallest = max(stage.image_size for stage in config.stages), config.latents.smallest_crop
@@ -128,9 +129,20 @@ def latent_memory(
         return found
     crops = RandomCrops(photos, size, config.seed, smallest_crop=smallest, rank=rank())
     stream = (crop for crop, _ in crops.placed(0, 1, crops.START))
-    say(f"latents of {num_crops} crops")
-    blocks = []
-    for block in cached_latents(stream, num_crops, encode, folder, name):
-        blocks.append(block)
-        check()
+    blocks: list[Tensor] = []
+    with counting("latents of crops", num_crops) as count:
+        num_encoded = 0  # of the block at hand; one that was kept is counted when it is read
+
+        def encoded(pixels: Tensor) -> Tensor:
+            nonlocal num_encoded
+            latents = encode(pixels)
+            num_encoded += len(latents)
+            count(len(latents))
+            return latents
+
+        for block in cached_latents(stream, num_crops, encoded, folder, name):
+            blocks.append(block)
+            count(len(block) - num_encoded)
+            num_encoded = 0
+            check()
     return LatentMemory(torch.cat(blocks), autoencoder.space.factor, name)

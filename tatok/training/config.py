@@ -14,6 +14,7 @@ from tatok.model.dtf import DTFSettings
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.settings import Section
 from tatok.schemas.settings_file import read_settings
+from tatok.watching.pace import StageWork
 
 __all__ = [
     "CameraMoves",
@@ -42,6 +43,12 @@ class KeptMixture(Section):
     energy: float = Field(0.4, ge=0)
     dtf: float = Field(0.0, ge=0)
     residual: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some_share(self) -> KeptMixture:
+        if not any(getattr(self, name) for name in KeptMixture.model_fields):
+            raise ValueError("all shares are 0; give one of them a share")
+        return self
 
 
 class CameraMoves(Section):
@@ -116,6 +123,17 @@ class Stage(Section):
         """Whether its batches are clips [B, T, 3, H, W]."""
         return self.num_frames > 1
 
+    @property
+    def judged_by(self) -> str:
+        """The held-out figure that says most of what the stage trains."""
+        return "surprisal_bits" if set(self.train) == {"prior"} else "psnr_dtf_db"
+
+    def work_left(self, step: int, seconds: float) -> StageWork:
+        """What is left of the stage after so many steps and seconds of it."""
+        most = None if self.max_minutes is None else max(0.0, 60 * self.max_minutes - seconds)
+        pixels = self.batch_size * self.num_frames * self.image_size**2
+        return StageWork(steps=self.steps - step, pixels=pixels, most_seconds=most)
+
     def learning_rate_at(self, step: int, seconds: float) -> float:
         """Linear warm-up, then a cosine down to a twentieth, after so many steps and seconds of the stage."""
         if step < self.warmup_steps:
@@ -187,6 +205,9 @@ class TrainingConfig(Section):
     num_start_crops: int = Field(4096, ge=1, description="Crops that the bases and codebooks are started from.")
     log_every_steps: int = Field(50, ge=1)
     save_every_steps: int = Field(500, ge=1)
+    tensorboard: bool = Field(
+        False, description="Write figures and pictures for TensorBoard, too, into the output's folder tensorboard."
+    )
     latents: Latents | None = None
     model: TaTokConfig = TaTokConfig()
     dtf: DTFSettings = DTFSettings()

@@ -1,11 +1,32 @@
-"""How a training run uses its device: in which precision it computes, and compiled layers."""
+"""Which device a run has, and how it uses it: in which precision it computes, compiled layers, who loads for it."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import nn
 
-__all__ = ["compile_layers", "computes_in_bfloat16"]
+from tatok.schemas.errors import ConfigError
+from tatok.training.config import TrainingConfig
+from tatok.training.run_folder import is_url
+
+__all__ = ["compile_layers", "computes_in_bfloat16", "device_named", "loader_context", "num_loader_workers"]
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; without one CUDA's first where there is one, else the CPU.
+
+    Raises ConfigError where torch knows none of the name, or cannot use it.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"device {name} cannot be used: {said}", remedy=f"there is {', '.join(usable)}") from error
+    return device
 
 
 def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
@@ -26,3 +47,21 @@ def compile_layers(modules: nn.Module) -> None:
     for module in modules.modules():
         if getattr(module, "is_compiled_alone", False):
             module.compile(dynamic=False)
+
+
+def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
+    """Processes that load crops: as configured, else one beside a CPU's training, and a GPU's share of the cores."""
+    if config.num_loader_workers is not None:
+        return config.num_loader_workers
+    if device.type == "cpu":
+        return 1
+    return max(1, (os.cpu_count() or 1) // max(1, torch.cuda.device_count()))
+
+
+def loader_context(config: TrainingConfig, device: torch.device, paths: list[str]) -> str | None:
+    """How loaders start: a process that holds a bucket's client, CUDA or NCCL must not be forked; else it is quick."""
+    if num_loader_workers(config, device) == 0:
+        return None
+    if is_url(config.output) or any(is_url(path) for path in paths):
+        return "spawn"
+    return None if device.type == "cpu" else "forkserver"

@@ -17,9 +17,12 @@ from torch.utils.data import IterableDataset
 from tatok.schemas.errors import SourceError
 from tatok.schemas.urls import open_to_read
 from tatok.training.config import CameraMoves
-from tatok.training.photos import RandomCrops, random_of, this_stream
+from tatok.training.photos import EncodedPhoto, RandomCrops, decoding, random_of, this_stream
 
-__all__ = ["RandomClips", "moving_photo"]
+__all__ = ["VIDEO_EXTENSIONS", "RandomClips", "first_frame", "moving_photo"]
+
+VIDEO_EXTENSIONS = ("mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "mts", "flv")
+"""Of the files that a folder of videos stands for: those that jobs take."""
 
 _OBJECT_SIDE = (0.15, 0.5)  # over that of the picture
 
@@ -177,9 +180,16 @@ class RandomClips(IterableDataset[Tensor]):
         return torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).contiguous()
 
 
-def _rgb(payload: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(payload)) as encoded:
+def _rgb(photo: EncodedPhoto) -> Image.Image:
+    with decoding(photo.path, photo.number), Image.open(io.BytesIO(photo.data)) as encoded:
         return encoded.convert("RGB")
+
+
+def first_frame(path: str) -> Image.Image:
+    """The first frame of a video; raises SourceError, naming the file, if there is none."""
+    for frame in _frames(path, 1.0, 0):
+        return frame
+    raise SourceError(f"{path} has no frame; take it out", is_permanent=True)
 
 
 def _frames(path: str, fps: float, num_skipped: int) -> Iterator[Image.Image]:

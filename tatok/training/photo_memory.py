@@ -13,7 +13,6 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 
 import numpy as np
 import torch
@@ -21,19 +20,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tatok.schemas.errors import ConfigError, SourceError
-from tatok.training.photos import encoded_photos
+from tatok.schemas.errors import ConfigError
+from tatok.training.photos import EncodedPhoto, decoding, encoded_photos
 
 __all__ = ["PhotoMemory"]
 
 
-def _decoded(numbered: tuple[int, bytes]) -> Tensor:
-    number, payload = numbered
-    try:
-        with Image.open(io.BytesIO(payload)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SourceError(f"photo {number} cannot be decoded: {error}; take it out") from error
+def _decoded(photo: EncodedPhoto) -> Tensor:
+    with decoding(photo.path, photo.number), Image.open(io.BytesIO(photo.data)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 class PhotoMemory:
@@ -45,9 +40,9 @@ class PhotoMemory:
         Raises SourceError where a photo cannot be decoded, ConfigError where there is none.
         """
         self.paths = list(paths)
-        payloads = enumerate(chain.from_iterable(encoded_photos(path) for path in paths))
+        encoded = (EncodedPhoto(data, path, n) for path in paths for n, data in enumerate(encoded_photos(path)))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            photos = list(pool.map(_decoded, payloads))
+            photos = list(pool.map(_decoded, encoded))
         if not photos:
             raise ConfigError(f"no image in {', '.join(paths)}")
         heights, widths = ([photo.shape[axis] for photo in photos] for axis in (1, 2))

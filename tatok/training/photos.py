@@ -7,24 +7,30 @@ import io
 import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import braceexpand
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 import webdataset as wds
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tatok.schemas.errors import ConfigError, SourceError
-from tatok.schemas.urls import open_to_read
+from tatok.schemas.urls import filesystem_of, open_to_read
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "SOURCE_EXTENSIONS",
+    "EncodedPhoto",
     "RandomCrops",
     "centre_crops",
+    "decoding",
     "encoded_photos",
     "expand_sources",
     "random_of",
@@ -33,45 +39,61 @@ __all__ = [
 ]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_GIVEN = (b"", (0, 0, 0))  # in the place of a photo that is no longer held
+SOURCE_EXTENSIONS = ("tar", "parquet", *IMAGE_EXTENSIONS)
+"""Of the files that a folder stands for."""
+
+
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+
+
+class EncodedPhoto(NamedTuple):
+    """A photo's bytes, its file, and its number in that."""
+
+    data: bytes
+    path: str
+    number: int
+
+
+_GIVEN = (EncodedPhoto(b"", "", 0), (0, 0, 0))  # in the place of a photo that is no longer held
 
 
 def _extension(path: str) -> str:
     return path.rpartition(".")[2].lower()
 
 
-def _files_of_folder(folder: str) -> list[str]:
-    """Tars, Parquet files and images in a folder and below it, sorted, without hidden ones."""
+def _files_of_folder(folder: str, extensions: Sequence[str]) -> list[str]:
+    """Files of these kinds in a folder and below it, sorted, without hidden ones."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
-            os.path.join(parent, name)
-            for name in names
-            if not name.startswith(".") and _extension(name) in ("tar", "parquet", *IMAGE_EXTENSIONS)
+            os.path.join(parent, name) for name in names if not name.startswith(".") and _extension(name) in extensions
         ]
     return sorted(found)
 
 
-def expand_sources(patterns: Sequence[str]) -> list[str]:
-    """Files behind paths, folders, globs and brace patterns, sorted within a folder or glob.
+def expand_sources(patterns: Sequence[str], extensions: Sequence[str] = SOURCE_EXTENSIONS) -> list[str]:
+    """Files behind paths, folders, globs (of URLs, too) and brace patterns, sorted within a folder or glob.
 
-    A local folder stands for the tars, Parquet files and images in it and below it.
-    Raises ConfigError where a pattern matches nothing or names a local file that does not exist.
+    A local folder stands for the files of these `extensions` in it and below it.
+    Raises ConfigError where a pattern matches nothing or names a local file that does not exist, SourceError where a
+    store does not say what matches.
     """
     files: list[str] = []
     for pattern in patterns:
         found: list[str] = []
         for path in braceexpand.braceexpand(pattern):
             if os.path.isdir(path):
-                found += _files_of_folder(path)
+                found += _files_of_folder(path, extensions)
             elif glob.has_magic(path):
-                found += sorted(glob.glob(path))
+                found += _matching_urls(path) if "://" in path else sorted(glob.glob(path))
             elif "://" in path or os.path.exists(path):
                 found.append(path)
             else:
                 raise ConfigError(f"{path} does not exist (from {pattern!r}); check the path")
         if not found:
+            if tuple(extensions) != SOURCE_EXTENSIONS:
+                raise ConfigError(f"no file matches {pattern!r}; name files, or a folder of .{', .'.join(extensions)}")
             raise ConfigError(
                 f"no file matches {pattern!r}; photos are WebDataset tars, Parquet files with images, or a folder of "
                 f"{', '.join(IMAGE_EXTENSIONS)} files; videos are files"
@@ -80,7 +102,16 @@ def expand_sources(patterns: Sequence[str]) -> list[str]:
     return files
 
 
-def encoded_photos(path: str) -> Iterator[bytes]:
+def _matching_urls(pattern: str) -> list[str]:
+    try:
+        fs, inner = filesystem_of(pattern)
+        return sorted(fs.unstrip_protocol(path) for path in fs.glob(inner))
+    except Exception as error:  # every fsspec backend has exceptions of its own
+        said = str(error) or type(error).__name__
+        raise SourceError(f"cannot list {pattern}: {said}", remedy="check the URL and your permissions") from error
+
+
+def encoded_photos(path: str) -> Generator[bytes, None, None]:
     """The encoded images of one file, in its order.
 
     A tar (members with an image's extension), a Parquet file (column `image`: bytes or {bytes, path}), or an image.
@@ -90,16 +121,45 @@ def encoded_photos(path: str) -> Iterator[bytes]:
             if _extension(path) in IMAGE_EXTENSIONS:
                 yield stream.read()
             elif path.endswith(".parquet"):
-                for batch in pq.ParquetFile(stream).iter_batches(batch_size=256, columns=["image"]):
+                table = pq.ParquetFile(stream)
+                if "image" not in table.schema_arrow.names:
+                    names = ", ".join(table.schema_arrow.names)
+                    raise SourceError(
+                        f"{path} has no column `image` (bytes, or a struct with `bytes`); it has {names}",
+                        is_permanent=True,
+                    )
+                for batch in table.iter_batches(batch_size=256, columns=["image"]):
                     for value in batch.column(0):
                         cell = value.as_py()
-                        yield cell["bytes"] if isinstance(cell, dict) else cell
+                        yield (cell.get("bytes") if isinstance(cell, dict) else cell) or b""
             else:
                 for member in wds.tariterators.tar_file_iterator(stream):
                     if _extension(member["fname"]) in IMAGE_EXTENSIONS:
                         yield member["data"]
-    except (OSError, KeyError, ValueError) as error:
-        raise SourceError(f"cannot read photos from {path}: {error}") from error
+    except SourceError:
+        raise
+    except tarfile.TarError as error:
+        said = f"as a tar it is damaged or cut off ({error})"
+        if not path.lower().endswith(_TARS):
+            said = f"it is no tar, no .parquet file and no image of .{', .'.join(IMAGE_EXTENSIONS)}"
+        raise SourceError(f"cannot read photos from {path}: {said}", is_permanent=True) from error
+    except Exception as error:  # every fsspec backend has exceptions of its own
+        said = str(error) or type(error).__name__
+        raise SourceError(f"cannot read photos from {path}: {said}") from error
+
+
+@contextmanager
+def decoding(path: str, number: int) -> Iterator[None]:
+    """Raise what decoding the photo of this number in a file raises as a SourceError that names it."""
+    try:
+        yield
+    except Exception as error:  # Pillow's plugins raise whatever they come upon
+        said = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            said = "these bytes are no image that Pillow knows"
+        raise SourceError(
+            f"photo {number} of {path} cannot be decoded: {said}; take it out", is_permanent=True
+        ) from error
 
 
 def _square(payload: bytes, image_size: int, side: float, left: float, top: float) -> Image.Image:
@@ -126,10 +186,8 @@ def centre_crops(paths: Sequence[str], image_size: int, limit: int | None = None
         for number, payload in enumerate(encoded_photos(path)):
             if remaining == 0:
                 return
-            try:
+            with decoding(path, number):
                 crop = _square(payload, image_size, 1.0, 0.5, 0.5)
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise SourceError(f"photo {number} of {path} cannot be decoded: {error}; take it out") from error
             yield _pixels(crop)
             remaining = None if remaining is None else remaining - 1
 
@@ -191,7 +249,7 @@ class RandomCrops(IterableDataset[Tensor]):
         """What the random numbers of one worker's stream on this rank are drawn by."""
         return f"{self.seed} rank {self.rank} stream {stream} of {num_streams}"
 
-    def _photos(self, name: str, place: tuple[int, int, int]) -> Iterator[tuple[bytes, tuple[int, int, int]]]:
+    def _photos(self, name: str, place: tuple[int, int, int]) -> Iterator[tuple[EncodedPhoto, tuple[int, int, int]]]:
         """Photos without end from a place on, each with its own place."""
         first_pass, first_file, first_photo = place
         for number in itertools.count(first_pass):
@@ -201,13 +259,13 @@ class RandomCrops(IterableDataset[Tensor]):
                 for photo, payload in enumerate(encoded_photos(order[file])):
                     num_seen += 1
                     if photo >= first_photo:
-                        yield payload, (number, file, photo)
+                        yield EncodedPhoto(payload, order[file], photo), (number, file, photo)
                 first_photo = 0
             first_file = 0
             if is_whole and not num_seen:
                 raise SourceError(f"no image in {', '.join(self.paths)}")
 
-    def payloads(self, name: str, place: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+    def payloads(self, name: str, place: Sequence[int]) -> Iterator[tuple[EncodedPhoto, tuple[int, ...]]]:
         """Encoded photos without end, mixed, each with the place of the stream after it."""
         number, num_given, *begin = place
         source = self._photos(name, (begin[0], begin[1], begin[2]))
@@ -217,18 +275,20 @@ class RandomCrops(IterableDataset[Tensor]):
             random_of(name, "block", number).shuffle(order)
             following = []
             for given, index in enumerate(order, 1):
-                payload, block[index] = block[index][0], _GIVEN
+                photo, block[index] = block[index][0], _GIVEN
                 if given > num_given:
-                    yield payload, (number, given, *begins)
+                    yield photo, (number, given, *begins)
                 following.append(next(source))
             block, number, num_given = following, number + 1, 0
 
     def placed(self, stream: int, num_streams: int, place: Sequence[int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
         """Crops of one worker's stream from a place on, each with the place after it."""
         name = self.stream_name(stream, num_streams)
-        for payload, after in self.payloads(name, place):
+        for photo, after in self.payloads(name, place):
             rng = random_of(name, "crop", *after[:2])
-            image = _square(payload, self.image_size, rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
+            square = rng.uniform(self.smallest_crop, 1), rng.random(), rng.random()
+            with decoding(photo.path, photo.number):
+                image = _square(photo.data, self.image_size, *square)
             if rng.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             yield _pixels(image), after

@@ -6,81 +6,41 @@ crops; rank 0 alone looks at held-out photos, writes and speaks, while the other
 
 from __future__ import annotations
 
-import io
-import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
-import numpy as np
 import torch
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tatok.distributed import most_of_ranks, num_ranks, rank, sum_over_ranks
+from tatok.model.quantizer import ROUNDS
+from tatok.schemas.errors import SourceError
 from tatok.stopping import Interrupted, Stop, outlive_signals, said_of_stop, stop_by_signals
 from tatok.training.canvases import latent_memory
-from tatok.training.config import TrainingConfig, check_batch_sizes
-from tatok.training.device import computes_in_bfloat16
-from tatok.training.moving_photos import RandomClips
+from tatok.training.config import TrainingConfig
+from tatok.training.device import computes_in_bfloat16, loader_context, num_loader_workers
+from tatok.training.moving_photos import VIDEO_EXTENSIONS, RandomClips
 from tatok.training.photo_memory import PhotoMemory
 from tatok.training.photos import RandomCrops, centre_crops, expand_sources
-from tatok.training.requirements import check_requirements
-from tatok.training.run_folder import is_url
+from tatok.training.requirements import check_requirements, check_room
+from tatok.training.run_folder import ended_before
 from tatok.training.stream import PlacedSamples, Samples, StreamPlace, digest_of
 from tatok.training.trainer import CHECKPOINT, Trainer
+from tatok.watching.event_files import event_files
+from tatok.watching.log import RunLog
+from tatok.watching.pace import clock, seconds_left
+from tatok.watching.records import said_of_end, steps_over_all
+from tatok.watching.sheets import PictureLine
+from tatok.watching.terminal import Display, display
 
 __all__ = ["train"]
 
 # What decides over the batches of a stage; another learning rate, say, does not.
 _OF_STREAMS = {"batch_size", "image_size", "num_frames", "camera", "video_share", "smallest_crop", "native_share"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Display:
-    """Where a run speaks: the terminal with a progress bar, the caller's `say`, or, on other ranks than 0, nowhere."""
-
-    say: Callable[[str], None]
-    progress: Progress
-
-    def start(self, name: str, total: int, completed: int) -> Callable[[], None]:
-        """Show a stage; the answer is to be called after each of its steps."""
-        task: TaskID = self.progress.add_task(name, total=total, completed=completed)
-        return lambda: self.progress.advance(task)
-
-
-@contextmanager
-def _display(say: Callable[[str], None] | None) -> Iterator[_Display]:
-    console = Console(quiet=say is not None or rank() > 0)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as progress:
-
-        def print_line(text: str) -> None:
-            progress.console.print(text, soft_wrap=True, highlight=False)
-
-        yield _Display(say=print_line if say is None or rank() else say, progress=progress)
-
-
-def _png(pictures: Tensor, columns: int) -> bytes:
-    rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-    array = ((rows + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _codebook_use(trainer: Trainer) -> dict[str, float]:
-    shares = {}
-    for name in ("global", "patch") if trainer.config.model.num_global else ("patch",):
-        quantizer = getattr(trainer.model, f"{name}_quantizer")
-        p = quantizer.ema_count_K / quantizer.ema_count_K.sum()
-        shares[f"perplexity_{name}"] = float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
-    return shares
 
 
 def train(
@@ -95,25 +55,31 @@ def train(
     """Run all stages, or resume where the output left off; returns the checkpoint folder, a path or a URL.
 
     Progress goes to the terminal, or line by line to `say`; figures of every `log_every_steps` steps to
-    OUTPUT/metrics.jsonl, sample pictures (original, full rate, energy-filtered, globals only) to OUTPUT/samples/.
+    OUTPUT/metrics.jsonl, their curves to OUTPUT/curves.svg, sample pictures (original, full rate, under DTF, globals
+    alone) to OUTPUT/samples/. A run that has ended is not begun again: OUTPUT/summary.json says so.
     Where a process group is formed, every rank calls this; a batch is shared among them.
 
     Ctrl-C and SIGTERM, or a request to `stop` (of rank 0), end the run after the step at hand, whose state is saved;
     Interrupted says so. On the CPU a run that resumes ends with the weights of one that was never stopped, to the bit,
     unless a stage ends by the clock, sources have changed, or the number of ranks or loader workers has.
 
-    Raises ConfigError where that cannot be done equally, and TatokError where the loss becomes infinite or NaN.
+    Raises what `check_requirements` does before the first step; later SourceError for a photo that cannot be decoded,
+    with the state saved, and TatokError where the loss becomes infinite or NaN.
     """
     with ExitStack() as opened:
         stop = stop or opened.enter_context(stop_by_signals())
-        display = opened.enter_context(_display(say))
+        shown = opened.enter_context(display(say, is_quiet=rank() > 0))
+        recipe = digest_of(config.stages, config.model, config.seed)
         run: _Run | None = None
         try:
-            check_batch_sizes(config, num_ranks())
-            check_requirements(config)
+            if (ended := ended_before(config.output, recipe, CHECKPOINT)) is not None:
+                shown.say(f"finished already, {ended.said}; another output trains anew")
+                shown.say(f"checkpoint: {ended.checkpoint}")
+                return ended.checkpoint
+            notes = check_requirements(config, num_workers=num_ranks(), start_from=start_from)
             heldout = expand_sources(config.heldout)
-            run = _Run(trainer(config, device, start_from), heldout, display, stop)
-            return run.whole()
+            run = _Run(trainer(config, device, start_from), heldout, shown, stop, notes)
+            return run.whole(recipe)
         except Interrupted as interrupt:
             if run is None or not run.has_looked:
                 said = (
@@ -124,7 +90,7 @@ def train(
 
 
 def _batches(
-    trainer: Trainer, photos: list[str], videos: list[str], display: _Display, check: Callable[[], None]
+    trainer: Trainer, photos: list[str], videos: list[str], display: Display, check: Callable[[], None]
 ) -> Iterator[tuple[Tensor, StreamPlace]]:
     """The batches of the current stage from where it is, each with the place after it.
 
@@ -145,7 +111,7 @@ def _batches(
     if has_cached:
         return _of_latents(trainer, photos, seed, place, display, check)
     if in_memory:
-        return _of_memory(trainer, photos, seed, place)
+        return _of_memory(trainer, photos, seed, place, display)
     crops = RandomCrops(photos, stage.image_size, seed, smallest_crop=stage.smallest_crop, rank=rank())
     samples: Samples = crops
     if stage.is_on_clips:
@@ -163,7 +129,7 @@ def _batches(
         PlacedSamples(samples, place),
         batch_size=stage.batch_size // num_ranks(),
         num_workers=num_workers,
-        multiprocessing_context=_loader_context(config, trainer.device, [*photos, *videos]),
+        multiprocessing_context=loader_context(config, trainer.device, [*photos, *videos]),
         pin_memory=trainer.device.type == "cuda",
         worker_init_fn=outlive_signals,
     )
@@ -171,12 +137,14 @@ def _batches(
 
 
 def _of_memory(
-    trainer: Trainer, photos: list[str], seed: int, place: StreamPlace
+    trainer: Trainer, photos: list[str], seed: int, place: StreamPlace, display: Display
 ) -> Iterator[tuple[Tensor, StreamPlace]]:
     stage = trainer.config.stages[trainer.stage_index]
     if trainer.photo_memory is None or trainer.photo_memory.paths != photos:
         trainer.photo_memory = None  # freed before the next is filled
+        display.say(f"decoding the photos of {len(photos):,} files into memory")
         trainer.photo_memory = PhotoMemory(photos, trainer.device)
+        display.say(f"photos in memory: {len(trainer.photo_memory):,}")
     batches = trainer.photo_memory.batches(
         stage.batch_size // num_ranks(),
         stage.image_size,
@@ -189,7 +157,7 @@ def _of_memory(
 
 
 def _of_latents(
-    trainer: Trainer, photos: list[str], seed: int, place: StreamPlace, display: _Display, check: Callable[[], None]
+    trainer: Trainer, photos: list[str], seed: int, place: StreamPlace, display: Display, check: Callable[[], None]
 ) -> Iterator[tuple[Tensor, StreamPlace]]:
     stage = trainer.config.stages[trainer.stage_index]
     assert trainer.autoencoder is not None
@@ -200,7 +168,7 @@ def _of_latents(
         trainer.folder,
         found=trainer.latent_memory,
         encode=trainer.latents,
-        say=display.say,
+        counting=display.counting,
         check=check,
     )
     batches = trainer.latent_memory.batches(
@@ -209,29 +177,14 @@ def _of_latents(
     return ((latents, replace(place, num_given=number)) for number, latents in enumerate(batches, place.num_given + 1))
 
 
-def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
-    """Processes that load crops: as configured, else one beside a CPU's training, and a GPU's share of the cores."""
-    if config.num_loader_workers is not None:
-        return config.num_loader_workers
-    if device.type == "cpu":
-        return 1
-    return max(1, (os.cpu_count() or 1) // max(1, torch.cuda.device_count()))
-
-
-def _loader_context(config: TrainingConfig, device: torch.device, paths: list[str]) -> str | None:
-    """How loaders start: a process that holds a bucket's client, CUDA or NCCL must not be forked; else it is quick."""
-    if num_loader_workers(config, device) == 0:
-        return None
-    if is_url(config.output) or any(is_url(path) for path in paths):
-        return "spawn"
-    return None if device.type == "cpu" else "forkserver"
-
-
 class _Run:
     """A run from where it is to its end; what it knows beside the trainer is saved with the trainer's state."""
 
-    def __init__(self, trainer: Trainer, heldout: list[str], display: _Display, stop: Stop) -> None:
-        self.trainer, self.heldout, self.display, self.stop = trainer, heldout, display, stop
+    def __init__(
+        self, trainer: Trainer, heldout: list[str], display: Display, stop: Stop, notes: Sequence[str]
+    ) -> None:
+        self.trainer, self.heldout, self.display, self.stop, self.notes = trainer, heldout, display, stop, notes
+        self.log = RunLog(trainer.folder, display, None)
         self.batches: Iterator[tuple[Tensor, StreamPlace]] | None = None
         self.place: StreamPlace | None = None
         self.sums: dict[str, float] = defaultdict(float)  # of the terms of the steps since the last record
@@ -241,8 +194,8 @@ class _Run:
         self.is_saved = True  # all that was done
         self.has_looked = False  # for an earlier state
 
-    def whole(self) -> str:
-        """Resume, run all stages that are left, and save; returns the checkpoint."""
+    def whole(self, recipe: str) -> str:
+        """Resume, run all stages that are left, and save; returns the checkpoint. `recipe` is the digest of it."""
         trainer, config = self.trainer, self.trainer.config
         if has_state := trainer.restore():
             self.saved_at = self._here()
@@ -252,21 +205,33 @@ class _Run:
             pending = (trainer.saved_run or {}).get("pending") or {"sums": {}, "num_steps": 0, "seconds": 0.0}
             self.sums.update(pending["sums"])
             self.num_steps, self.seconds = pending["num_steps"], pending["seconds"]
-        elif trainer.folder.num_dropped:
-            self.display.say(
-                f"metrics.jsonl in {config.output} had {trainer.folder.num_dropped} lines of a run that saved no "
-                "state; its steps are done again, and they are left out"
-            )
+        else:
+            if trainer.folder.num_dropped:
+                self.display.say(
+                    f"metrics.jsonl in {config.output} had {trainer.folder.num_dropped} lines of a run that saved no "
+                    "state; its steps are done again, and they are left out"
+                )
+            check_room(config.output, trainer.num_bytes)
+            for note in self.notes:
+                self.display.say(f"note: {note}")
         if config.precision == "bfloat16" and not computes_in_bfloat16("auto", trainer.device):
             self.display.say(
                 "this processor has no bfloat16 instructions, which makes its products about ten times as slow as "
                 "float32's: better set `precision: auto`"
             )
-        while trainer.stage_index < len(config.stages):
-            # Looked up for each stage anew: photos may have been added since the last.
-            self._stage(expand_sources(config.photos), expand_sources(config.videos))
+        with ExitStack() as opened:
+            if config.tensorboard and not rank():
+                first = 1 + max(steps_over_all(trainer.folder.records), default=0)
+                self.log.events = opened.enter_context(event_files(config.output, first))
+            while trainer.stage_index < len(config.stages):
+                # Looked up for each stage anew: photos may have been added since the last.
+                self._stage(expand_sources(config.photos), expand_sources(config.videos, VIDEO_EXTENSIONS))
         with self.stop.held():
             self._save()
+            said = said_of_end(trainer.folder.records)
+            if not rank():
+                trainer.folder.end(recipe, said)
+        self.display.say(f"finished: {said}")
         checkpoint = trainer.folder.path(CHECKPOINT)
         self.display.say(f"checkpoint: {checkpoint}")
         return checkpoint
@@ -303,12 +268,13 @@ class _Run:
         stage = config.stages[trainer.stage_index]
         self.batches = _batches(trainer, photos, videos, self.display, self.stop.check)
         if not trainer.is_initialised:
-            self.display.say(f"starting bases and codebooks from {config.num_start_crops} crops")
-            trainer.initialise(pixels for pixels, _ in self.batches)
+            self._initialise(self.batches)
         validation = None
         if self.heldout and not rank():
             validation = torch.stack(list(centre_crops(self.heldout, stage.image_size, config.num_heldout)))
-        advance = self.display.start(stage.name, stage.steps, trainer.step)
+        self.log.begin(stage.name, stage.judged_by)
+        name = f"{stage.name} ({trainer.stage_index + 1} of {len(config.stages)})"
+        bar = self.display.stage(name, stage.steps, trainer.step)
         while True:
             is_due = trainer.step % config.log_every_steps == 0 or trainer.stage_is_done
             if self.num_steps and is_due:  # at first, too, where the run was stopped just before it
@@ -322,15 +288,56 @@ class _Run:
                     self.place = trainer.saved_run = None
                     self.batches = _batches(trainer, photos, videos, self.display, self.stop.check)
             self._step()
-            advance()
+            bar.advance(self._below())
         with self.stop.held():
             self.batches = self.place = trainer.saved_run = None
             trainer.next_stage()
 
+    def _initialise(self, batches: Iterator[tuple[Tensor, StreamPlace]]) -> None:
+        most, num_codebooks = self.trainer.config.num_start_crops, len(self.trainer.codebook_use())
+        rounds: list[Callable[[int], None]] = []  # counted from the first on
+        with ExitStack() as opened:
+            count = opened.enter_context(self.display.counting("starting bases and codebooks from crops", most))
+
+            def crops() -> Iterator[Tensor]:
+                for pixels, _ in batches:
+                    count(len(pixels))
+                    yield pixels
+
+            def tick() -> None:
+                if not rounds:
+                    counting = self.display.counting("rounds of k-means for these", ROUNDS * num_codebooks)
+                    rounds.append(opened.enter_context(counting))
+                rounds[0](1)
+
+            self.trainer.initialise(crops(), tick)
+
+    def _below(self) -> str:
+        """The line under the bars."""
+        if not self.num_steps or not self.display.has_bars:
+            return ""
+        pace = self.num_steps / self.seconds
+        left = f"all stages: about {clock(self._seconds_left(1 / pace))} left"
+        parts = [left, f"{pace:.3g} steps/s", f"lr {self.trainer.learning_rate:.1e}", self.log.best]
+        return " · ".join(part for part in parts if part)
+
+    def _seconds_left(self, seconds_a_step: float) -> float:
+        trainer = self.trainer
+        stages = trainer.config.stages[trainer.stage_index :]
+        works = [stage.work_left(0, 0.0) for stage in stages]
+        works[0] = stages[0].work_left(trainer.step, trainer.stage_seconds)
+        return seconds_left(works, seconds_a_step)
+
     def _step(self) -> None:
         assert self.batches is not None
         started = time.monotonic()
-        pixels, place = next(self.batches)
+        try:
+            pixels, place = next(self.batches)
+        except SourceError:
+            if not self.is_saved and num_ranks() == 1:
+                with self.stop.held():
+                    self._save()  # the photo taken out, the run resumes here
+            raise
         # Where all there is lies in the folder, a stop need not wait: not for layers to be compiled, for one.
         with nullcontext() if self.is_saved and num_ranks() == 1 else self.stop.held():
             for name, value in self.trainer.train_step(pixels).items():
@@ -356,9 +363,10 @@ class _Run:
         record: dict[str, float | str] = {"stage": stage.name, "step": trainer.step}
         record |= dict(zip(self.sums, totals.tolist(), strict=True))
         record |= {"images_per_s": self.num_steps * stage.batch_size / self.seconds, "hours": hours}
-        record |= _codebook_use(trainer)
+        record["learning_rate"] = trainer.learning_rate
+        record |= trainer.codebook_use()
         is_round = trainer.step % config.save_every_steps == 0 or trainer.stage_is_done
-        pictures = None
+        pictures: tuple[PictureLine, ...] | None = None
         if is_round and validation is not None:
             try:
                 figures, pictures = trainer.validate(validation, self.stop.check)
@@ -369,13 +377,15 @@ class _Run:
         if is_round and self.heldout:
             self._agree_to_stop()  # the other ranks wait here, where all can still stop at the same step
         with self.stop.held():
-            if pictures is not None and validation is not None:
-                name = f"samples/{trainer.stage_index}-{stage.name}-{trainer.step:06d}.png"
-                trainer.folder.write(name, _png(pictures, min(8, len(validation))))
             if not rank():
-                trainer.folder.add_record(record)
-            words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
-            self.display.say(" ".join(words))
+                pace = self.num_steps / self.seconds
+                left_s = self._seconds_left(1 / pace)
+                self.log.add(record, judged_by=stage.judged_by, steps_per_s=pace, left_s=left_s)
+                if pictures is not None:
+                    name = f"samples/{trainer.stage_index}-{stage.name}-{trainer.step:06d}.png"
+                    self.log.show(name, pictures)
+                if is_round:
+                    self.log.draw()
             trainer.seconds += self.seconds
             self.sums.clear()
             self.num_steps, self.seconds, self.is_saved = 0, 0.0, False

@@ -6,16 +6,18 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
 from tatok.schemas.errors import CommitError, ConfigError
 from tatok.schemas.urls import filesystem_of
 
-__all__ = ["RunFolder", "is_url"]
+__all__ = ["EndedRun", "RunFolder", "ended_before", "is_url"]
 
-METRICS = "metrics.jsonl"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 def is_url(path: str) -> bool:
@@ -46,6 +48,11 @@ class RunFolder:
     def num_records(self) -> int:
         """Records so far."""
         return len(self._lines)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All of them."""
+        return [json.loads(line) for line in self._lines]
 
     def path(self, name: str) -> str:
         """The full path or URL of a file or folder."""
@@ -92,6 +99,10 @@ class RunFolder:
             for path in files:
                 self.write(f"{name}/{path.name}", path.read_bytes())
 
+    def end(self, recipe: str, said: str) -> None:
+        """Note that the run of a recipe, of this digest, has ended, its checkpoint written; `said` is of it."""
+        self.write(SUMMARY, (json.dumps({"recipe": recipe, "said": said}, indent=2) + "\n").encode())
+
     def keep_records(self, count: int | None) -> None:
         """Take up the records of an earlier run: its first `count`, or all; the others are dropped, from the file too.
 
@@ -126,3 +137,27 @@ class RunFolder:
         elif self._lines:  # a state must not outlive, after a power cut, the records that it counts
             with open(self.path(METRICS), "rb") as file:
                 os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedRun:
+    """A run that has ended: what was said of it, and where its checkpoint is."""
+
+    said: str
+    checkpoint: str
+
+
+def ended_before(location: str, recipe: str, checkpoint: str) -> EndedRun | None:
+    """The run of a recipe, of this digest, that has ended in a folder, its checkpoint there; None if there is none.
+
+    None, too, where the folder cannot be read: whoever writes into it is told why.
+    """
+    try:
+        folder = RunFolder(location)
+        summary, config = folder.read(SUMMARY), folder.read(f"{checkpoint}/config.json")
+    except Exception:  # every fsspec backend has exceptions of its own
+        return None
+    document = {} if summary is None or config is None else json.loads(summary)
+    if document.get("recipe") != recipe:
+        return None
+    return EndedRun(said=str(document["said"]), checkpoint=folder.path(checkpoint))

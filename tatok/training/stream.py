@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from tatok.distributed import num_ranks, rank, sum_over_ranks
+from tatok.schemas.errors import SourceError
 from tatok.training.photos import this_stream
 
 __all__ = ["PlacedSamples", "Samples", "StreamPlace", "digest_of"]
@@ -80,9 +81,14 @@ class StreamPlace:
     def batches(self, loaded: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, StreamPlace]]:
         """The batches that a data loader of `PlacedSamples` makes from here on, each with the place after it."""
         place = self
-        for pixels, places in loaded:
-            place = place.after(places[-1].tolist())
-            yield pixels, place
+        try:
+            for pixels, places in loaded:
+                place = place.after(places[-1].tolist())
+                yield pixels, place
+        except SourceError as error:
+            # From another process torch raises it anew, with that process's traceback before what it said.
+            said = str(error).rpartition(f"{SourceError.__name__}: ")[2].strip()
+            raise SourceError(said, is_permanent=error.is_permanent, remedy=error.remedy) from error
 
 
 class PlacedSamples(IterableDataset[tuple[Tensor, Tensor]]):

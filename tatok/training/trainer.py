@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import io
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from tatok.evaluation.features import EfficientNetLiteFeatures, LearnedDistance
 from tatok.model.autoencoder import TaTok
 from tatok.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tatok.model.pixels import to_float
-from tatok.model.prior import Prior, code_statistics
+from tatok.model.prior import Prior
 from tatok.schemas.errors import ConfigError, TatokError
 from tatok.training import canvases
 from tatok.training.adversary import Adversary, Views
@@ -33,12 +32,13 @@ from tatok.training.losses import Losses
 from tatok.training.photo_memory import PhotoMemory
 from tatok.training.photos import random_of
 from tatok.training.run_folder import RunFolder
+from tatok.watching.heldout import look_at
+from tatok.watching.sheets import PictureLine
 
 __all__ = ["CHECKPOINT", "Trainer"]
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint"
-VALIDATION_SHARE = 0.16  # of the patches kept when held-out images are looked at: about 40 of 256
 
 
 class Trainer:
@@ -194,21 +194,24 @@ class Trainer:
             return self.autoencoder.encode(to_float(pixels.to(self.device)))
 
     @torch.no_grad()
-    def initialise(self, crops: Iterator[Tensor]) -> None:
-        """PCA bases and k-means codebooks from rank 0's random crops, a batch as `train_step` takes it."""
+    def initialise(self, crops: Iterator[Tensor], tick: Callable[[], None] = lambda: None) -> None:
+        """PCA bases and k-means codebooks from rank 0's random crops, a batch as `train_step` takes it.
+
+        `tick` is called after each round of k-means.
+        """
         if not rank():
-            self._start_from_data(crops)
+            self._start_from_data(crops, tick)
         broadcast_from_first([*self.modules.parameters(), *self.modules.buffers()])
         self.average.load_state_dict(self.modules.state_dict())
         self.is_initialised = True
 
-    def _start_from_data(self, crops: Iterator[Tensor]) -> None:
+    def _start_from_data(self, crops: Iterator[Tensor], tick: Callable[[], None]) -> None:
         batches: list[Tensor] = []
         while sum(len(batch) for batch in batches) < self.config.num_start_crops:
             crop = next(crops)
             batches.append(crop if crop.ndim == 4 else crop[:, 0])
         self.model.eval()
-        self.model.start_from(canvases.to_start_from(self.model.canvas, batches, self.device, self.config))
+        self.model.start_from(canvases.to_start_from(self.model.canvas, batches, self.device, self.config), tick)
 
     # --- steps -----------------------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class Trainer:
         self.model.train("tokenizer" in stage.train)  # only this lets the codebooks move
         for group in self.optimizer.param_groups:
             share = group.get("share", 1.0)  # older states have none
-            group["lr"] = stage.learning_rate_at(self.step, self.stage_seconds) * share
+            group["lr"] = self.learning_rate * share
         if self.adversary is not None:
             self.adversary.eval().requires_grad_(False)
         with self._autocast():
@@ -341,6 +344,26 @@ class Trainer:
         self._stepped_at = None
         self.optimizer = None
 
+    def codebook_use(self) -> dict[str, float]:
+        """Perplexity of each codebook."""
+        shares = {}
+        for name in ("global", "patch") if self.config.model.num_global else ("patch",):
+            quantizer = getattr(self.model, f"{name}_quantizer")
+            p = quantizer.ema_count_K / quantizer.ema_count_K.sum()
+            shares[f"perplexity_{name}"] = float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
+        return shares
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.config.stages[self.stage_index].learning_rate_at(self.step, self.stage_seconds)
+
+    @property
+    def num_bytes(self) -> int:
+        """About what a run has on its disk at most, beside cached latents: states and checkpoints, old ones and new."""
+        weights = sum(each.numel() * each.element_size() for each in self.modules.parameters())
+        return 2 * 5 * weights  # weights, their averages, two moments of them, and the checkpoint
+
     @property
     def stage_is_done(self) -> bool:
         """Whether the current stage has had its steps or its minutes."""
@@ -360,40 +383,8 @@ class Trainer:
         # Codebooks are moving averages already.
         torch._foreach_copy_(list(self.average.buffers()), list(self.modules.buffers()))
 
-    @torch.no_grad()
-    def validate(self, pixels: Tensor, check: Callable[[], None]) -> tuple[dict[str, float], Tensor]:
-        """Held-out figures of the averaged weights, and pictures [rows, 3, H, W] (original, full rate, filtered).
-
-        `check` is called before each batch, and may raise.
-        """
-        model, prior = self.averaged()
-        draw = model.canvas.images
+    def validate(self, pixels: Tensor, check: Callable[[], None]) -> tuple[dict[str, float], tuple[PictureLine, ...]]:
+        """Held-out figures of the averaged weights, and pictures in rows; see `look_at`."""
         self.average.eval()
-        figures: dict[str, list[float]] = defaultdict(list)
-        pictures: list[Tensor] = []
-        for batch in pixels.split(16):
-            check()
-            images = to_float(batch.to(self.device))
-            grid = model.grid_of_pixels(images)
-            with self._autocast():
-                encoded = model.encode(model.canvas.working(images))
-                globals_BMC, vectors = encoded.globals_BMC.vectors, encoded.patches_BNC.vectors
-                energy = vectors.square().sum(-1)
-                few = energy > energy.flatten().quantile(1 - VALIDATION_SHARE)
-                everything, nothing = torch.ones_like(few), torch.zeros_like(few)
-                rebuilt = {
-                    name: draw(model.decode(globals_BMC, vectors, kept, encoded.base_BNP, grid)).clamp(-1, 1)
-                    for name, kept in (("full", everything), ("few", few), ("globals", nothing))
-                }
-                coordinates = model.coordinates(grid)
-                logits = prior(globals_BMC, encoded.base_BNP, vectors, nothing, coordinates)
-            for name, image in rebuilt.items():
-                error = (image - images).square().mean((1, 2, 3)) / 4  # in [0, 1] units
-                figures[f"psnr_{name}_db"] += (-10 * error.log10()).tolist()
-            codebook = model.patch_quantizer.codebook_KC
-            statistics = code_statistics(logits, encoded.patches_BNC.codes, codebook)
-            figures["entropy_bits"] += statistics.entropy.mean(1).tolist()
-            figures["surprisal_bits"] += statistics.surprisal.mean(1).tolist()
-            if not pictures:
-                pictures = [images[:8], *(image[:8].float() for image in rebuilt.values())]
-        return {name: sum(values) / len(values) for name, values in figures.items()}, torch.cat(pictures)
+        model, prior = self.averaged()
+        return look_at(pixels, model, prior, self.config.dtf, self.device, autocast=self._autocast, check=check)

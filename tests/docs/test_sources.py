@@ -28,7 +28,7 @@ def test_a_named_test_exists(name: str) -> None:
 
 
 def test_each_layout_in_each_store_has_its_cell() -> None:
-    cells = re.findall(r"`(\w+-(?:local|s3|gs|http))`", LAYOUTS_PAGE)
+    cells = re.findall(r"`(\w+-(?:local|s3|gs|az|hf|http))`", LAYOUTS_PAGE)
     cases = {
         f"{layout.__name__}-{store}"
         for layout in LAYOUTS

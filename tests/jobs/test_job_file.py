@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tatok.jobs.cli import app
-from tatok.jobs.job_file import job_text
+from tatok.jobs.job_file import job_file_among, job_text
+from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.settings_file import read_settings
 
@@ -47,3 +48,13 @@ def test_config_show_prints_a_job_file(tmp_path: Path, monkeypatch: pytest.Monke
     job.write_text("source: 's3://${BUCKET}/$${BUCKET}.tar'\noutput: s3://c\n")
     result = CliRunner().invoke(app, ["config", "show", str(job)])
     assert read_elsewhere(result.output, tmp_path).source == ("s3://photos/${BUCKET}.tar",)
+
+
+def test_a_job_file_stands_in_place_of_a_source(tmp_path: Path) -> None:
+    path = Path("job.yaml")
+    assert job_file_among(["job.yaml"], None) == (None, path)
+    assert job_file_among(["a.tar", "tokens.yaml"], None) == (["a.tar", "tokens.yaml"], None)
+    assert job_file_among(["a.tar", "out"], path) == (["a.tar", "out"], path)
+    assert job_file_among(None, path) == (None, path)
+    with pytest.raises(ConfigError, match=r"other\.yml.*job\.yaml are both job files"):
+        job_file_among(["job.yaml"], Path("other.yml"))

@@ -63,11 +63,11 @@ def test_it_is_said_everywhere(
     print_summary(summary)
     assert f"left out: {1 + hidden_members} hidden, 1 .pdf (no image" in capsys.readouterr().out
     assert f"left out: {1 + hidden_members} hidden, 1 .pdf (no image" in tatok("stats", output)
-    counted = json.loads((output / "manifest.json").read_text())["left_out"]
+    counted = json.loads((output / "_manifest.json").read_text())["left_out"]
     assert {"reason": "hidden", "extension": "", "count": 1 + hidden_members} in counted
     assert verify_output(str(output), [str(folder)]).findings == ()
 
-    (output / "manifest.json").unlink()  # the parts know what their archives left out, and the plan the rest
+    (output / "_manifest.json").unlink()  # the parts know what their archives left out, and the plan the rest
     assert run(config).left_out == expected
     compact(TokenizedData.open(str(output)), str(tmp_path / "compacted"))
     assert TokenizedData.open(str(tmp_path / "compacted")).left_out == expected

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tatok import Rows, TokenDataset, Tokenizer, statistics, token_sequences
 from tatok.jobs.cli import app
+from tatok.jobs.python.opened import open_dataset
 from tests.support.places import TESTS
 
 STORED = TESTS / "data" / "dataset-0.1.0"
@@ -47,6 +48,17 @@ def test_it_is_loaded_and_decoded(dataset: str) -> None:
     pixels = Tokenizer.load(device="cpu").decode(sequences)
     assert pixels.shape == (3, 3, 256, 256)
     assert pixels.dtype == torch.uint8
+
+
+def test_it_has_the_one_face(dataset: str) -> None:
+    opened = open_dataset(dataset, device="cpu")
+    assert (len(opened), opened.stats().num_rows, len(opened.dataset())) == (3, 3, 3)
+    key, *_ = opened
+    picture = opened.decode(key)
+    assert picture.size == (256, 256)
+    assert opened.show(key).rows[0].sequence.num_tokens == opened.sequences(key)[0].num_tokens
+    again = Tokenizer.load(device="cpu").encode(picture, preprocessing=opened.preprocessing)
+    assert again.grid == (1, 16, 16)
 
 
 def test_a_row_is_shown_by_the_checkpoint_that_made_it(dataset: str, tmp_path: Path) -> None:

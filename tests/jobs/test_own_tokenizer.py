@@ -72,7 +72,7 @@ def test_rows_have_no_entropies_and_every_position(folder: Path) -> None:
         assert table[name].null_count == 12, name
     [first] = table.slice(0, 1).to_pylist()
     assert (first["num_global_tokens"], first["positions"]) == (0, list(range(16)))
-    fingerprint = json.loads((folder / "tokens" / "run.json").read_text())["fingerprint"]
+    fingerprint = json.loads((folder / "tokens" / "_run.json").read_text())["fingerprint"]
     assert fingerprint["entropy"] == "none"
     assert fingerprint["tokenizer.code"].startswith("my_tokenizer.py:load (")
     assert fingerprint["tokenizer.identity"] == "mean colours, first version"
@@ -83,7 +83,7 @@ def test_after_a_kill_the_same_command_does_the_rest(folder: Path) -> None:
     parts = sorted((folder / "tokens" / "data").iterdir())
     before = {path.name: path.read_bytes() for path in parts}
     parts[0].unlink()
-    for name in ("_SUCCESS", "manifest.json"):
+    for name in ("_SUCCESS", "_manifest.json"):
         (folder / "tokens" / name).unlink()
     assert "this run: 1 shards, 4 images" in run("tokenize", "--config", "job.yaml").output
     assert {path.name: path.read_bytes() for path in (folder / "tokens" / "data").iterdir()} == before
@@ -227,7 +227,7 @@ def test_a_job_file_elsewhere_brings_the_file_beside_it(folder: Path, monkeypatc
         (["checkpoint=/a"], "the job names another one, 'my_tokenizer.py:load'; leave one of the two out"),
         (["dtf.threshold=0.5"], "dtf.threshold is a setting of tatok's own tokenizer"),
         (["tokenizer=null", "tokenizer_options.a=1"], "tokenizer_options are for a tokenizer of your own"),
-        (["tokenizer_options.hf_token=abcdefghij"], "tokenizer_options.hf_token would be written to run.json"),
+        (["tokenizer_options.hf_token=abcdefghij"], "tokenizer_options.hf_token would be written to _run.json"),
         (["tokenizer_options.size=3"], "unexpected keyword argument 'size'"),
         (["precision=bfloat16"], "does not take; leave it out"),
         (["tokenizer=absent.py:load"], "absent.py: No such file"),

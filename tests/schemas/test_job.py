@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -30,6 +31,26 @@ def test_example_job_follows_the_schema_for_editors(path: Path) -> None:
 def test_local_example_states_the_defaults() -> None:
     example = load_job(next(path for path in JOBS if path.name == "tokenize-local.yaml"))
     assert example == JobConfig(source=example.source, output=example.output)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_an_example_job_names_what_is_there_or_a_placeholder(path: Path) -> None:
+    """Nobody has data/shards-0000.tar or s3://my-photos: that a name must be replaced is to be seen."""
+    job = load_job(path)
+    named = [*job.source, job.output, *filter(None, (job.checkpoint, job.tokenizer, job.filter))]
+    assert [name for name in named if "YOUR-" not in name and not (path.parent / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_key_of_an_example_job_is_commented(path: Path) -> None:
+    """Beside it, or on the line above."""
+    lines = ["", *path.read_text().splitlines()]
+    bare = [
+        line
+        for above, line in pairwise(lines)
+        if line and not line.lstrip().startswith("#") and " # " not in line and not above.lstrip().startswith("#")
+    ]
+    assert bare == []
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:0", "mps:0"])

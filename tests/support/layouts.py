@@ -116,5 +116,5 @@ LAYOUTS = (
     tar, tar_gz, tar_zst, tars_by_braces, parquet_bytes, parquet_struct, parquet_uris, folder, files_by_glob,
     list_txt, list_csv, list_jsonl,
 )  # fmt: skip
-STORES = ("local", "s3", "gs", "http")
+STORES = ("local", "s3", "gs", "az", "hf", "http")
 WITHOUT_LISTING = (folder, files_by_glob)  # a web server does not tell what it has

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from tatok.pipeline.output.commit import commit_shard
 from tatok.pipeline.output.tables import TokenizedBatch
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
+from tatok.schemas.manifest import LAYOUT, LAYOUT_0_2, LOADING
 from tatok.schemas.records import Clip, Crop, Reject, Shard, ShardReport
 from tests.support.fake_tokenizer import FakeTokenizer
 
@@ -65,6 +67,16 @@ def commit(store: OutputStore, name: str = "s0", *, row_group_rows: int = 4, **o
         patch_entropy=True,
         row_group_rows=row_group_rows,
     )
+
+
+def give_old_names(folder: Path) -> None:
+    """Make a dataset one of tatok 0.2, by its files' names."""
+    for path in (*folder.glob("_rejects/*.pq"), *folder.glob("_dedup/*.pq")):
+        path.rename(path.with_suffix(".parquet"))
+    for name in ("run", "manifest", "runs", "rejects", "dedup"):
+        if (path := folder / getattr(LAYOUT, name)).exists():
+            path.rename(folder / getattr(LAYOUT_0_2, name))
+    (folder / LOADING).unlink(missing_ok=True)
 
 
 def report(attempt: Attempt, seconds: float = 0.0) -> ShardReport:

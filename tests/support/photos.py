@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tatok.pipeline.images.decode import decode_image
 from tatok.schemas.errors import DecodeError
@@ -119,3 +119,34 @@ def reason_of(payload: bytes, preprocessing: Preprocessing = EXACT, **limits: in
     with pytest.raises(DecodeError) as caught:
         pixels_of(payload, preprocessing, **limits)
     return caught.value.reason
+
+
+def write_odd_images(folder: Path) -> list[Path]:
+    """An image of each kind that takes more than decoding: turns, alpha, palettes, grey, CMYK, profiles, frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = photo().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    palette = photo().convert("P")
+    deep = Image.fromarray(np.linspace(0, 65535, 90 * 120).astype(np.uint16).reshape(90, 120))
+    images = {
+        "plain.jpg": saved(photo(), "JPEG", quality=95),
+        "turned.jpg": saved(photo(), "JPEG", quality=95, exif=turned),
+        "clear.png": saved(clear),
+        "grey-and-clear.png": saved(clear.convert("LA")),
+        "palette.png": saved(palette),
+        "palette-and-clear.gif": saved(palette, "GIF", transparency=palette.getpixel((60, 45))),
+        "grey.jpg": saved(photo().convert("L"), "JPEG"),
+        "deep-grey.png": saved(deep),
+        "bits.png": saved(photo().convert("1")),
+        "cmyk.jpg": saved(photo().convert("CMYK"), "JPEG"),
+        "wrong-profile.jpg": saved(photo(), "JPEG", icc_profile=wide.tobytes()),
+        "frames.gif": saved(photo(), "GIF", save_all=True, append_images=[photo(120, 90).rotate(90)]),
+        "narrow.webp": saved(photo(160, 48), "WEBP", lossless=True),
+        "small.png": saved(photo(20, 17)),
+    }
+    for name, payload in images.items():
+        (folder / name).write_bytes(payload)
+    return [folder / name for name in images]

@@ -48,7 +48,7 @@ def rows(output: Path) -> list[dict[str, object]]:
 
 
 def rejects(output: Path) -> list[dict[str, object]]:
-    return ds.dataset(output / "rejects").to_table().to_pylist()
+    return ds.dataset(output / "_rejects").to_table().to_pylist()
 
 
 DECODERS_WANTED = "decoders-wanted"

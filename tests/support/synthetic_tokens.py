@@ -16,7 +16,7 @@ from tatok.pipeline.output.manifest import mark_success, update_manifest
 from tatok.pipeline.output.parquet import PartWriter
 from tatok.pipeline.output.tables import rejects_table
 from tatok.pipeline.storage.store import OutputStore
-from tatok.schemas.manifest import RUN, RunDocument
+from tatok.schemas.manifest import RunDocument
 from tatok.schemas.records import Reject
 from tatok.schemas.tokens import (
     FOOTER_FINGERPRINT,
@@ -32,7 +32,9 @@ VOCAB_SIZE, NUM_GLOBAL, SIDE = 4096, 16, 16
 REASONS = ("corrupt", "truncated", "too_large")
 
 
-def synthetic_rows(rng: np.random.Generator, first: int, count: int, *, patch_entropy: bool = False) -> pa.Table:
+def synthetic_rows(
+    rng: np.random.Generator, first: int, count: int, *, patch_entropy: bool = False, patch_worth: bool = False
+) -> pa.Table:
     """`count` rows of one source; row i has key "row-<first + i>" and label (first + i) % 10."""
     num_positions = SIDE * SIDE
     num_patches = np.clip(rng.lognormal(3.5, 0.8, count), 0, num_positions).astype(np.int32)
@@ -44,7 +46,7 @@ def synthetic_rows(rng: np.random.Generator, first: int, count: int, *, patch_en
     bits = rng.gamma(9.0, 1.2, (count, num_positions)).astype(np.float32)
     bits[kept] += 4
     entropy, kept_entropy = bits.sum(1), (bits * kept).sum(1)
-    schema = token_schema(VOCAB_SIZE, patch_entropy=patch_entropy)
+    schema = token_schema(VOCAB_SIZE, patch_entropy=patch_entropy, patch_worth=patch_worth)
     numbers = np.arange(first, first + count)
 
     def lists(name: str, values: np.ndarray, lengths: np.ndarray) -> pa.Array:
@@ -85,6 +87,10 @@ def synthetic_rows(rng: np.random.Generator, first: int, count: int, *, patch_en
         columns["patch_entropy_bits"] = lists(
             "patch_entropy_bits", bits.astype(np.float16).ravel(), np.full(count, num_positions)
         )
+    if patch_worth:
+        columns["patch_worth_bits"] = lists(
+            "patch_worth_bits", (bits * kept).astype(np.float16).ravel(), np.full(count, num_positions)
+        )
     for name in ("crop_left", "crop_top", "crop_width", "crop_height"):
         columns[name] = np.zeros(count, np.int32)
     arrays = [
@@ -102,6 +108,7 @@ def write_synthetic(
     rows_per_part: int = 10_000,
     row_group_rows: int = 50_000,
     patch_entropy: bool = False,
+    patch_worth: bool = False,
     rejects_per_part: int = 0,
     seed: int = 0,
 ) -> None:
@@ -115,7 +122,9 @@ def write_synthetic(
     }
     for number, first in enumerate(range(0, num_rows, rows_per_part)):
         count = min(rows_per_part, num_rows - first)
-        rows = synthetic_rows(np.random.default_rng([seed, number]), first, count, patch_entropy=patch_entropy)
+        rows = synthetic_rows(
+            np.random.default_rng([seed, number]), first, count, patch_entropy=patch_entropy, patch_worth=patch_worth
+        )
         uri = f"s3://photos/shard-{first:09}.tar"
         rejects = [
             Reject(
@@ -141,10 +150,12 @@ def write_synthetic(
                 with PartWriter(path, table.schema, row_group_rows=row_group_rows) as writer:
                     writer.write(table)
                     writer.finish(footer)
-                store.publish(path, f"{folder}/part-{first:020}.parquet", create=False)
+                part = f"part-{first:020}.parquet"
+                name = f"data/{part}" if folder == "data" else store.layout.rejects_of(part)
+                store.publish(path, name, create=False)
     config = {"source": ["s3://photos/shard-*.tar"], "output": url, "preprocessing": {"image_size": 256}}
     run = RunDocument(schema_version=SCHEMA_VERSION, fingerprint=fingerprint, config=config)
-    store.write_text(RUN, run.to_json())
+    store.write_text(store.layout.run, run.to_json())
     update_manifest(store, [])
     mark_success(store)
     store.sweep_scratch()

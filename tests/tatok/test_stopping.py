@@ -142,3 +142,25 @@ def test_a_loader_outlives_a_signal_to_all_processes_until_it_is_ended() -> None
             assert loader.poll() is None
         loader.terminate()  # by the process that it serves
         assert loader.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("arguments", "exit_code"), [("--version", 0), ("--no-such-option", 2)])
+def test_a_signal_after_a_command_is_done_changes_nothing_of_what_came_of_it(
+    number: signal.Signals, arguments: str, exit_code: int
+) -> None:
+    script = (
+        "import atexit, sys, time; from tatok.jobs import cli\n"
+        "def tidy_up(): print('tidying up', file=sys.stderr, flush=True); time.sleep(120)\n"
+        "def command(app=cli.app, **options): atexit.register(tidy_up); app(**options)\n"
+        "cli.app = command; cli.run()"
+    )
+    command = [sys.executable, "-c", script, arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        before = list(iter(process.stderr.readline, "tidying up\n"))
+        process.send_signal(number)
+        printed, after = process.communicate(timeout=60)
+    assert (process.returncode, after) == (exit_code, "")
+    assert ("tatok 0." in printed) == (exit_code == 0)
+    assert ("No such option" in "".join(before)) == (exit_code == 2)

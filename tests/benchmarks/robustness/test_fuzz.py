@@ -28,6 +28,7 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig, Limits, Preprocessing, load_job
+from tatok.schemas.manifest import LAYOUT
 from tatok.schemas.records import Clip, Reject, Sample
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 
@@ -117,8 +118,8 @@ def test_every_sample_of_an_archive_is_a_row_or_a_reject(
     )
     found = [
         (row["source_index"], row["key"])
-        for part in ("data", "rejects")
-        for row in pq.read_table(f"{folder}/tokens/{part}/{part_name(shard.shard_id)}").to_pylist()
+        for name in (f"data/{part_name(shard.shard_id)}", LAYOUT.rejects_of(part_name(shard.shard_id)))
+        for row in pq.read_table(f"{folder}/tokens/{name}").to_pylist()
     ]
     assert sorted(found) == [(sample.index, sample.key) for sample in samples]
 

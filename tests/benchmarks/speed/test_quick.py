@@ -10,6 +10,7 @@ TOLD = {
     "stages": [{"name": "decode", "items_per_s": 80.0}, {"name": "encode", "items_per_s": 20.0}],
     "share_of_speed_of_light": 0.9,
     "filtering_share_of_encoding": 0.8,
+    "doubt": None,
 }
 
 
@@ -23,6 +24,12 @@ def test_ratios_that_are_worse_are_told() -> None:
     slower, dearer = warnings_of(worse, recorded)
     assert slower == "warning: share_of_speed_of_light is 0.600; on record is 0.900 (-33%)"
     assert dearer.startswith("warning: filtering_share_of_encoding is 1.100")
+
+
+def test_a_share_that_means_nothing_is_not_compared() -> None:
+    recorded = ratios_of(TOLD)
+    [warning] = warnings_of(ratios_of(TOLD | {"share_of_speed_of_light": 8.97, "doubt": "busy"}), recorded)
+    assert warning == "warning: there is no share_of_speed_of_light: the machine was busy"
 
 
 def test_the_record_is_comparable() -> None:

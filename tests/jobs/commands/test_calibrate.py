@@ -16,7 +16,7 @@ from tatok.tokenizer.tokenizer import Tokenizer
 from tatok.training.config import TrainingConfig
 from tatok.training.photos import centre_crops, expand_sources
 from tatok.training.run import train
-from tests.support.tiny_checkpoint import tiny_training
+from tests.support.tiny_checkpoint import tiny_checkpoint, tiny_training
 
 
 @pytest.fixture
@@ -67,3 +67,13 @@ def test_a_url_cannot_be_rewritten() -> None:
     )
     assert result.exit_code == 1
     assert "s3://bucket/checkpoint is a URL" in result.output
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write whatever it likes
+    result = CliRunner().invoke(
+        app, ["calibrate", "no-photos.tar", "--tokens", "9", "--write", "--checkpoint", str(folder)]
+    )
+    assert result.exit_code == 1
+    assert f"--write changes {folder}/config.json, which you may not write" in " ".join(result.output.split())

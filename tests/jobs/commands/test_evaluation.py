@@ -175,3 +175,39 @@ def test_distances_that_cannot_be_computed_are_said_before_photos_are_read(
     result = invoke("distance", folder / "others", folder / "no-such-folder")
     assert result.exit_code == 1
     assert "pip install 'tatok[eval]'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("eval", ["--image-size", 30], "--image-size is 30; this tokenizer needs a multiple of its patch's 4"),
+        ("calibrate", ["--image-size", 30], "--image-size is 30"),
+        ("eval", ["--tokens", 100], "100 tokens cannot be the mean: every image has 4 global tokens and at most 68"),
+        ("calibrate", ["--tokens", 2], "2 tokens cannot be the mean"),
+        ("eval", ["--device", "gpu0"], "device gpu0 cannot be used"),
+        ("calibrate", ["--device", "gpu0"], "device gpu0 cannot be used"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_anything_is_encoded(
+    folder: Path, command: str, options: list[object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tatok.evaluation.calibration.EncodedPhotos", None)
+    given = ["--tokens", 24, "--image-size", 32, *options]  # the last of two counts
+    result = invoke(command, folder / "images.tar", "--checkpoint", folder / "checkpoint", *given)
+    assert result.exit_code == 1
+    assert words in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate", "distance"])
+def test_photos_that_cannot_be_read_are_said_all_at_once(folder: Path, command: str, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(tar_bytes([("a.png", png(tiny_images(1)[0]))])[:600])
+    (tmp_path / "none.tar").write_bytes(b"")
+    pattern = f"{tmp_path}/{{cut,none}}.tar"
+    where = [pattern, "--tokens", 24, "--checkpoint", folder / "checkpoint"]
+    if command == "distance":
+        where = [folder / "images.tar", pattern]
+    result = invoke(command, *where)
+    assert result.exit_code == 1
+    assert "2 things stand in the way" in result.output
+    assert "cut.tar: as a tar it is damaged or cut off" in result.output
+    assert "none.tar: as a tar it is damaged or cut off" in result.output

@@ -115,7 +115,7 @@ def test_no_room(source: Path, tmp_path: Path, arguments: list[str]) -> None:
     assert "free space" in result.stderr
     assert "Traceback" not in result.stderr
     left = {path.name for path in (tmp_path / "dest").rglob("*") if path.is_file()}
-    assert left <= {"run.json"}
+    assert left <= {"_run.json"}
 
 
 def test_the_documentation_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,3 +111,16 @@ def test_an_output_that_cannot_be_written_is_said_before_the_first_step(trained:
     (tmp_path / "file").touch()
     for output in (f"{tmp_path}/file", f"{tmp_path}/file/run", "/proc/run", "nowhere://x/run"):
         assert output in refused("train", f"{trained}/data", "-o", output, "--steps", "1000000")
+
+
+def test_held_out_rows_of_another_grid_are_said_before_the_first_step(trained: Path, tmp_path: Path) -> None:
+    write_real_data(str(tmp_path / "other"), (str(trained / "photos.tar"),), image_size=48)
+    said = refused("train", f"{trained}/data", "-o", f"{tmp_path}/run", *SMALL, "--heldout", f"{tmp_path}/other", "-q")
+    assert "has a grid of (1, 3, 3), the training data of (1, 2, 2)" in said
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_quiet_prints_the_result_alone(trained: Path, tmp_path: Path) -> None:
+    output = run("train", f"{trained}/data", "-o", f"{tmp_path}/run", *SMALL, "--quiet")
+    assert len(output.splitlines()) == 1
+    assert output.startswith("3 steps, ")

@@ -13,7 +13,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageSequence
 from typer.testing import CliRunner, Result
@@ -28,7 +27,7 @@ from tatok.schemas.errors import ConfigError
 from tatok.schemas.video import Video
 from tatok.tokenizer.tokenizer import Tokenizer
 from tests.support.photos import photo_members, tar_bytes
-from tests.support.real_data import DEMO_PHOTOS, HOSTILE_KEY, hostile_tar, write_real_data
+from tests.support.real_data import DEMO_PHOTOS, HOSTILE_KEY, hostile_tar, rewrite_column, write_real_data
 from tests.support.synthetic_tokens import write_synthetic
 from tests.support.synthetic_videos import video_bytes
 
@@ -37,16 +36,6 @@ CLIP_FRAMES = 5
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def rewrite(data_set: Path, column: str, value: object) -> None:
-    """Give every row of a dataset one value in a column."""
-    for part in (data_set / "data").iterdir():
-        table, footer = pq.read_table(part), pq.read_metadata(part).metadata
-        number = table.schema.get_field_index(column)
-        field = table.schema.field(number)
-        table = table.set_column(number, field, pa.array([value] * len(table), type=field.type))
-        pq.write_table(table.replace_schema_metadata(footer), part)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +78,9 @@ def test_report_without_sources_or_checkpoint(here: Path) -> None:
     html = (here / "deep/er/page.html").read_text(encoding="utf-8")
     assert html.count("no original: cannot open") == 6
     assert html.count("data:image/") == 6 * 3
-    run = json.loads((here / "set" / "run.json").read_text())
+    run = json.loads((here / "set" / "_run.json").read_text())
     run["fingerprint"]["tokenizer.weights_sha256"] = "f" * 64
-    (here / "set" / "run.json").write_text(json.dumps(run))
+    (here / "set" / "_run.json").write_text(json.dumps(run))
     result = invoke("report", here / "set")
     assert result.exit_code == 0, result.output
     assert "no pictures" in result.output
@@ -108,7 +97,7 @@ def test_report_without_sources_or_checkpoint(here: Path) -> None:
 
 def test_report_without_pictures(here: Path) -> None:
     write_synthetic(str(here / "set"), 500, rejects_per_part=4)
-    shutil.rmtree(here / "set" / "rejects")
+    shutil.rmtree(here / "set" / "_rejects")
     result = invoke("report", here / "set", "--no-pictures")
     assert result.exit_code == 0, result.output
     assert "no examples of rejects" in result.output
@@ -145,6 +134,39 @@ def test_python_draws_a_row_as_the_command_does(real: Path, here: Path) -> None:
         draw_row(data, "nothing-of-that-name", tokenizer_of(data, device="cpu"))
 
 
+def test_several_keys_make_one_sheet(real: Path, here: Path) -> None:
+    result = invoke("show", real, "coffee", "grass", "coffee", HOSTILE_KEY, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in here.iterdir()] == ["coffee-and-2-more-tokens.png"]
+    lines = result.stdout.splitlines()
+    assert lines[0] == "coffee-and-2-more-tokens.png: 3 images"
+    assert [line.partition(":")[0].strip() for line in lines[1:]] == ["coffee", "grass", HOSTILE_KEY]
+    sheet = np.asarray(Image.open(here / "coffee-and-2-more-tokens.png")).astype(int)
+    data, headings, top = TokenizedData.open(real), 46, 46
+    tokenizer = tokenizer_of(data, device="cpu")
+    for key in ("coffee", "grass", HOSTILE_KEY):
+        alone = np.asarray(draw_row(data, key, tokenizer).picture)[headings:].astype(int)
+        difference = np.abs(sheet[top : top + len(alone)] - alone)
+        difference[:, 280:536] = 0  # the heat map: all of a sheet share one scale
+        assert difference.max() <= 2  # convolutions round by the size of the batch
+        top += len(alone)
+    assert top == len(sheet)
+
+
+def test_a_sheet_that_is_asked_too_much(real: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = invoke("show", real, "cofee", "coffee", "zzzzzz", "-o", "sheet.png")
+    assert result.exit_code == 1
+    assert "no rows with these 2 keys or sample ids" in result.output
+    assert "'cofee'; close to it: 'coffee'" in result.output
+    assert "'zzzzzz'" in result.output
+    monkeypatch.setattr("tatok.jobs.pictures.MOST_PICTURE_ROWS", 2)
+    result = invoke("show", real, "coffee", "astronaut", "grass", "-o", "sheet.png")
+    assert result.exit_code == 1
+    assert "3 keys make 3 rows of pictures, and one sheet holds 2" in result.output
+    assert "draw the first 2 at once" in result.output
+    assert not list(here.iterdir())
+
+
 def test_worth_is_stored_and_drawn_where_it_is_asked_for(real: Path, here: Path) -> None:
     write_real_data(str(here / "set"), (DEMO_PHOTOS,), image_size=128, patch_worth=True)
     data, plain = TokenizedData.open(str(here / "set")), TokenizedData.open(str(real))
@@ -178,7 +200,7 @@ def test_worth_is_stored_and_drawn_where_it_is_asked_for(real: Path, here: Path)
 def test_show_without_the_original(real: Path, here: Path) -> None:
     moved = here / "set"
     shutil.copytree(real, moved)
-    rewrite(moved, "sha256", "0" * 64)
+    rewrite_column(moved, "sha256", "0" * 64)
     result = invoke("show", moved, "coffee")
     assert result.exit_code == 0, result.output
     assert "no original: the source holds other bytes" in result.output
@@ -237,9 +259,9 @@ def test_keys_that_would_be_one_file(here: Path) -> None:
 def test_another_checkpoint_is_refused(command: list[str], real: Path, here: Path) -> None:
     changed = here / "set"
     shutil.copytree(real, changed)
-    run = json.loads((changed / "run.json").read_text())
+    run = json.loads((changed / "_run.json").read_text())
     run["fingerprint"]["tokenizer.weights_sha256"] = "f" * 64
-    (changed / "run.json").write_text(json.dumps(run))
+    (changed / "_run.json").write_text(json.dumps(run))
     result = invoke(*command, changed, "coffee")
     assert result.exit_code == 1
     assert "ffffffffffffffff" in result.output
@@ -330,10 +352,20 @@ def test_show_draws_a_clip_frame_by_frame_and_moving(clips: Path, here: Path) ->
         assert np.argmin([np.abs(shown - source).mean() for source in sources]) == CLIP_FRAMES + number
 
 
+def test_clips_on_one_sheet_move_in_files_of_their_own(clips: Path, here: Path) -> None:
+    result = invoke("show", clips, *clip_ids(clips), "--frames", 2, "-o", "both.png")
+    assert result.exit_code == 0, result.output
+    names = ["bar-1-tokens-moving.webp", "bar-tokens-moving.webp", "both.png"]
+    assert sorted(path.name for path in here.iterdir()) == names
+    assert result.stdout.count("5 frames: original, entropy, kept patches, rebuilt") == 2
+    text_lines = 3  # tokens in all, bits, source
+    assert len(np.asarray(Image.open(here / "both.png"))) == 46 + 2 * (2 * (26 + 256 + 12) + text_lines * 20)
+
+
 def test_a_clip_without_its_original(clips: Path, here: Path) -> None:
     moved = here / "set"
     shutil.copytree(clips, moved)
-    rewrite(moved, "sha256", "0" * 64)
+    rewrite_column(moved, "sha256", "0" * 64)
     result = invoke("show", moved, clip_ids(clips)[0], "-o", "lost.png")
     assert result.exit_code == 0, result.output
     assert "no original: the source holds other bytes" in result.output

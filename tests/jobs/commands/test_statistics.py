@@ -5,9 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import shlex
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 
 import fsspec
@@ -15,22 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tatok.jobs.cli import app
-from tatok.jobs.text.query import print_result, printable, write_result
+from tatok.jobs.text.query import printable, write_result
 from tatok.jobs.text.statistics import groups_text, statistics_text
 from tatok.pipeline.output.manifest import claim_output
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError, ConfigError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.manifest import RUNS, RunRecord
+from tatok.schemas.manifest import LAYOUT, RunRecord
 from tatok.schemas.records import Grid
+from tatok.statistics.distribution import describe
 from tatok.statistics.groups import group_by
-from tatok.statistics.sql import QueryResult, open_query, query
-from tatok.statistics.summary import KeptShare, summarize
-from tests.support.places import ROOT
+from tatok.statistics.sql import open_query, query
+from tatok.statistics.summary import GridCount, KeptShare, summarize
 from tests.support.synthetic_tokens import write_synthetic
 
 
@@ -48,7 +44,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_rejects=12,
         num_failed_shards=0,
     )
-    OutputStore.open(folder).write_text(f"{RUNS}/1.json", record.to_json())
+    OutputStore.open(folder).write_text(f"{LAYOUT.runs}/1.json", record.to_json())
     return folder
 
 
@@ -69,11 +65,6 @@ def error_of(*arguments: str) -> str:
     return result.stderr
 
 
-def rows_of(**columns: object) -> QueryResult:
-    table = pa.table(columns)
-    return QueryResult(schema=table.schema, batches=iter(table.to_batches()))
-
-
 def test_stats_in_eighty_plain_columns(output: str) -> None:
     text = printed("stats", output)
     lines = text.splitlines()
@@ -86,8 +77,7 @@ def test_stats_in_eighty_plain_columns(output: str) -> None:
     assert row[1] == f"{tokens.mean:.2f}"
     assert row[3] == f"{tokens.min:.0f}"
     assert row[9] == f"{tokens.max:.0f}"
-    start = lines.index("tokens an image") + 1
-    bars = lines[start : lines.index("", start)]
+    bars = bars_of(text, "tokens an image")
     assert [int(line.split()[3].replace(",", "")) for line in bars] == list(tokens.histogram.counts)
     assert bars[0].split()[2] == str(int(tokens.histogram.edges[1]) - 1)  # integers: the last one of the bin
     assert max(line.count("█") + line.count("#") for line in bars) == 40
@@ -100,6 +90,63 @@ def test_stats_in_eighty_plain_columns(output: str) -> None:
     assert "12 rejects, 0.60% of samples" in lines
     assert f"{statistics.size.bytes_per_token:.2f} bytes a token" in text
     assert "1 run in all: 2,000 rows in 8.0 s, 250 rows/s, 15000 tokens/s" in lines
+
+
+def bars_of(text: str, title: str) -> list[str]:
+    lines = text.splitlines()
+    start = lines.index(title) + 1
+    return lines[start : lines.index("", start)]
+
+
+def test_bars_of_few_and_of_equal_rows(output: str) -> None:
+    statistics = summarize(output)
+
+    def bars(column: str, title: str, values: list[float], dtype: type[np.number]) -> list[list[str]]:
+        described = describe(column, np.array(values, dtype))
+        assert described is not None
+        text = statistics_text(dataclasses.replace(statistics, distributions=(described,)))
+        return [re.sub("[█#]+", "bar", line).split() for line in bars_of(text, title)]
+
+    def tokens(*values: float) -> list[list[str]]:
+        return bars("num_tokens", "tokens an image", list(values), np.int32)
+
+    assert tokens(256, 256, 256) == [["256", "3", "bar"]]
+    assert tokens(5, 5, 6) == [["5", "2", "bar"], ["6", "1", "bar"]]
+    far = tokens(27, 29, 31, 42, 44, 45, 51, 88, 325)
+    assert far[0] == ["0", "..", "99", "8", "bar"]
+    assert far[1] == ["100", "..", "299", "0"]  # two bins without images share a line
+    assert far[2] == ["300", "..", "399", "1", "bar"]
+    entropy = "entropy of an image's patches, given the globals, in bits"
+    assert bars("entropy_bits", entropy, [2607.5, 2607.5], np.float32) == [["2,607.50", "2", "bar"]]
+
+
+def test_no_line_of_stats_is_too_wide_for_a_terminal(output: str) -> None:
+    statistics = summarize(output)
+    columns = ("tokens", "positions", "patch_entropy_bits", "patch_worth_bits", "sample_id")
+    run = dataclasses.replace(statistics.runs[0], started_at="2026-01-01T00:00:00.123456+00:00", seconds=1234567.0)
+    wide = dataclasses.replace(
+        statistics,
+        size=dataclasses.replace(statistics.size, column_bytes=dict.fromkeys(columns, 10)),
+        left_out={f".{number:06d} (no image, video, tar or table)": 1000 for number in range(9)},
+        runs=(run, run),
+    )
+    text = statistics_text(wide)
+    assert max(map(len, text.splitlines()[1:])) <= 80  # the first names the dataset
+    assert "patch_worth_bits 20%" in text
+    by_source = groups_text(group_by(output, "source_uri"))
+    assert max(map(len, by_source.splitlines())) <= 80
+
+
+def test_clips_are_not_called_images(output: str) -> None:
+    statistics = summarize(output)
+    clips = (GridCount(grid=Grid(4, 16, 16), num_rows=2000),)
+    assert "tokens a clip" in statistics_text(dataclasses.replace(statistics, grids=clips))
+    assert "tokens a row" in statistics_text(dataclasses.replace(statistics, grids=(*statistics.grids, *clips)))
+
+
+def test_a_column_without_values_says_so(output: str) -> None:
+    assert "no row has a value in metadata" in printed("stats", output, "--by", "metadata")
+    assert "no row has a value" not in printed("stats", output, "--by", "label")
 
 
 def test_stats_say_what_a_sample_rests_on(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,47 +224,6 @@ def test_query_prints_a_plain_table(output: str) -> None:
     assert printed("query", output, "SELECT key FROM tokens WHERE false").splitlines() == ["key"]
 
 
-def test_query_in_a_terminal_shows_the_columns_that_fit(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stdout", shown)
-    monkeypatch.setattr("rich.console.Console", lambda **options: Console(file=shown, width=60, **options))
-    print_result(rows_of(key=["a\x1b[2J", "[red]b"], number=[1, 22], text=["x" * 50, "y"], last=[1, 2]), "table")
-    text = shown.getvalue()
-    assert "[red]b" in text
-    assert "\\x1b[2J" in text
-    assert "(no room for text; choose columns, or use --format json)" in text
-    assert "xxx" not in text
-    assert ["a\\x1b[2J", "1", "…", "1"] in [line.split() for line in text.splitlines()]
-    shown.truncate(0)
-    print_result(rows_of(key=pa.array([], pa.string())), "table")
-    assert "key" in shown.getvalue()
-
-
-def test_a_query_of_every_column_shows_the_first_and_the_last(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stdout", shown)
-    for width in (80, 120, 50):
-        shown.truncate(0)
-        shown.seek(0)
-        monkeypatch.setattr(
-            "rich.console.Console", lambda width=width, **options: Console(file=shown, width=width, **options)
-        )
-        with open_query(output, "SELECT * FROM tokens ORDER BY key LIMIT 3") as result:
-            names = list(result.schema.names)
-            print_result(result, "table")
-        text = re.sub(r"\x1b\[\d+m", "", shown.getvalue())
-        heading, *_ = [line for line in text.splitlines() if line.strip()]
-        before, gap, after = heading.partition("…")
-        assert gap
-        assert len(heading.rstrip()) <= width
-        columns = [*before.split(), *after.split()]
-        assert columns == names[: len(before.split())] + names[len(names) - len(after.split()) :]
-        [note] = re.findall(r"no room for (.*); choose columns", text)
-        assert note.split(", ") == [name for name in names if name not in columns]
-
-
 def test_query_as_csv_and_json(output: str) -> None:
     sql = "SELECT key, label, tokens, sum(num_tokens) OVER () AS total FROM tokens ORDER BY key LIMIT 2"
     rows = query(output, sql).to_pylist()
@@ -230,17 +236,36 @@ def test_query_as_csv_and_json(output: str) -> None:
     assert table[0]["total"] == str(rows[0]["total"])
 
 
-def test_json_of_every_kind_of_value() -> None:
-    result = rows_of(
-        a=[float("nan")], b=[b"\x00\xff"], c=[datetime(2026, 1, 2, 3)], d=[Decimal("1.50")], e=[{"x": [None, True]}]
-    )  # fmt: skip
-    file = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdout", file)
-        print_result(result, "json")
-    assert json.loads(file.getvalue()) == [
-        {"a": None, "b": "00ff", "c": "2026-01-02T03:00:00", "d": 1.5, "e": {"x": [None, True]}}
+def test_sums_of_integers_are_integers_for_pandas_and_in_files(output: str, tmp_path: Path) -> None:
+    sql = "SELECT label, sum(num_tokens) AS total, avg(num_tokens) AS mean FROM tokens GROUP BY label ORDER BY label"
+    table = query(output, sql)
+    assert table.schema.field("total").type == pa.int64()
+    printed("query", output, sql, "--output", str(tmp_path / "sums.parquet"))
+    assert pq.read_table(tmp_path / "sums.parquet").equals(table)
+    with open_query(output, sql) as result:
+        exact = [int(total) for batch in result.batches for total in batch.column("total").to_pylist()]
+    assert table["total"].to_pylist() == exact
+    too_large = "SELECT (1::HUGEINT << 70) AS large FROM tokens LIMIT 1"
+    with pytest.raises(ConfigError, match="a number in large has more than 64 bits"):
+        query(output, too_large)
+    assert printed("query", output, too_large).split() == ["large", str(1 << 70)]
+
+
+def test_figures_have_short_reprs(output: str) -> None:
+    statistics = summarize(output)
+    figures = [
+        statistics,
+        *statistics.distributions,
+        *(each.histogram for each in statistics.distributions),
+        *statistics.codebooks,
+        statistics.kept_share,
+        group_by(output, "label"),
     ]
+    for figure in figures:
+        assert repr(figure).startswith(f"{type(figure).__name__}(")
+        assert len(repr(figure)) <= 120
+        assert "\n" not in repr(figure)
+    assert ": 2,000 rows, 121,631 tokens, 60.8 a row; 12 rejects)" in repr(statistics)
 
 
 def test_columns_of_one_name_stay_apart_in_json(output: str) -> None:
@@ -276,10 +301,11 @@ def test_a_failed_query_leaves_the_file_that_was_there(output: str, tmp_path: Pa
     assert "Conversion Error" in error_of("query", output, failing, "--output", str(path))
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(CommitError, match=r"nowhere/a\.csv"):
-        write_result(rows_of(a=[1]), "csv", str(tmp_path / "nowhere" / "a.csv"))
-    with pytest.raises(ConfigError, match="fsspec package"):
-        write_result(rows_of(a=[1]), "csv", "nosuchscheme://a.csv")
+    with open_query(output, "SELECT 1 AS a") as result:
+        with pytest.raises(CommitError, match=r"nowhere/a\.csv"):
+            write_result(result, "csv", str(tmp_path / "nowhere" / "a.csv"))
+        with pytest.raises(ConfigError, match="fsspec package"):
+            write_result(result, "csv", "nosuchscheme://a.csv")
 
 
 def test_query_errors_are_one_message(output: str) -> None:
@@ -287,37 +313,9 @@ def test_query_errors_are_one_message(output: str) -> None:
     assert message.startswith("error: the query cannot be run: Binder Error")
     assert "tokens: sample_id, key," in message
     assert "Traceback" not in message
+    typing_error = error_of("query", output, "SELEC key FROM tokens")
+    assert 'syntax error at or near "SELEC"' in typing_error
+    assert "Tables and their columns" not in typing_error  # no name would mend it
     assert "must be NAME=FILE" in error_of("query", output, "SELECT 1", "--table", "captions.csv")
     twice = ["--table", "a=x.csv", "--table", "a=y.csv"]
     assert "names a twice" in error_of("query", output, "SELECT 1", *twice)
-
-
-def recipes() -> list[list[str]]:
-    text = (ROOT / "docs" / "guides" / "query.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    commands = "".join(blocks).replace("\\\n", " ")
-    return [words[1:] for words in map(shlex.split, re.findall(r"^tatok .*?(?=^tatok|\Z)", commands, re.M | re.S))]
-
-
-@pytest.mark.parametrize("command", recipes(), ids=lambda command: " ".join(command)[:60].replace("\n", " "))
-def test_recipes_of_the_documentation_run(
-    command: list[str], output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "captions.csv").write_text("key,caption\nrow-000000001,a cat\n")
-    result = run(*[output if word == "OUTPUT" else word for word in command])
-    assert result.exit_code == 0, result.output
-    if "--output" not in command:
-        assert len(result.stdout.splitlines()) > 1
-
-
-def test_there_are_recipes() -> None:
-    assert len(recipes()) >= 8
-
-
-def test_python_of_the_documentation_runs(output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "OUTPUT").symlink_to(output)
-    text = (ROOT / "docs" / "guides" / "query.md").read_text(encoding="utf-8")
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        exec(compile(block, "query.md", "exec"), {})

@@ -205,7 +205,7 @@ def test_no_secret_in_anything_that_was_written(place: Place) -> None:
     assert "tatok.output" in metadata
     assert SECRET not in metadata
     objects = place.fs.find("photos-out")
-    assert any(name.endswith("run.json") for name in objects)
+    assert any(name.endswith("_run.json") for name in objects)
     assert any(name.endswith(".parquet") for name in objects)
     assert [name for name in objects if holds(name, place.fs.cat_file(name), SECRET)] == []
     written = [path for path in (place.head.folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
@@ -230,7 +230,7 @@ def test_a_tokenizer_of_the_users_folder_travels(place: Place, tmp_path: Path) -
     rows = pq.read_table(io.BytesIO(place.fs.cat_file(parts[0])))
     assert set(rows["num_tokens"].to_pylist()) == {16}
     assert rows["entropy_bits"].null_count == PHOTOS_A_SHARD
-    run = json.loads(place.fs.cat_file("photos-out/own/run.json"))
+    run = json.loads(place.fs.cat_file("photos-out/own/_run.json"))
     assert run["config"]["tokenizer"] == "mine.py:load"
     assert run["fingerprint"]["tokenizer.code"].startswith("mine.py:load (")
 
@@ -238,7 +238,7 @@ def test_a_tokenizer_of_the_users_folder_travels(place: Place, tmp_path: Path) -
 def test_a_running_job_is_detached_from_and_stopped(place: Place, tmp_path: Path) -> None:
     """With a filter of the user's folder, which the driver and the workers must find where they run."""
     (tmp_path / "my_filters.py").write_text("def odd(facts):\n    return int(facts.label) % 2 == 1 or 'even'\n")
-    at, log = ("--address", place.head.address), place.head.folder / "run.jsonl"
+    at, log = ("--address", place.head.address), place.head.folder / "_run.jsonl"
     settings = (
         "output=s3://photos-out/stopped",
         "filter=my_filters:odd",

@@ -127,3 +127,20 @@ def test_a_file_that_cannot_be_opened_is_named_whichever_pass_would_come_to_it(
     assert "cannot read photos from" in said
     assert "photos-0001.tar" in said
     assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_quiet_says_where_the_checkpoint_is_and_nothing_else(tmp_path: Path) -> None:
+    for _ in range(2):  # trained, then found as it is
+        result = CliRunner().invoke(app, ["train", str(recipe(tmp_path)), "--device", "cpu", "--quiet"])
+        assert (result.exit_code, result.output) == (0, f"checkpoint: {tmp_path}/run/checkpoint\n")
+
+
+def test_the_options_override_the_recipe(tmp_path: Path) -> None:
+    path, other = recipe(tmp_path, photos=["gone.tar"]), str(tmp_path / "other")
+    photos = str(tmp_path / "source" / "photos-0000.tar")
+    options = ["--images", photos, "--heldout", photos, "--output", other, "--set", "num_heldout=1", "--device", "cpu"]
+    result = CliRunner().invoke(app, ["train", str(path), *options])
+    assert result.exit_code == 0, result.output
+    assert f"note: {photos} is trained on and held out, too" in result.output
+    assert f"checkpoint: {other}/checkpoint" in result.output
+    assert "num_heldout: Input should be greater than or equal to 1" in refused("train", path, "--set", "num_heldout=0")

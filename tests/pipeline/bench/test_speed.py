@@ -14,10 +14,11 @@ import torch
 from typer.testing import CliRunner
 
 from tatok.jobs.cli import app
+from tatok.jobs.commands.bench import _text, speed_document
 from tatok.pipeline.bench import speed, stages
 from tatok.pipeline.bench.model_rates import ModelRates
 from tatok.pipeline.bench.own_processes import alone
-from tatok.pipeline.bench.speed import speed_of_light
+from tatok.pipeline.bench.speed import PipelineRate, Speed, speed_of_light
 from tatok.pipeline.bench.stages import StageRate
 from tatok.pipeline.cluster import probe
 from tatok.pipeline.cluster.sizes import Sizes, plan_sizes
@@ -55,6 +56,43 @@ def test_with_accelerators_the_slower_side_bounds() -> None:
     assert many_cores.items_per_s == pytest.approx(1 / 0.025)
     assert (many_cores.resource, many_cores.bottleneck) == ("device", "encode")
     assert "GPUs" in many_cores.remedy
+
+
+def measured(share: float, *, bounds: tuple[float, float] = (20.0, 20.0)) -> Speed:
+    bound = speed_of_light([replace(stage, on="core") for stage in STAGES], cores=2, num_devices=0)
+    rate = PipelineRate(
+        items_per_s=share * bound.items_per_s, num_items=9, seconds=1.0, startup_s=0.5, is_whole=True, shards=()
+    )
+    return Speed(num_cores=2, device="cpu", num_tokenizers=2, stages=STAGES, bound=bound, pipeline=rate, bounds=bounds)
+
+
+def test_a_share_of_more_than_all_means_nothing() -> None:
+    text = _text(measured(8.97))
+    assert "897%" not in text
+    assert "9.0 times as fast as its own stages allow" in " ".join(text.split())
+    assert "To go faster" not in text, "no advice from what means nothing"
+    assert "bottleneck:" not in text
+
+
+def test_stages_that_changed_meanwhile_give_no_share() -> None:
+    text = " ".join(_text(measured(0.8, bounds=(10.0, 21.0))).split())
+    assert "the stages allowed 10.0 items a second before the run and 21.0 after it" in text
+    assert "80%" not in text
+    assert "To go faster" not in text
+
+
+def test_a_machine_that_was_busy_at_first_gives_no_share() -> None:
+    text = " ".join(_text(replace(measured(0.47), busy="others kept 90% of this machine's 2 cores busy")).split())
+    assert "no bottleneck to name: others kept 90% of this machine's 2 cores busy when the measurement began" in text
+    assert "47%" not in text
+
+
+def test_what_agrees_has_a_share_and_advice() -> None:
+    for share, bounds in ((0.8, (20.0, 20.0)), (1.03, (16.0, 23.0))):
+        text = _text(measured(share, bounds=bounds))
+        assert f"{share:.0%}" in text
+        assert "To go faster" in text
+    assert speed_document(measured(0.8))["doubt"] is None
 
 
 def job(folder: Path, **options: object) -> JobConfig:

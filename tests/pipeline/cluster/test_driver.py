@@ -70,7 +70,8 @@ def test_photos_in_tokens_out(finished: Finished) -> None:
     assert len({row["num_tokens"] for row in table}) > 3
     assert len({row["sample_id"] for row in table}) == 40
     names = sorted(path.name for path in output.iterdir())
-    assert names == ["_SUCCESS", "data", "manifest.json", "rejects", "run.json", "runs"]
+    beside = [".huggingface.yaml", "_SUCCESS", "_manifest.json", "_rejects", "_run.json", "_runs"]
+    assert names == [*beside, "data"]
     [record] = TokenizedData.open(output).runs()
     assert (record.status, record.num_shards, record.num_rows, record.num_failed_shards) == ("complete", 4, 40, 0)
     assert record.num_tokens == summary.num_tokens
@@ -80,7 +81,7 @@ def test_photos_in_tokens_out(finished: Finished) -> None:
 
 
 def test_footer_names_source_and_fingerprint(finished: Finished) -> None:
-    recorded = json.loads((finished.output / "run.json").read_text())
+    recorded = json.loads((finished.output / "_run.json").read_text())
     for part in (finished.output / "data").iterdir():
         footer = pq.read_metadata(part).metadata
         assert Path(json.loads(footer[b"tatok.shard"])["uri"]).name.startswith("photos-")
@@ -104,7 +105,7 @@ def test_lost_part_is_restored_byte_for_byte(finished: Finished, tmp_path: Path)
     restored = run(job(finished.source, output))
     assert [f"part-{report.shard.shard_id}.parquet" for report in restored.reports] == [victim]
     assert published(output) == before
-    assert (output / "manifest.json").read_bytes() == (finished.output / "manifest.json").read_bytes()
+    assert (output / "_manifest.json").read_bytes() == (finished.output / "_manifest.json").read_bytes()
     assert (output / "_SUCCESS").exists()
 
 

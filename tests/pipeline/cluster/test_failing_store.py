@@ -46,8 +46,8 @@ def test_trouble_that_passes(s3_bucket: str, failing_s3: FaultyS3) -> None:
         Fault(kind="hang", method="GET", path="passing/source/photos-3", times=1),
         Fault(kind="lose_answer", method="PUT", path="passing/tokens/data", times=2),
         Fault(kind="slow_down", method="PUT", path="passing/tokens/data", times=2),
-        Fault(kind="drop", method="PUT", path="passing/tokens/rejects", times=1),
-        Fault(kind="slow_down", method="PUT", path="passing/tokens/manifest", times=1),
+        Fault(kind="drop", method="PUT", path="passing/tokens/_rejects", times=1),
+        Fault(kind="slow_down", method="PUT", path="passing/tokens/_manifest", times=1),
     )
     failing_s3.set(*faults)
     summary = run(config)

@@ -41,12 +41,13 @@ def test_on_a_disk(tmp_path: Path) -> None:
     output = tmp_path / "tokens"
     both_end_well(write_flawed_shards(tmp_path / "source"), str(output), tmp_path / "log")
     assert sorted(path.name for path in output.iterdir()) == [
+        ".huggingface.yaml",
         "_SUCCESS",
+        "_manifest.json",
+        "_rejects",
+        "_run.json",
+        "_runs",
         "data",
-        "manifest.json",
-        "rejects",
-        "run.json",
-        "runs",
     ]
 
 

@@ -123,4 +123,4 @@ def test_a_job_with_a_filter(photo_shards: Callable[..., str], tmp_path: Path, l
     assert (summary.num_rows, summary.rejects) == (36, {"filtered: large number": 84})
     table = pq.read_table(tmp_path / "out" / "data")
     assert {int(label) for label in table["label"].to_pylist()} == {0, 1, 2}
-    assert set(pq.read_table(tmp_path / "out" / "rejects")["stage"].to_pylist()) == {"filter"}
+    assert set(pq.read_table(tmp_path / "out" / "_rejects")["stage"].to_pylist()) == {"filter"}

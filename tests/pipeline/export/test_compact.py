@@ -72,10 +72,11 @@ def write_data_set(folder: Path, rows_per_part: Sequence[int], *, row_group_rows
                 with PartWriter(path, table.schema, row_group_rows=row_group_rows) as writer:
                     writer.write(table)
                     writer.finish(footer)
-                store.publish(path, f"{kind}/part-{number:04}.parquet", create=False)
+                part = f"part-{number:04}.parquet"
+                store.publish(path, f"data/{part}" if kind == "data" else store.layout.rejects_of(part), create=False)
     config = {"write": {"row_group_rows": 100}}
     store.write_text(
-        "run.json", RunDocument(schema_version=SCHEMA_VERSION, fingerprint=FINGERPRINT, config=config).to_json()
+        "_run.json", RunDocument(schema_version=SCHEMA_VERSION, fingerprint=FINGERPRINT, config=config).to_json()
     )
     record_run(store, RECORD)
     update_manifest(store, [])
@@ -332,7 +333,7 @@ def test_tokenizing_into_it_is_refused(source: TokenizedData, tmp_path: Path) ->
     with pytest.raises(CommitError, match="Continue in the original output") as caught:
         claim_output(store, config, FINGERPRINT)
     assert source.url in str(caught.value)
-    (tmp_path / "dest" / "run.json").unlink()
+    (tmp_path / "dest" / "_run.json").unlink()
     with pytest.raises(CommitError, match="Continue in the original output"):
         claim_output(store, config, FINGERPRINT)
     claim_output(OutputStore.open(source.url), config, FINGERPRINT)
@@ -381,5 +382,5 @@ def test_old_run_json_is_read() -> None:
     assert run.compacted_from is None
     assert "compacted_from" not in run.to_json()
     for broken in ("[]", '{"schema_version": "1"}', text[:-1] + ', "compacted_from": {"url": "a"}}'):
-        with pytest.raises(ValueError, match=r"not a run\.json"):
+        with pytest.raises(ValueError, match="not a run document"):
             RunDocument.from_json(broken)

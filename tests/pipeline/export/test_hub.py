@@ -150,7 +150,7 @@ def test_what_is_refused(source: TokenizedData, tmp_path: Path) -> None:
     export_hub(open_export(source.url, str(tmp_path / "other"), allow_incomplete=True))
     assert "had not finished" in (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "run.json").write_text('{"schema_version": "1", "fingerprint": {}, "config": {}}')
+    (tmp_path / "empty" / "_run.json").write_text('{"schema_version": "1", "fingerprint": {}, "config": {}}')
     with pytest.raises(SourceError, match="nothing to export"):
         open_export(str(tmp_path / "empty"), str(tmp_path / "third"), allow_incomplete=True)
 

@@ -100,7 +100,7 @@ def test_codes_with_positions_beside(source: TokenizedData, tmp_path: Path) -> N
 def test_a_large_vocabulary_takes_int32(source: TokenizedData, tmp_path: Path) -> None:
     fingerprint = dict(source.run.fingerprint) | {"vocab_size": "40000"}
     run = RunDocument(schema_version="1", fingerprint=fingerprint, config={})
-    OutputStore.open(source.url).write_text("run.json", run.to_json())
+    OutputStore.open(source.url).write_text("_run.json", run.to_json())
     export_megatron(open_export(source.url, str(tmp_path / "meg")), layout="codes")
     documents = read_indexed(tmp_path / "meg" / "tokens")
     assert documents[0].dtype == np.int32
@@ -108,7 +108,7 @@ def test_a_large_vocabulary_takes_int32(source: TokenizedData, tmp_path: Path) -
     assert documents[0][M] == 40_000 + source.read_all(["tokens"]).column("tokens")[0].as_py()[M]
     assert read_indexed(tmp_path / "meg" / "tokens_positions")[0].dtype == np.uint16
     run = dataclasses.replace(run, fingerprint=fingerprint | {"vocab_size": str(1 << 31)})
-    OutputStore.open(source.url).write_text("run.json", run.to_json())
+    OutputStore.open(source.url).write_text("_run.json", run.to_json())
     with pytest.raises(ConfigError, match="int32"):
         export_megatron(open_export(source.url, str(tmp_path / "other")))
 

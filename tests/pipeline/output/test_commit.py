@@ -53,7 +53,7 @@ def test_part_and_rejects_are_published(store: OutputStore) -> None:
     assert json.loads(footer[FOOTER_SHARD.encode()])["uri"] == "/s0.tar"
     assert int(footer[FOOTER_NUM_TOKENS.encode()]) == report.num_tokens
     assert json.loads(footer[FOOTER_NUM_REJECTS.encode()]) == {"corrupt": 1}
-    rejects = pq.read_table(f"{store.url}/rejects/{part_name('s0')}").to_pylist()
+    rejects = pq.read_table(f"{store.url}/_rejects/part-s0.pq").to_pylist()
     assert [(row["key"], row["stage"], row["reason"]) for row in rejects] == [("k99", "decode", "corrupt")]
 
 
@@ -67,12 +67,14 @@ def test_clips_and_their_frames_are_told(store: OutputStore) -> None:
         found = committed_report(store, shard(name))
         assert found is not None
         assert (found.num_clips, found.num_frames) == (report.num_clips, report.num_frames)
-    footers = [pq.read_metadata(f"{store.url}/{kind}/{part_name('s0')}").metadata for kind in ("data", "rejects")]
+    footers = [
+        pq.read_metadata(f"{store.url}/{name}").metadata for name in ("data/part-s0.parquet", "_rejects/part-s0.pq")
+    ]
     assert [FOOTER_CLIPS.encode() in footer for footer in footers] == [True, False]
     assert FOOTER_CLIPS.encode() not in pq.read_metadata(f"{store.url}/data/{part_name('s1')}").metadata
-    os.unlink(f"{store.url}/rejects/{part_name('s0')}")
+    os.unlink(f"{store.url}/_rejects/part-s0.pq")
     assert restore_rejects(store) == 1
-    assert FOOTER_CLIPS.encode() not in pq.read_metadata(f"{store.url}/rejects/{part_name('s0')}").metadata
+    assert FOOTER_CLIPS.encode() not in pq.read_metadata(f"{store.url}/_rejects/part-s0.pq").metadata
 
 
 def part_path(store: OutputStore) -> str:
@@ -103,7 +105,7 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
         report = commit(store)
         published.append((files(tmp_path / name), report.part_sha256))
     assert published[0] == published[1]
-    assert sorted(published[0][0]) == ["data/part-s0.parquet", "rejects/part-s0.parquet"]
+    assert sorted(published[0][0]) == ["_rejects/part-s0.pq", "data/part-s0.parquet"]
 
 
 def test_empty_shard_is_a_part_without_rows(store: OutputStore) -> None:
@@ -175,7 +177,7 @@ def test_death_between_the_part_and_its_rejects_costs_nothing(
     publish = OutputStore.publish
 
     def dying(self: OutputStore, path: Path, name: str, *, create: bool) -> bool:
-        if name.startswith("rejects/"):
+        if name.startswith("_rejects/"):
             raise CommitError("the connection is gone")
         return publish(self, path, name, create=create)
 
@@ -213,7 +215,7 @@ def test_racing_threads_publish_one_part(store: OutputStore, tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert sum(report.part_sha256 is not None for report in reports) == 1
-    assert sorted(files(tmp_path / "out")) == ["data/part-s0.parquet", "rejects/part-s0.parquet"]
+    assert sorted(files(tmp_path / "out")) == ["_rejects/part-s0.pq", "data/part-s0.parquet"]
 
 
 @settings(max_examples=15, deadline=None)

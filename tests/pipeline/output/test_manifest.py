@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> OutputStore:
 def test_manifest_tells_every_part(store: OutputStore, tmp_path: Path) -> None:
     reports = [commit(store, name) for name in ("s0", "s1")]
     manifest = update_manifest(store, reports)
-    document = json.loads((tmp_path / "manifest.json").read_text())
+    document = json.loads((tmp_path / "_manifest.json").read_text())
     assert (document["num_parts"], document["num_rows"], document["num_rejects"]) == (2, 14, 2)
     assert document["num_tokens"] == manifest.num_tokens == sum(report.num_tokens for report in reports)
     assert document["rejects"] == {"corrupt": 2}
@@ -44,8 +44,8 @@ def test_manifest_is_the_same_from_reports_and_from_parts(store: OutputStore, tm
     from_reports = update_manifest(store, [commit(store, "s0", num_videos=num_videos), commit(store, "s1")])
     assert (from_reports.num_clips, from_reports.num_frames) == ((2, 5) if num_videos else (0, 0))
     assert read_manifest(store) == from_reports
-    assert '"num_frames": 0' not in (tmp_path / "manifest.json").read_text()
-    (tmp_path / "manifest.json").write_text("damaged")
+    assert '"num_frames": 0' not in (tmp_path / "_manifest.json").read_text()
+    (tmp_path / "_manifest.json").write_text("damaged")
     assert update_manifest(store, []) == from_reports
 
 
@@ -75,24 +75,24 @@ def test_success_comes_and_goes(store: OutputStore, tmp_path: Path) -> None:
 
 def test_run_json_holds_the_configuration(store: OutputStore, tmp_path: Path) -> None:
     claim_output(store, CONFIG, {"weights": "abc"})
-    document = json.loads((tmp_path / "run.json").read_text())
+    document = json.loads((tmp_path / "_run.json").read_text())
     assert JobConfig.model_validate(document["config"]) == CONFIG
     assert document["fingerprint"] == {"weights": "abc"}
     other = JobConfig(source="b.tar", output="out")
     claim_output(store, other, {"weights": "abc"})
-    assert json.loads((tmp_path / "run.json").read_text())["config"]["source"] == ["b.tar"]
+    assert json.loads((tmp_path / "_run.json").read_text())["config"]["source"] == ["b.tar"]
 
 
 def test_other_fingerprint_is_refused_with_the_difference(store: OutputStore, tmp_path: Path) -> None:
     claim_output(store, CONFIG, {"weights": "abc", "threshold": "1", "pillow": "12"})
-    before = (tmp_path / "run.json").read_text()
+    before = (tmp_path / "_run.json").read_text()
     with pytest.raises(CommitError) as caught:
         claim_output(store, CONFIG, {"weights": "abc", "threshold": "2", "image_field": "jpg"})
     message = str(caught.value)
     for line in ("threshold: 1 -> 2", "pillow: 12 -> (none)", "image_field: (none) -> jpg", "another output"):
         assert line in message
     assert "weights:" not in message
-    assert (tmp_path / "run.json").read_text() == before
+    assert (tmp_path / "_run.json").read_text() == before
 
 
 def test_parts_remember_the_fingerprint_without_run_json(store: OutputStore) -> None:
@@ -103,7 +103,7 @@ def test_parts_remember_the_fingerprint_without_run_json(store: OutputStore) -> 
 
 
 def test_damaged_run_json(store: OutputStore, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{")
+    (tmp_path / "_run.json").write_text("{")
     with pytest.raises(CommitError, match=r"run\.json"):
         claim_output(store, CONFIG, {})
 

@@ -15,6 +15,7 @@ from tatok.schemas.errors import SourceError
 from tatok.schemas.job import Limits, Preprocessing
 from tatok.schemas.records import Clip, Sample
 from tests.support.layouts import CAPTIONS, LABELS, LAYOUTS, PHOTOS, STORES, WITHOUT_LISTING, Put, list_txt
+from tests.support.services.hub import REPOSITORY
 from tests.support.services.web_server import serving
 
 
@@ -31,8 +32,8 @@ def put(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Put]:
     match request.param:
         case "local":
             yield put_local
-        case "s3" | "gs" as scheme:
-            bucket = request.getfixturevalue("s3_bucket" if scheme == "s3" else "gcs_bucket")
+        case "s3" | "gs" | "az" as scheme:
+            bucket = request.getfixturevalue({"s3": "s3_bucket", "gs": "gcs_bucket", "az": "azure_container"}[scheme])
             root = f"{bucket}/layouts/{tmp_path.name}"
             fs = fsspec.filesystem(scheme)
 
@@ -41,6 +42,14 @@ def put(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Put]:
                 return f"{scheme}://{root}/{name}"
 
             yield put_object
+        case "hf":
+            hub = request.getfixturevalue("hub")
+
+            def put_file(name: str, data: bytes) -> str:
+                hub.files[name] = data
+                return f"hf://datasets/{REPOSITORY}/{name}"
+
+            yield put_file
         case "http":
             with serving(tmp_path) as web:
                 yield lambda name, data: put_local(name, data).replace(str(tmp_path), web.url)

@@ -44,7 +44,7 @@ def test_endpoint_and_key_of_the_job_file(
         )
         assert run(config, load_tokenizer=functools.partial(load_fake)).num_rows == 5
         with storage_options(storage):
-            recorded = fsspec.filesystem("s3").cat_file(f"{s3_bucket}/by-storage/run.json").decode()
+            recorded = fsspec.filesystem("s3").cat_file(f"{s3_bucket}/by-storage/_run.json").decode()
     assert '"AWS_ACCESS_KEY_ID"' in recorded
     assert '"testing"' not in recorded
 
@@ -60,6 +60,7 @@ def test_what_the_job_does_not_say_has_a_limit(monkeypatch: pytest.MonkeyPatch) 
             "retries": {"mode": "adaptive", "max_attempts": 2},
         }, "the job's own go before, one by one"
         assert options_of("gs")["requests_timeout"] == 120
+        assert options_of("abfss")["read_timeout"] == 20
         assert options_of("https")["client_kwargs"]["timeout"]["sock_read"] == 20
         assert options_of("file") == {}
 

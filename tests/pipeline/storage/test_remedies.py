@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,18 @@ class ClientError(Exception):
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
 
 
+class AzureError(Exception):
+    """azure-core's and httpx's have a response with a number."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.response = SimpleNamespace(status_code=status)
+
+
+class ServiceRequestError(Exception):
+    pass
+
+
 class NoCredentialsError(Exception):
     pass
 
@@ -25,6 +38,9 @@ class NoCredentialsError(Exception):
         (ClientError(403), "the credentials in use may not read there"),
         (ClientError(404), "check the spelling of the bucket and path"),
         (ClientError(401), "there are no usable credentials"),
+        (AzureError(403), "the credentials in use may not read there"),
+        (AzureError(404), "check the spelling of the bucket and path"),
+        (ServiceRequestError(), SILENT_REMEDY),
         (NoCredentialsError(), "there are no usable credentials"),
         (ConnectionRefusedError(), SILENT_REMEDY),
         (TimeoutError(), SILENT_REMEDY),

@@ -82,9 +82,14 @@ def test_bucket_in_bucket_out(s3_bucket: str, tmp_path: Path, request: pytest.Fi
     assert (summary.status, summary.num_rows, summary.num_parts) == ("complete", 20, 2)
     fs.invalidate_cache()
     names = sorted(name.removeprefix(f"{s3_bucket}/tokens/") for name in fs.find(f"{s3_bucket}/tokens"))
-    assert [name for name in names if "/" not in name] == ["_SUCCESS", "manifest.json", "run.json"]
-    assert len(names) == 8
-    assert sum(name.startswith("runs/") for name in names) == 1
+    assert [name for name in names if "/" not in name] == [
+        ".huggingface.yaml",
+        "_SUCCESS",
+        "_manifest.json",
+        "_run.json",
+    ]
+    assert len(names) == 9
+    assert sum(name.startswith("_runs/") for name in names) == 1
     keys: list[str] = []
     for name in names:
         if name.startswith("data/"):
@@ -92,5 +97,5 @@ def test_bucket_in_bucket_out(s3_bucket: str, tmp_path: Path, request: pytest.Fi
                 keys += pq.read_table(file)["key"].to_pylist()
     assert sorted(keys) == [f"photo-{i:04}" for i in range(20)]
     assert run(config).reports == ()
-    manifest = json.loads(fs.cat_file(f"{s3_bucket}/tokens/manifest.json"))
+    manifest = json.loads(fs.cat_file(f"{s3_bucket}/tokens/_manifest.json"))
     assert manifest["num_rows"] == 20

@@ -95,11 +95,11 @@ def test_the_first_copy_is_kept_in_whatever_order_shards_are_done(tmp_path: Path
 
 
 def rejects_of(store: OutputStore) -> list[dict]:
-    return [row for name in store.list_files("rejects") for row in read_rows(store, name)]
+    return [row for name in store.list_files("_rejects") for row in read_rows(store, name)]
 
 
 def read_rows(store: OutputStore, name: str) -> list[dict]:
-    with store.open_input(f"rejects/{name}") as file:
+    with store.open_input(f"_rejects/{name}") as file:
         return pq.read_table(file).to_pylist()
 
 
@@ -154,10 +154,10 @@ def test_hashing_again_changes_nothing(tmp_path: Path) -> None:
     config = job(write_tars(tmp_path / "source", PHOTOS), tmp_path / "out")
     store = OutputStore.open(config.output)
     pending = prepare(config, store)
-    files = {path: path.read_bytes() for path in (tmp_path / "out" / "dedup").iterdir()}
+    files = {path: path.read_bytes() for path in (tmp_path / "out" / "_dedup").iterdir()}
     assert hashed_shards(store) == {shard.shard_id for shard in pending}
     prepare(config, store)
-    assert {path: path.read_bytes() for path in (tmp_path / "out" / "dedup").iterdir()} == files
+    assert {path: path.read_bytes() for path in (tmp_path / "out" / "_dedup").iterdir()} == files
 
 
 def test_a_job_with_dedup(tmp_path: Path, local_ray: None) -> None:

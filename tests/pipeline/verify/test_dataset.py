@@ -21,6 +21,7 @@ from tatok.pipeline.export.compact import compact
 from tatok.pipeline.verify.dataset import Verification, verify_output
 from tatok.schemas.errors import SourceError
 from tatok.schemas.identity import sample_id
+from tatok.schemas.manifest import LAYOUT
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.photos import jpeg, photo_members, tar_bytes, write_photo_shards
 from tests.support.real_data import write_real_data
@@ -215,23 +216,23 @@ def test_damaged_bytes(damaged: Path) -> None:
 def test_missing_and_extra_files(sound: Written, damaged: Path) -> None:
     path = part_of(damaged)
     path.unlink()
-    assert found(verify_output(str(damaged))) == {("manifest", "data"), ("rejects", "rejects")}
+    assert found(verify_output(str(damaged))) == {("manifest", "data"), ("rejects", "_rejects")}
     with_source = verify_output(str(damaged), [sound.source])
     assert {finding.check for finding in with_source.findings} == {"manifest", "rejects", "shards"}
-    (damaged / "rejects" / path.name).unlink()
+    (damaged / LAYOUT.rejects_of(path.name)).unlink()
     shutil.copy(part_of(damaged, 1), damaged / "data" / "part-other.parquet")
     again = verify_output(str(damaged))
-    assert found(again) == {("manifest", "data"), ("footer", "data"), ("rejects", "rejects"), ("duplicates", "data")}
+    assert found(again) == {("manifest", "data"), ("footer", "data"), ("rejects", "_rejects"), ("duplicates", "data")}
 
 
 def test_missing_documents(damaged: Path) -> None:
     (damaged / "_SUCCESS").unlink()
-    (damaged / "manifest.json").unlink()
-    assert {finding.file for finding in verify_output(str(damaged)).findings} >= {"_SUCCESS", "manifest.json"}
-    (damaged / "run.json").write_text("{")
+    (damaged / "_manifest.json").unlink()
+    assert {finding.file for finding in verify_output(str(damaged)).findings} >= {"_SUCCESS", "_manifest.json"}
+    (damaged / "_run.json").write_text("{")
     [finding] = verify_output(str(damaged)).findings
-    assert (finding.check, finding.file) == ("run", "run.json")
-    (damaged / "run.json").unlink()
+    assert (finding.check, finding.file) == ("run", "_run.json")
+    (damaged / "_run.json").unlink()
     [finding] = verify_output(str(damaged)).findings
     assert "is missing" in finding.message
     with pytest.raises(SourceError, match="holds no tokenized dataset"):
@@ -239,12 +240,12 @@ def test_missing_documents(damaged: Path) -> None:
 
 
 def test_wrong_rejects(sound: Written, damaged: Path) -> None:
-    path = damaged / "rejects" / part_of(damaged, 2).name
+    path = damaged / LAYOUT.rejects_of(part_of(damaged, 2).name)
     rewrite(path, lambda table: table.slice(1))
-    assert found(verify_output(str(damaged))) == {("rejects", "rejects")}
+    assert found(verify_output(str(damaged))) == {("rejects", "_rejects")}
     assert {("keys", "data"), ("count", "")} <= found(verify_output(str(damaged), [sound.source]))
     path.unlink()
-    assert found(verify_output(str(damaged))) == {("rejects", "rejects")}
+    assert found(verify_output(str(damaged))) == {("rejects", "_rejects")}
 
 
 def test_a_source_that_changed(sound: Written, damaged: Path, tmp_path: Path) -> None:

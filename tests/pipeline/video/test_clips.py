@@ -171,7 +171,7 @@ def test_a_job_over_a_folder_of_good_and_damaged_videos(tmp_path: Path) -> None:
     ]
     assert [row["clip_start_s"] for row in whole] == pytest.approx([0.16 * i for i in range(10)])
     assert whole[1]["frame_pts_s"] == pytest.approx([0.16, 0.2, 0.24, 0.28])
-    [reject] = pq.read_table(tmp_path / "out" / "rejects").to_pylist()
+    [reject] = pq.read_table(tmp_path / "out" / "_rejects").to_pylist()
     assert (reject["key"], reject["reason"]) == ("b.mp4", "truncated")
     assert reject["clip_index"] == len(rows) - 10 > 0
     assert reject["detail"].endswith("s on")

@@ -1,7 +1,8 @@
-"""Real servers as child processes: SeaweedFS as an S3 store, and a Ray head with token authentication."""
+"""Real servers as child processes: SeaweedFS as an S3 store, Azurite as Azure's, and a Ray head with a token."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+AZURITE = BIN.parent / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+"""From npm, by `make azurite`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,19 @@ def seaweedfs(folder: Path, *, secret: str) -> Iterator[Store]:
         url = f"http://127.0.0.1:{s3}"
         _await_answer(url, folder / "weed.log")
         yield Store(endpoint_url=url, key="photos-key", secret=secret)
+
+
+@contextmanager
+def azurite(folder: Path) -> Iterator[str]:
+    """Azurite's blob service, whose log goes to `folder`; yields the connection string of its one account."""
+    [port] = free_ports(1)
+    key = base64.b64encode(os.urandom(32)).decode()
+    command = [AZURITE, f"--blobPort={port}", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
+    log = folder / "azurite.log"
+    with _process(command, log, os.environ | {"AZURITE_ACCOUNTS": f"photos:{key}"}):
+        url = f"http://127.0.0.1:{port}"
+        _await_answer(url, log)
+        yield f"DefaultEndpointsProtocol=http;AccountName=photos;AccountKey={key};BlobEndpoint={url}/photos;"
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, second: Path) -> None
 
 def test_tokens_of_two_tokenizers_do_not_mix(folder: Path, second: Path, tmp_path: Path) -> None:
     write_synthetic(str(tmp_path), 50)
-    run = tmp_path / "run.json"
+    run = tmp_path / "_run.json"
     run.write_text(run.read_text().replace('"synthetic"', '"other"'))
     with pytest.raises(ConfigError, match=r"different tokenizers \(tokenizer.weights_sha256\)"):
         TokenDataset([folder, tmp_path])

@@ -112,7 +112,8 @@ def test_opening_a_bucket_s_dataset_is_one_request_a_document(
     write_synthetic(url, 100)
     asked.clear()
     assert TokenizedData.open(url).num_rows == 100
-    assert sorted(asked) == [("get_object", name, "") for name in ("_SUCCESS", "manifest.json", "run.json")]
+    names = ("_SUCCESS", "_manifest.json", "_run.json", "manifest.json", "run.json")  # the last two of older datasets
+    assert sorted(asked) == [("get_object", name, "") for name in names]
 
 
 def test_a_small_part_of_a_bucket_is_one_request(s3_bucket: str, asked: list[tuple[str, str, str]]) -> None:
@@ -156,7 +157,7 @@ def test_synthetic_data_keeps_the_promises_of_real_data(tmp_path: Path) -> None:
     table = data.read_all()
     lengths = table.column("num_tokens").to_pylist()
     assert [len(tokens) for tokens in table.column("tokens").to_pylist()] == lengths
-    assert sum(lengths) == data.num_tokens == json.loads((tmp_path / "manifest.json").read_text())["num_tokens"]
+    assert sum(lengths) == data.num_tokens == json.loads((tmp_path / "_manifest.json").read_text())["num_tokens"]
     for positions, num in zip(
         table.column("positions").to_pylist(), table.column("num_patch_tokens").to_pylist(), strict=True
     ):

@@ -43,9 +43,9 @@ def rewrite(folder: Path, **columns: object) -> None:
             table.schema.get_field_index(name), schema.field(name), pa.array(values, type=schema.field(name).type)
         )
     pq.write_table(table.cast(schema), path)
-    [part] = json.loads((folder / "manifest.json").read_text())["parts"]
-    manifest = (folder / "manifest.json").read_text().replace(str(part["num_bytes"]), str(path.stat().st_size))
-    (folder / "manifest.json").write_text(manifest)
+    [part] = json.loads((folder / "_manifest.json").read_text())["parts"]
+    manifest = (folder / "_manifest.json").read_text().replace(str(part["num_bytes"]), str(path.stat().st_size))
+    (folder / "_manifest.json").write_text(manifest)
 
 
 @pytest.fixture(scope="module")

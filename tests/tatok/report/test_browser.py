@@ -1,4 +1,4 @@
-"""The report in a real browser: accessible, quiet, whole, on a desk and on a phone, in light and in dark."""
+"""The report in a real browser: accessible, quiet, whole, on a desk, a tablet and a phone, in light and in dark."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+VIEWS = [(width, scheme) for width in (1440, 800, 375) for scheme in ("light", "dark")]
 
 
 @dataclass
@@ -82,7 +82,11 @@ def violations(page: Any) -> list[str]:
     return [f"{rule['id']}: {node['html'][:200]} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
 
-@pytest.mark.parametrize("name", ["photos", "synthetic"])
+@pytest.mark.parametrize(
+    ("name", "visit"),
+    [*(("photos", view) for view in VIEWS), ("synthetic", (1440, "dark")), ("synthetic", (375, "light"))],
+    indirect=["visit"],
+)
 def test_the_page_is_fit_to_be_sent_around(name: str, visit: Visit, reports: dict[str, Path]) -> None:
     page = visit.page
     page.goto(reports[name].as_uri())
@@ -123,6 +127,7 @@ def test_key_figures_and_words_of_the_data(visit: Visit, reports: dict[str, Path
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
+@pytest.mark.parametrize("visit", [view for view in VIEWS if view[1] == "light"], indirect=True)
 def test_text_is_not_too_small_to_read(visit: Visit, reports: dict[str, Path]) -> None:
     page = visit.page
     page.goto(reports["synthetic"].as_uri())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,10 @@ import torch
 
 from tatok.dataset.lookup import read_rows
 from tatok.dataset.parts import TokenizedData
+from tatok.model.dtf import DTFSettings
 from tatok.pipeline.storage.store import OutputStore
 from tatok.report.charts import codebook_chart, entropy_chart, histogram_chart, kept_chart, short_number
+from tatok.report.correlations import token_correlations
 from tatok.report.page import ExampleImage, Report, render_report, shown_text
 from tatok.report.rows import Examples, look_at_rows, reject_examples
 from tatok.report.shown_frames import shown_frames
@@ -135,6 +138,27 @@ def test_rows_are_called_what_they_are(data: TokenizedData, frames: list[int], w
     text = Page(render_report(replace(report, statistics=replace(report.statistics, grids=grids)))).text
     assert all(each in text for each in words)
     assert "tokens an image" not in text
+
+
+def test_the_page_says_what_decided_and_what_goes_with_what(data: TokenizedData) -> None:
+    report = report_of(data, correlations=token_correlations(data))
+    text = Page(render_report(report)).text
+    assert "What decided how many tokens an image has is not recorded in this dataset." in text
+    assert "entropy: what the prior left open, all patches" in text
+    assert "not what causes it" in text
+    dtf = DTFSettings(criterion="distance", threshold_kind="distortion", threshold=90.0).document()
+    for criterion, words in (("distance", True), ("entropy", False)):
+        fingerprint = report.run.fingerprint | {"tokenizer.dtf": json.dumps(dtf | {"criterion": criterion})}
+        page = Page(render_report(replace(report, run=replace(report.run, fingerprint=fingerprint)))).text
+        assert f"ranked the patches of each image by {criterion}: " in page
+        assert ("Entropy did not choose the patches here" in page) is words
+    alike = replace(report.statistics.distribution("num_tokens"), min=64.0, max=64.0)
+    for distributions, words in (((alike,), "all images have as many"), (report.statistics.distributions, "too few")):
+        statistics = replace(report.statistics, distributions=distributions)
+        assert words in Page(render_report(replace(report, statistics=statistics, correlations=()))).text
+    own = replace(report.run, config={"tokenizer": "<b>mine</b>:load"})
+    html = render_report(replace(report, run=own))
+    assert "The tokenizer &lt;b&gt;mine&lt;/b&gt;:load decided" in html
 
 
 def test_histograms_count_every_image(data: TokenizedData) -> None:

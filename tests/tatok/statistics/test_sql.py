@@ -186,10 +186,10 @@ FORBIDDEN = {
     "read_json": "SELECT * FROM read_json('{elsewhere}')",
     "read_text": "SELECT * FROM read_text('{elsewhere}')",
     "read_blob": "SELECT * FROM read_blob('{elsewhere}')",
-    "read_text of run.json": "SELECT * FROM read_text('{folder}/run.json')",
+    "read_text of run.json": "SELECT * FROM read_text('{folder}/_run.json')",
     "read_parquet": "SELECT * FROM read_parquet('{other}')",
     "the parts by their paths": "SELECT * FROM read_parquet('{folder}/data/*.parquet')",
-    "the parts by way of ours": "SELECT * FROM read_text('tatok://data/../run.json')",
+    "the parts by way of ours": "SELECT * FROM read_text('tatok://data/../_run.json')",
     "parquet_metadata": "SELECT * FROM parquet_metadata('{other}')",
     "sniff_csv": "SELECT * FROM sniff_csv('{elsewhere}')",
     "read_text by way of the spill folder": (

@@ -20,7 +20,7 @@ from tatok.pipeline.output.manifest import claim_output
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.manifest import RUNS, RunRecord
+from tatok.schemas.manifest import LAYOUT, RunRecord
 from tatok.schemas.records import Grid
 from tatok.statistics.distribution import describe
 from tatok.statistics.groups import group_by
@@ -89,6 +89,34 @@ def test_every_value_is_in_the_bin_that_claims_it(values: np.ndarray) -> None:
     assert below[0] == 0
     assert np.diff(below).tolist() == list(counts)
     assert sum(counts) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "edges", "counts"),
+    [
+        ([27, 29, 31, 42, 45, 51], (20, 30, 40, 50, 60), (2, 1, 2, 1)),
+        ([256] * 6, (256, 257), (6,)),
+        ([0], (0, 1), (1,)),
+        ([5, 5, 5, 5, 5, 6], (5, 6, 7), (5, 1)),
+        ([2607.3] * 9, (2605, 2610), (9,)),
+        ([-0.25, -0.25], (-0.25, -0.2495), (2,)),
+        ([0.0, 0.0], (0, 1), (2,)),
+        ([10.1, 11.9], (10, 12), (2,)),
+    ],
+)
+def test_few_or_equal_values_make_few_bins(
+    values: list[float], edges: tuple[float, ...], counts: tuple[int, ...]
+) -> None:
+    found = describe("x", np.array(values))
+    assert found is not None
+    assert (found.histogram.edges, found.histogram.counts) == (edges, counts)
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=30), st.sampled_from([np.int32, np.float32]))
+def test_there_are_at_most_as_many_bins_as_values(values: list[int], dtype: type[np.number]) -> None:
+    found = describe("x", np.array(values, dtype))
+    assert found is not None
+    assert len(found.histogram.counts) <= len(values)
 
 
 def test_values_that_are_not_finite_are_counted_apart() -> None:
@@ -248,9 +276,9 @@ def test_throughput_of_each_run_and_of_all(tmp_path: Path) -> None:
         num_failed_shards=0,
     )
     store = OutputStore.open(str(tmp_path))
-    store.write_text(f"{RUNS}/1.json", record.to_json())
+    store.write_text(f"{LAYOUT.runs}/1.json", record.to_json())
     later = dataclasses.replace(record, started_at="2026-01-02T00:00:00+00:00", seconds=0.0, num_rows=10)
-    store.write_text(f"{RUNS}/2.json", later.to_json())
+    store.write_text(f"{LAYOUT.runs}/2.json", later.to_json())
     statistics = summarize(tmp_path)
     assert [(run.rows_per_second, run.tokens_per_second) for run in statistics.runs] == [(2, 100), (0, 0)]
     assert statistics.throughput is not None

@@ -13,8 +13,9 @@ from tatok.schemas.errors import ConfigError, TatokError
 from tatok.tokenizer.tokenizer import Tokenizer
 from tatok.training.config import TrainingConfig
 from tatok.training.photos import centre_crops, expand_sources
-from tatok.training.run import _batches, _display, train
+from tatok.training.run import _batches, train
 from tatok.training.trainer import Trainer
+from tatok.watching.terminal import display
 from tests.support.tiny_checkpoint import TINY_RECIPE
 
 
@@ -151,8 +152,8 @@ def test_loaders_start_as_the_device_asks(
     trainer.config = config.model_copy(
         update={"num_loader_workers": configured} | ({} if output is None else {"output": output})
     )
-    with _display(None) as display:
-        _batches(trainer, expand_sources(config.photos), [], display, lambda: None)
+    with display() as shown:
+        _batches(trainer, expand_sources(config.photos), [], shown, lambda: None)
     assert given["num_workers"] == workers
     assert given["multiprocessing_context"] == context
     assert given["pin_memory"] is is_pinned

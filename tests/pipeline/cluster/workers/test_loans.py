@@ -120,7 +120,7 @@ def run_shared(
 
 
 def published(output: Path) -> dict[str, bytes]:
-    files = [path for kind in ("data", "rejects") for path in (output / kind).iterdir()]
+    files = [path for kind in ("data", "_rejects") for path in (output / kind).iterdir()]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
 
 
