@@ -57,7 +57,8 @@ def train_by(
         return
     heldout = " ".join(shlex.quote(each) for each in config.heldout) or "HELDOUT"
     place = f"--checkpoint {shlex.quote(checkpoint)}"
-    tokens = config.model.num_global + 31
+    patches = (config.stages[-1].image_size // config.model.patch_size) ** 2
+    tokens = config.model.num_global + min(31, patches // 4)
     print("next:")
     print(f"  tatok calibrate {heldout} --tokens {tokens} {place} --write")
     print(f"  tatok eval {heldout} --tokens {tokens} {place}")

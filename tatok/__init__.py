@@ -47,7 +47,7 @@ __all__ = [
     "tokenize",
 ]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _PLACES = {
     "Bucketing": "tatok.dataset.packing:Bucketing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support.photos import write_photo_shards
 from tests.support.places import ROOT
-from tests.support.processes import free_port
+from tests.support.processes import free_port, heed_interrupts
 from tests.support.services.faulty_s3 import FaultyS3, faulty_s3
 from tests.support.services.hub import Hub, hugging_face_hub
 from tests.support.services.real_services import AZURITE, azurite
@@ -23,6 +24,10 @@ from tests.support.services.real_services import AZURITE, azurite
 # No test fails for its time: hypothesis would give each example 200 ms, which a busy machine exceeds.
 hypothesis.settings.register_profile("tatok", deadline=None)
 hypothesis.settings.load_profile("tatok")
+
+# Started by a shell in the background, pytest would be deaf to SIGINT, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    heed_interrupts()
 
 # Before any test imports gcsfs, which would ask the real service of a bucket's kind.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"

@@ -13,6 +13,7 @@ from tatok.jobs.verbosity import Quiet
 from tatok.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tatok.dataset.parts import TokenizedData
     from tatok.pipeline.export.base import ExportSummary
 
 __all__ = ["compact", "exports", "parse_size"]
@@ -48,7 +49,7 @@ def hub(
 
     file_bytes = parse_size(file_size)
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
+    with _progress(export.data, is_shown=not quiet) as on_rows:
         summary = export_hub(
             export,
             title=title,
@@ -57,7 +58,7 @@ def hub(
             without=without or (),
             on_rows=on_rows,
         )
-    _print_summary(summary)
+    _print_summary(export.data, summary)
     telling = [name for name in ("key", "source_uri", "caption", "metadata") if name not in (without or ())]
     if telling:
         print(f"{', '.join(telling)} are columns of it: look at them before you publish, or use --without")
@@ -74,15 +75,15 @@ def webdataset(
     allow_incomplete: AllowIncomplete = False,
     quiet: Quiet = False,
 ) -> None:
-    """WebDataset: tars of token and position arrays (.npy) and one JSON an image."""
+    """WebDataset: tars of token and position arrays (.npy) and one JSON a row (image or clip)."""
     from tatok.pipeline.export.base import open_export
     from tatok.pipeline.export.webdataset import export_webdataset
 
     shard_bytes = parse_size(shard_size)
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
+    with _progress(export.data, is_shown=not quiet) as on_rows:
         summary = export_webdataset(export, shard_bytes=shard_bytes, shard_rows=shard_rows, on_rows=on_rows)
-    _print_summary(summary)
+    _print_summary(export.data, summary)
 
 
 @exports.command()
@@ -97,16 +98,16 @@ def megatron(
     allow_incomplete: AllowIncomplete = False,
     quiet: Quiet = False,
 ) -> None:
-    """Megatron-LM: an indexed dataset (.bin, .idx), one image a document, ids in a JSON file."""
+    """Megatron-LM: an indexed dataset (.bin, .idx), one image or clip a document, ids in a JSON file."""
     from tatok.pipeline.export.base import open_export
     from tatok.pipeline.export.megatron import export_megatron
 
     if not re.fullmatch(r"[\w.-]+", prefix):
         raise ConfigError(f"--prefix is {prefix!r}; it is a file name of letters, digits, '.', '_' and '-'")
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
+    with _progress(export.data, is_shown=not quiet) as on_rows:
         summary = export_megatron(export, layout=layout, prefix=prefix, on_rows=on_rows)
-    _print_summary(summary)
+    _print_summary(export.data, summary)
 
 
 @exports.command()
@@ -124,9 +125,9 @@ def mds(
     shard_bytes = parse_size(shard_size)
     require_streaming()
     export = open_export(output, destination, allow_incomplete=allow_incomplete)
-    with _progress(export.data.num_rows, is_shown=not quiet) as on_rows:
+    with _progress(export.data, is_shown=not quiet) as on_rows:
         summary = export_mds(export, shard_bytes=shard_bytes, on_rows=on_rows)
-    _print_summary(summary)
+    _print_summary(export.data, summary)
 
 
 def compact(
@@ -141,15 +142,15 @@ def compact(
     """Merge small parts into a new dataset of large ones; the same command again resumes where it stopped."""
     from tatok.dataset.parts import TokenizedData
     from tatok.pipeline.export.compact import compact as run
-    from tatok.statistics.units import bytes_text
+    from tatok.statistics.units import bytes_text, noun_of_parts
 
     target_bytes = parse_size(target_size)
     data = TokenizedData.open(output)
-    with _progress(data.num_rows, is_shown=not quiet) as on_rows:
+    with _progress(data, is_shown=not quiet) as on_rows:
         summary = run(data, destination, target_bytes=target_bytes, allow_incomplete=allow_incomplete, on_rows=on_rows)
     print(
         f"{summary.url}: {summary.num_source_parts:,} parts merged to {summary.num_parts:,} "
-        f"({bytes_text(summary.num_bytes)}), {summary.num_rows:,} images, {summary.num_tokens:,} tokens"
+        f"({bytes_text(summary.num_bytes)}), {summary.num_rows:,} {noun_of_parts(data)}s, {summary.num_tokens:,} tokens"
     )
     if summary.num_parts_kept == summary.num_parts:
         print("nothing to do: all parts were there")
@@ -169,23 +170,25 @@ def parse_size(text: str) -> int:
 
 
 @contextmanager
-def _progress(num_rows: int, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
+def _progress(data: TokenizedData, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    from tatok.statistics.units import noun_of_parts
+
+    console, what = Console(stderr=True), f"{noun_of_parts(data)}s"
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)
     ) as progress:
-        task = progress.add_task("images", total=num_rows)
+        task = progress.add_task(what, total=data.num_rows)
         yield lambda num_more: progress.advance(task, num_more)
 
 
-def _print_summary(summary: ExportSummary) -> None:
-    from tatok.statistics.units import bytes_text
+def _print_summary(data: TokenizedData, summary: ExportSummary) -> None:
+    from tatok.statistics.units import bytes_text, noun_of_parts
 
     print(
-        f"{summary.url}: {summary.num_rows:,} images, {summary.num_tokens:,} tokens in {summary.num_files:,} files "
-        f"({bytes_text(summary.num_bytes)}); {summary.index} says what is in them"
+        f"{summary.url}: {summary.num_rows:,} {noun_of_parts(data)}s, {summary.num_tokens:,} tokens in "
+        f"{summary.num_files:,} files ({bytes_text(summary.num_bytes)}); {summary.index} says what is in them"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,8 +12,9 @@ import yaml
 
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.manifest import RunDocument
+from tatok.schemas.tokens import REPEATS
 from tatok.statistics.summary import DatasetStatistics
-from tatok.statistics.units import bytes_text
+from tatok.statistics.units import Noun, bytes_text, noun_of, with_article
 
 __all__ = ["COLUMNS", "card"]
 
@@ -59,6 +62,16 @@ COLUMNS = {
 """What each column of the token table holds, in a phrase."""
 
 _TYPE_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+_TASKS: dict[Noun, tuple[str, ...]] = {  # of the Hub's list, which has no generation of videos from nothing
+    "image": ("unconditional-image-generation",),
+    "clip": ("other",),
+    "row": ("unconditional-image-generation", "other"),
+}
+_TAGS: dict[Noun, tuple[str, ...]] = {
+    "image": ("image-tokens",),
+    "clip": ("video-tokens",),
+    "row": ("image-tokens", "video-tokens"),
+}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's own categories
 
 
@@ -79,9 +92,10 @@ def card(
     front: dict[str, Any] = {"pretty_name": title}
     if license_id is not None:
         front["license"] = license_id
+    noun = noun_of(statistics)
     front |= {
-        "task_categories": ["unconditional-image-generation"],
-        "tags": ["tatok", "image-tokens", "discrete-tokens"],
+        "task_categories": list(_TASKS[noun]),
+        "tags": ["tatok", *_TAGS[noun], "discrete-tokens"],
         "size_categories": [_size_category(statistics.num_rows)],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
         "dataset_info": {
@@ -97,19 +111,22 @@ def card(
         f"# {_plain(title)}",
         _introduction(statistics, run, license_id),
         _figures(statistics, num_bytes),
-        _loading(run),
-        _columns(schema),
+        _loading(run, noun),
+        _columns(schema, noun),
         _recipe(run),
     ]
     return f"---\n{yaml_text}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _introduction(statistics: DatasetStatistics, run: RunDocument, license_id: str | None) -> str:
-    text = f"{statistics.num_rows:,} images as sequences of discrete tokens, made with "
+    noun = noun_of(statistics)
+    what = "images and clips" if noun == "row" else f"{noun}s"
+    text = f"{statistics.num_rows:,} {what} as sequences of discrete tokens, made with "
     if run.config.get("tokenizer") is None:
+        globals_of = "an image" if noun == "image" else "a frame, none where it follows the frame before"
         text += (
-            "TaTok: a few global tokens an image, and patch tokens only where the image says something that the "
-            "globals do not. So sequences vary in length, and every image carries its token count and entropies."
+            f"TaTok: a few global tokens {globals_of}, and patch tokens only where the image says something that the "
+            f"globals do not. So sequences vary in length, and every {noun} carries its token count and entropies."
         )
     else:
         text += f"the tokenizer `{_made_by(run)}` by tatok's pipeline."
@@ -117,18 +134,20 @@ def _introduction(statistics: DatasetStatistics, run: RunDocument, license_id: s
     if not statistics.complete:
         text += " The job that wrote it had not finished: not all of its source is here."
     if license_id is None:
-        text += "\n\nNo license is given yet. Tokens decode to images: the rights of the source images apply."
+        text += "\n\nNo license is given yet. Tokens decode to images: the rights of the source apply."
     return text
 
 
 def _figures(statistics: DatasetStatistics, num_bytes: int) -> str:
+    noun = noun_of(statistics)
     rows = [
-        ("images", f"{statistics.num_rows:,}"),
+        (f"{noun}s", f"{statistics.num_rows:,}"),
         ("tokens", f"{statistics.num_tokens:,}"),
         ("size", f"{bytes_text(num_bytes)}, {num_bytes / max(statistics.num_tokens, 1):.2f} bytes a token"),
         ("samples that could not be tokenized", f"{statistics.num_rejects:,}"),
     ]
-    for name, phrase in (("num_tokens", "tokens an image"), ("entropy_bits", "entropy of an image, bits")):
+    a_noun = with_article(noun)
+    for name, phrase in (("num_tokens", f"tokens {a_noun}"), ("entropy_bits", f"entropy of {a_noun}, bits")):
         for found in statistics.distributions:
             if found.column == name:
                 numbers = (found.mean, found.min, found.p5, found.median, found.p95, found.max)
@@ -147,7 +166,7 @@ def _figures(statistics: DatasetStatistics, num_bytes: int) -> str:
             )
         )
     notes = [
-        f"{what} rest on {basis.num_rows:,} of {basis.num_rows_total:,} images."
+        f"{what} rest on {basis.num_rows:,} of {basis.num_rows_total:,} {noun}s."
         for what, basis in (("Distributions", statistics.row_basis), ("Codebook figures", statistics.token_basis))
         if not basis.exact
     ]
@@ -156,11 +175,11 @@ def _figures(statistics: DatasetStatistics, num_bytes: int) -> str:
 
 
 def _made_by(run: RunDocument) -> str:
-    """What run.json calls a tokenizer of the user's own, without the folder that its file lay in."""
+    """What the run document calls a tokenizer of the user's own, without the folder that its file lay in."""
     return _plain(str(run.config["tokenizer"]).rpartition("/")[2])
 
 
-def _loading(run: RunDocument) -> str:
+def _loading(run: RunDocument, noun: Noun) -> str:
     return f"""## Load and decode
 
 ```python
@@ -170,10 +189,17 @@ rows = load_dataset("USER/NAME", split="train")
 rows[0]["tokens"], rows[0]["positions"]
 ```
 
-{_decoding(run) if run.config.get("tokenizer") is None else _decoding_by_own(run)}"""
+{_decoding(run, noun) if run.config.get("tokenizer") is None else _decoding_by_own(run, noun)}"""
 
 
-def _decoding_by_own(run: RunDocument) -> str:
+def _decoding_call(noun: Noun) -> str:
+    if noun == "image":
+        return 'pixels = tokenizer.decode(token_sequences(rows.with_format("arrow")[:9]))  # uint8 [9, 3, H, W]'
+    comment = "uint8 [1, T, 3, H, W]; several at once must have one grid"
+    return f'pixels = tokenizer.decode_clips(token_sequences(rows.with_format("arrow")[:1]))  # {comment}'
+
+
+def _decoding_by_own(run: RunDocument, noun: Noun) -> str:
     codes_each = run.fingerprint.get("codes_per_position")
     several = "" if codes_each is None else f"\n\nEvery position has {_plain(codes_each)} codes, one after another."
     return f"""Back to pixels, with the tokenizer that made them and its options (`tokenizer_options`):
@@ -182,11 +208,11 @@ def _decoding_by_own(run: RunDocument) -> str:
 from tatok import load_tokenizer, token_sequences
 
 tokenizer = load_tokenizer({_made_by(run)!r}, options={{}})
-pixels = tokenizer.decode(token_sequences(rows.with_format("arrow")[:9]))  # uint8 [9, 3, H, W]
+{_decoding_call(noun)}
 ```{several}"""
 
 
-def _decoding(run: RunDocument) -> str:
+def _decoding(run: RunDocument, noun: Noun) -> str:
     checkpoint = run.config.get("checkpoint")
     weights = run.fingerprint.get("tokenizer.weights_sha256", "unknown")
     if checkpoint is None:
@@ -201,16 +227,25 @@ def _decoding(run: RunDocument) -> str:
 from tatok import Tokenizer, token_sequences
 
 tokenizer = Tokenizer.load({argument})
-pixels = tokenizer.decode(token_sequences(rows.with_format("arrow")[:9]))  # uint8 [9, 3, H, W]
+{_decoding_call(noun)}
 ```
 
 Global and patch codes have a codebook each, both from 0: a model that shares one embedding adds
 {_plain(run.fingerprint.get("vocab_size", "the vocabulary's size"))} to one of the kinds."""
 
 
-def _columns(schema: pa.Schema) -> str:
-    lines = [f"| `{field.name}` | {_type_text(field)} | {COLUMNS.get(field.name, '')} |" for field in schema]
-    return "## Columns\n\nOne row is one image.\n\n| column | type | |\n|---|---|---|\n" + "\n".join(lines)
+def _columns(schema: pa.Schema, noun: Noun) -> str:
+    lines = [f"| `{field.name}` | {_type_text(field)} | {_meaning(field.name, schema.names)} |" for field in schema]
+    one_row = "an image or a clip" if noun == "row" else f"one {noun}"
+    return f"## Columns\n\nOne row is {one_row}.\n\n| column | type | |\n|---|---|---|\n" + "\n".join(lines)
+
+
+def _meaning(name: str, present: Sequence[str]) -> str:
+    repeats = REPEATS.get(name)
+    of = () if repeats is None else [each for each in COLUMNS if re.search(rf"\b{each}\b", repeats)]
+    if repeats is None or not set(of) <= set(present):  # what was left out cannot be repeated
+        return COLUMNS.get(name, "")
+    return f"{COLUMNS[name]}; *repeats* `{repeats}`"
 
 
 def _recipe(run: RunDocument) -> str:

@@ -1,4 +1,4 @@
-"""Export to Megatron-LM: one image a document of an indexed dataset (.bin, .idx), in one vocabulary."""
+"""Export to Megatron-LM: one image or clip a document of an indexed dataset (.bin, .idx), in one vocabulary."""
 
 from __future__ import annotations
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from tatok.schemas.manifest import LAYOUT_0_2
+
 if TYPE_CHECKING:
+    from tatok.dataset.parts import TokenizedData
     from tatok.statistics.summary import DatasetStatistics
 
-__all__ = ["Noun", "bytes_text", "noun_of", "with_article"]
+__all__ = ["Noun", "bytes_text", "noun_of", "noun_of_parts", "with_article"]
 
 Noun = Literal["image", "clip", "row"]
 
@@ -16,6 +19,14 @@ def noun_of(statistics: DatasetStatistics) -> Noun:
     """What a row is: "image" or "clip", or "row" where there are both."""
     are_clips = {count.grid.frames > 1 for count in statistics.grids}
     return "row" if len(are_clips) > 1 else "clip" if are_clips == {True} else "image"
+
+
+def noun_of_parts(data: TokenizedData) -> Noun:
+    """The same from the manifest alone, where no column has been read; "row" also where it cannot say."""
+    num_clips = sum(part.num_clips for part in data.parts)
+    if not num_clips:
+        return "row" if data.layout == LAYOUT_0_2 else "image"  # tatok 0.1 and 0.2 did not count clips
+    return "clip" if num_clips == data.num_rows else "row"
 
 
 def with_article(noun: Noun) -> str:

@@ -18,7 +18,13 @@ from typer.testing import CliRunner, Result
 from tatok.dataset.parts import TokenizedData
 from tatok.jobs.cli import app
 from tatok.jobs.commands.export import parse_size
+from tatok.pipeline.output.commit import commit_shard
+from tatok.pipeline.output.manifest import mark_success, update_manifest
+from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import ConfigError
+from tatok.statistics.summary import summarize
+from tatok.statistics.units import noun_of, noun_of_parts
+from tests.support.parts import batches, give_old_names, shard
 from tests.support.places import ROOT
 from tests.support.synthetic_tokens import write_synthetic
 
@@ -64,6 +70,31 @@ def test_export(source: Path, tmp_path: Path, arguments: list[object], index: st
     assert again.exit_code == 1
     assert "is not empty" in again.output
     assert "Traceback" not in again.output
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_videos", "wanted"), [(0, 4, "4 clips"), (3, 2, "5 rows"), (3, 0, "3 images")]
+)
+def test_rows_are_called_what_they_are(tmp_path: Path, num_images: int, num_videos: int, wanted: str) -> None:
+    store = OutputStore.open(str(tmp_path / "tokens"))
+    commit_shard(
+        store,
+        shard(),
+        batches(count=num_images, num_videos=num_videos),
+        fingerprint={"vocab_size": "1024"},
+        vocab_size=1024,
+        patch_entropy=True,
+        row_group_rows=4,
+    )
+    update_manifest(store, [], {})
+    mark_success(store)
+    for number, arguments in enumerate((["export", "webdataset"], ["compact"])):
+        result = invoke(*arguments, tmp_path / "tokens", tmp_path / f"dest-{number}")
+        assert result.exit_code == 0, result.output
+        assert f" {wanted}, " in result.output
+    give_old_names(tmp_path / "tokens")
+    older = TokenizedData.open(tmp_path / "tokens")
+    assert noun_of_parts(older) == ("row" if wanted == "3 images" else noun_of(summarize(older))), "or does not know"
 
 
 def test_mds_without_its_library(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,15 @@ from tatok.dataset.rows import token_sequences
 from tatok.pipeline.export.base import open_export
 from tatok.pipeline.export.hub import export_hub
 from tatok.pipeline.export.hub_card import COLUMNS, card
-from tatok.pipeline.output.manifest import mark_incomplete
+from tatok.pipeline.output.commit import commit_shard
+from tatok.pipeline.output.manifest import mark_incomplete, mark_success, update_manifest
 from tatok.pipeline.storage.store import OutputStore
+from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.errors import CommitError, ConfigError, SourceError
-from tatok.schemas.tokens import token_schema
+from tatok.schemas.tokens import REPEATS, token_schema
 from tatok.statistics.summary import summarize
+from tatok.tokenizer.tokenizer import Tokenizer
+from tests.support.parts import shard, video_clip
 from tests.support.real_data import DEMO_PHOTOS, write_real_data
 from tests.support.synthetic_tokens import write_synthetic
 
@@ -185,6 +189,62 @@ def test_buckets(source: TokenizedData, s3_bucket: str) -> None:
     copied = f"s3://{s3_bucket}/hub-copied"
     export_hub(open_export(source.url, copied), file_bytes=1)
     assert len(OutputStore.open(copied).list_files("data")) == 7
+
+
+def test_the_card_of_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, hub, tokenizer = tmp_path / "clips", tmp_path / "hub", Tokenizer.load()
+    store = OutputStore.open(str(clips))
+    items = [video_clip(number, num_frames=2) for number in range(3)]
+    fingerprint = {"vocab_size": str(tokenizer.vocab_size)}
+    batches = tokenize_clips(
+        items, tokenizer.encode_clips, batch_size=3, vocab_size=tokenizer.vocab_size, patch_entropy=True
+    )
+    commit_shard(
+        store,
+        shard(),
+        batches,
+        fingerprint=fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        patch_entropy=True,
+        row_group_rows=4,
+    )
+    update_manifest(store, [], {})
+    mark_success(store)
+    export_hub(open_export(str(clips), str(hub)))
+    text = (hub / "README.md").read_text(encoding="utf-8")
+    assert "\n3 clips as sequences of discrete tokens" in text
+    assert "| clips | 3 |" in text
+    assert "| tokens a clip | mean" in text
+    assert "One row is one clip." in text
+    assert not re.search("(tokens|entropy of) an image,? ", text)
+    assert "unconditional-image-generation" not in text
+    assert front_matter(hub)["tags"] == ["tatok", "video-tokens", "discrete-tokens"]
+    _, snippet = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"rows": load(hub, tmp_path, monkeypatch)}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert tuple(names["pixels"].shape) == (1, 2, 3, 32, 32)
+
+
+def test_the_card_of_images_and_clips(source: TokenizedData) -> None:
+    found = summarize(source)
+    (images,) = found.grids
+    both = dataclasses.replace(found, grids=(images, dataclasses.replace(images, grid=images.grid._replace(frames=4))))
+    text = card(source.run, source.schema, both, title="t", license_id=None, num_bytes=1, unpacked_bytes=1)
+    assert "700 images and clips as sequences" in text
+    assert "One row is an image or a clip." in text
+    assert "| tokens a row | mean" in text
+
+
+def test_columns_that_repeat_others_are_marked_where_those_are(source: TokenizedData) -> None:
+    def meanings(schema: pa.Schema) -> dict[str, str]:
+        text = card(source.run, schema, summarize(source), title="t", license_id=None, num_bytes=1, unpacked_bytes=1)
+        return dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*) \|$", text, re.MULTILINE))
+
+    found = meanings(source.schema)
+    assert {name for name, meaning in found.items() if "*repeats*" in meaning} == set(REPEATS)
+    assert found["num_patch_tokens"].endswith("; *repeats* `len(positions)`")
+    fewer = source.schema.remove(source.schema.get_field_index("patch_entropy_bits"))
+    assert "*repeats*" not in meanings(fewer)["entropy_max_bits"]
 
 
 def test_every_column_is_explained() -> None:
