@@ -101,7 +101,14 @@ class DrawnSheet:
 
     def __repr__(self) -> str:
         width, height = self.picture.size
-        return f"DrawnSheet({self.name}: {len(self.rows):,} images, {width} x {height} pixels)"
+        return f"DrawnSheet({self.name}: {self.count}, {width} x {height} pixels)"
+
+    @property
+    def count(self) -> str:
+        """How many rows there are, in words: images, clips, or rows where there are both."""
+        num_clips = sum(_num_frames(row.sequence) > 1 for row in self.rows)
+        noun = {0: "image", len(self.rows): "clip"}.get(num_clips, "row")
+        return f"{len(self.rows):,} {noun}{'' if len(self.rows) == 1 else 's'}"
 
     @property
     def name(self) -> str:

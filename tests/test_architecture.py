@@ -123,7 +123,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.jobs.python": (
         *(f"{P}.{room}" for room in ("decode", "monitoring", "planning", "run", "storage")),
         *(f"tatok.{room}" for room in ("dataset", "report", "statistics", "tokenizer")),
-        *(f"tatok.jobs.{room}" for room in ("job_file", "pictures", "text")),
+        *(f"tatok.jobs.{room}" for room in ("job_file", "pictures", "text", "verbosity")),
     ),
     "tatok.jobs": (),
 }

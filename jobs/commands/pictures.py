@@ -16,7 +16,7 @@ Dataset = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of
 KEY_HELP = "key of an image, or its sample_id (its first 8 digits do)."
 CheckpointOption = Annotated[
     str | None,
-    typer.Option(help="Checkpoint folder, or its URL, that made the tokens; default: the one that made them."),
+    typer.Option(help="Checkpoint folder, or its URL, that made the tokens; default: the one that the dataset names."),
 ]
 TokenizerOption = Annotated[
     str | None,
@@ -137,7 +137,7 @@ def show(
     path = picture or Path(f"{sheet.name}.png")
     write_whole(path, sheet.picture)
     if several:
-        print(f"{path}: {len(sheet.rows)} images")
+        print(f"{path}: {sheet.count}")
     for row in sheet.rows:
         tokens = (
             f"{row.sequence.num_tokens} tokens, {row.sequence.num_global} global and {row.sequence.num_patches} patch"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tatok.jobs.verbosity import Verbosity
 from tatok.pipeline.monitoring.events import Event, Notice, OnEvent, ShardFailed, ShardRetried
 from tatok.pipeline.monitoring.figures import Figures, RunFigures
 from tatok.pipeline.monitoring.progress import ProgressDisplay
@@ -42,7 +43,7 @@ def shown_progress(wanted: bool | None = None) -> Iterator[OnEvent]:
             yield line
             line.draw()
         return
-    level = -1 if wanted is False else 0
+    level = Verbosity.QUIET if wanted is False else Verbosity.NORMAL
     interval_s = 10.0 if wanted else float("inf")
     with ProgressDisplay(level=level, interval_s=interval_s) as terminal:
         yield terminal

@@ -354,7 +354,7 @@ def test_show_draws_a_clip_frame_by_frame_and_moving(clips: Path, here: Path) ->
 
 def test_clips_on_one_sheet_move_in_files_of_their_own(clips: Path, here: Path) -> None:
     result = invoke("show", clips, *clip_ids(clips), "--frames", 2, "-o", "both.png")
-    assert result.exit_code == 0, result.output
+    assert (result.exit_code, result.stdout.splitlines()[:1]) == (0, ["both.png: 2 clips"]), result.output
     names = ["bar-1-tokens-moving.webp", "bar-tokens-moving.webp", "both.png"]
     assert sorted(path.name for path in here.iterdir()) == names
     assert result.stdout.count("5 frames: original, entropy, kept patches, rebuilt") == 2
