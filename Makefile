@@ -159,6 +159,15 @@ bench-adapt-latents: setup
 	$(BIN)/python -m benchmarks.latents.distances --autoencoder $(AUTOENCODER) --photos '$(PHOTOS)' \
 		--heldout $(HELDOUT) --output $(ADAPT_LATENTS) --json docs/results/latent-distances.json
 
+# What each part of the training recipe is worth (docs/results/ablations.md): hours of two idle cores, on which two
+# processes share the trainings; the same command goes on. The last line writes the page of them all.
+ABLATIONS := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations.run --images '$(IMAGES)' \
+	--heldout '$(TEST_IMAGES)'
+.PHONY: bench-ablations
+bench-ablations: setup
+	$(ABLATIONS) --part 0 --of 2 & $(ABLATIONS) --part 1 --of 2; wait
+	$(ABLATIONS)
+
 # The driver with a million shards and a thousand GPU actors, simulated (docs/results/scale.md).
 bench-scale: setup
 	$(BIN)/python -m benchmarks.speed.scale --json docs/results/scale.json

@@ -132,7 +132,10 @@ FACES = ("tatok", P, "tatok.jobs")  # packages whose own __init__ is a room besi
 ON_RAY = (f"{P}.cluster", "tatok.jobs.submission.ray_jobs")
 MOST_FILES, MOST_LINES = 13, 400
 
-BENCHMARKS_SHARE = ("benchmarks", *(f"benchmarks.{name}" for name in ("document", "layout", "machine", "sampling")))
+BENCHMARKS_SHARE = (
+    "benchmarks",
+    *(f"benchmarks.{name}" for name in ("document", "kept_results", "layout", "machine", "sampling")),
+)
 
 
 def room_names(root: Path) -> list[str]:

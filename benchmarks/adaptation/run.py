@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 import typer
@@ -20,9 +18,9 @@ from benchmarks.adaptation.cases import CASES, Case, adaptation_config, document
 from benchmarks.adaptation.compare import Adapted, Cost, compare, cost
 from benchmarks.adaptation.report import CaseResults, tables
 from benchmarks.document import put_between
+from benchmarks.kept_results import once, same_settings
 from benchmarks.machine import processor, versions
 from tatok.adaptation.run import adapt
-from tatok.schemas.errors import ConfigError
 from tatok.training.run import train
 
 __all__ = ["MARK", "measure_case"]
@@ -32,10 +30,10 @@ MARK = "frozen tokenizer"
 
 def measure_case(case: Case, work: Path) -> CaseResults:
     """Train, adapt and measure one case, as far as that is not done; raises ConfigError if `work` is of another."""
-    _same(work / "case.json", document(case))
+    same_settings(work / "case.json", document(case))
     device = torch.device("cpu")
     frozen = work / "frozen" / "checkpoint"
-    _once(work / "frozen.json", dict, lambda: {"checkpoint": train(frozen_config(case, work / "frozen"), device)})
+    once(work / "frozen.json", dict, lambda: {"checkpoint": train(frozen_config(case, work / "frozen"), device)})
     adapted = []
     for seed in case.seeds:
 
@@ -43,7 +41,7 @@ def measure_case(case: Case, work: Path) -> CaseResults:
             recipe = adaptation_config(case, seed, frozen=frozen, output=work / f"adapted-{seed}")
             return compare(case, seed, Path(adapt(recipe, device)))
 
-        adapted.append(_once(work / f"adapted-{seed}.json", Adapted, measured))
+        adapted.append(once(work / f"adapted-{seed}.json", Adapted, measured))
     first = work / f"adapted-{case.seeds[0]}" / "checkpoint"
     return CaseResults(
         name=case.name,
@@ -51,29 +49,8 @@ def measure_case(case: Case, work: Path) -> CaseResults:
         num_global=case.num_global,
         num_positions=case.num_positions,
         adapted=tuple(adapted),
-        cost=_once(work / "cost.json", Cost, lambda: cost(case, first)),
+        cost=once(work / "cost.json", Cost, lambda: cost(case, first)),
     )
-
-
-def _same(path: Path, settings: object) -> None:
-    text = json.dumps(settings, indent=1, sort_keys=True)
-    if path.exists() and path.read_text() != text:
-        raise ConfigError(f"{path.parent} has results of other settings; delete it, or choose another --work")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-T = TypeVar("T")
-
-
-def _once(path: Path, kind: type[T], make: Callable[[], T]) -> T:
-    """What `make` returns, kept in a file and not made again."""
-    if not path.exists():
-        scratch = path.with_suffix(".tmp")
-        scratch.write_bytes(TypeAdapter(kind).dump_json(make(), indent=1))
-        os.replace(scratch, path)
-    return TypeAdapter(kind).validate_json(path.read_bytes())
 
 
 def main(

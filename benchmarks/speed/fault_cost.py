@@ -3,8 +3,8 @@
     make bench-fault-cost
 
 Each tree gets one process with a Ray of its own, which stays. In each pair both run the same job into new outputs, the
-one that goes first alternating. What counts is the time from the first committed shard to the last: processes have
-started by then. The ratio is now / before of each pair.
+one that goes first alternating. The ratio is now / before of each pair, of three spans (`RunTimes`): what makes the
+start of a run shorter moves the first committed shard into what is still warming up, so that no span alone tells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks import ROOT
@@ -29,28 +29,65 @@ PHOTOS_A_SHARD = {"fake": 100, "real": 16}  # by tokenizer: the tests' fake, the
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunTimes:
+    """Seconds of one run."""
+
+    whole_s: float  # from the call to its return: processes start, Ray stays
+    commits_s: float  # from the first committed shard to the last
+    steady_s: float  # the same without the first third of the shards
+
+    @staticmethod
+    def of(started_at: float, ended_at: float, commits_at: Sequence[float]) -> RunTimes:
+        """From readings of one clock."""
+        return RunTimes(
+            whole_s=round(ended_at - started_at, 3),
+            commits_s=round(commits_at[-1] - commits_at[0], 3),
+            steady_s=round(commits_at[-1] - commits_at[len(commits_at) // 3], 3),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratios:
+    """Now / before of one span, pair by pair."""
+
+    median: float
+    lowest: float
+    highest: float
+    pairs: tuple[float, ...]
+
+    @staticmethod
+    def of(before_s: Sequence[float], now_s: Sequence[float]) -> Ratios:
+        """From the measured seconds."""
+        pairs = tuple(round(now / before, 3) for before, now in zip(before_s, now_s, strict=True))
+        median = round(statistics.median(pairs), 3)
+        return Ratios(median=median, lowest=min(pairs), highest=max(pairs), pairs=pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CostReport:
-    """Seconds from the first committed shard to the last, pair by pair; `ratios` are now / before."""
+    """All runs, pair by pair, and their ratios by the spans of `RunTimes`."""
 
     tokenizer: str
     num_photos: int
-    before_s: tuple[float, ...]
-    now_s: tuple[float, ...]
-    ratios: tuple[float, ...]
-    median_ratio: float
+    before: tuple[RunTimes, ...]
+    now: tuple[RunTimes, ...]
+    ratios: dict[str, Ratios]
     load_average: float
 
     @staticmethod
-    def of(tokenizer: str, num_photos: int, before_s: Sequence[float], now_s: Sequence[float]) -> CostReport:
-        """From the measured seconds."""
-        ratios = tuple(round(now / before, 3) for before, now in zip(before_s, now_s, strict=True))
+    def of(tokenizer: str, num_photos: int, before: Sequence[RunTimes], now: Sequence[RunTimes]) -> CostReport:
+        """From the measured runs."""
         return CostReport(
             tokenizer=tokenizer,
             num_photos=num_photos,
-            before_s=tuple(before_s),
-            now_s=tuple(now_s),
-            ratios=ratios,
-            median_ratio=round(statistics.median(ratios), 3),
+            before=tuple(before),
+            now=tuple(now),
+            ratios={
+                span.name.removesuffix("_s"): Ratios.of(
+                    [getattr(times, span.name) for times in before], [getattr(times, span.name) for times in now]
+                )
+                for span in fields(RunTimes)
+            },
             load_average=round(os.getloadavg()[0], 1),
         )
 
@@ -71,13 +108,13 @@ class Tree:
             self.close()
             raise RuntimeError(f"the process of {root} did not start; its message is above")
 
-    def run(self, output: Path) -> float:
-        """One run into a new output; its seconds."""
+    def run(self, output: Path) -> RunTimes:
+        """One run into a new output."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{output}\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return RunTimes(**json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
         """End the process and its Ray."""
@@ -107,22 +144,22 @@ def measure(
         name: Tree(root, work / f"layout-{name}", tokenizer, str(source))
         for name, root in (("before", before), ("now", ROOT))
     }
-    seconds: dict[str, list[float]] = {"before": [], "now": []}
+    runs: dict[str, list[RunTimes]] = {"before": [], "now": []}
     try:
         for pair in range(-1 if is_warmed_up else 0, num_pairs):
             for name in ("before", "now") if pair % 2 else ("now", "before"):
                 took = trees[name].run(work / f"{tokenizer}-{name}-{pair}")
                 if pair >= 0:
-                    seconds[name].append(round(took, 3))
-                print(f"{tokenizer} pair {pair} {name}: {took:.2f} s", file=sys.stderr, flush=True)
+                    runs[name].append(took)
+                print(f"{tokenizer} pair {pair} {name}: {took}", file=sys.stderr, flush=True)
     finally:
         for tree in trees.values():
             tree.close()
-    return CostReport.of(tokenizer, num_shards * photos_a_shard, seconds["before"], seconds["now"])
+    return CostReport.of(tokenizer, num_shards * photos_a_shard, runs["before"], runs["now"])
 
 
 def serve(tokenizer: str, source: str) -> None:
-    """The process of a tree: a line of input is an output to run into, a line of output its seconds."""
+    """The process of a tree: a line of input is an output to run into, a line of output its RunTimes as JSON."""
     import tatok.pipeline.cluster.driver  # noqa: F401  sets Ray's environment before the import below
     from tatok.pipeline.run import run_job
     from tatok.schemas.job import JobConfig
@@ -134,6 +171,7 @@ def serve(tokenizer: str, source: str) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         commits: list[float] = []
+        started = time.monotonic()
 
         def note(event: object, commits: list[float] = commits) -> None:
             if type(event).__name__ == "ShardCommitted":  # both trees have it, in modules of different names
@@ -143,9 +181,10 @@ def serve(tokenizer: str, source: str) -> None:
         settings = {"source": source, "output": line.strip(), "resources": {"num_decoders": 2}}
         config = JobConfig.model_validate(settings)
         summary = run_job(config, load_tokenizer=load_fake if tokenizer == "fake" else None, on_event=note)
+        ended = time.monotonic()
         assert summary.status == "complete", summary
         assert len(commits) == summary.num_shards, commits
-        print(commits[-1] - commits[0], flush=True)
+        print(json.dumps(asdict(RunTimes.of(started, ended, commits))), flush=True)
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tatok.schemas.errors import TatokError
 from tatok.schemas.identity import sample_id
@@ -50,8 +49,9 @@ class TokenizedBatch:
     @property
     def clip_lengths(self) -> tuple[int, int]:
         """How many of the rows are clips of videos, and of how many frames all of them together."""
-        of_clips = self.rows["num_frames"].filter(pc.equal(self.rows["media"], "video"))
-        return len(of_clips), pc.sum(of_clips).as_py() or 0
+        media, lengths = self.rows["media"].to_pylist(), self.rows["num_frames"].to_pylist()
+        of_clips = [length for kind, length in zip(media, lengths, strict=True) if kind == "video"]
+        return len(of_clips), sum(of_clips)
 
 
 def clip_facts(clips: Sequence[Clip]) -> pa.RecordBatch:

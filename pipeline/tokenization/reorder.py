@@ -17,7 +17,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from tatok.pipeline.output.tables import FACTS_SCHEMA, RowFormat, TokenizedBatch
@@ -145,7 +144,7 @@ class Taken:
         return TokenizedBatch(
             rows=self.row_format.rows(facts, tokens),
             rejects=tuple(reject for _, reject in sorted(rejects, key=_NUMBER)),
-            num_tokens=pc.sum(tokens["num_tokens"]).as_py() or 0,
+            num_tokens=int(tokens["num_tokens"].to_numpy().sum()),
         )
 
     def _keys(self, numbers: np.ndarray) -> Callable[[int], str]:

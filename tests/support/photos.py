@@ -34,6 +34,13 @@ def encoded(seed: int, width: int, height: int, image_format: str, **options: ob
     return buffer.getvalue()
 
 
+def endless_jpeg(side: int = 4000, num_scans: int = 20_000) -> bytes:
+    """A valid progressive JPEG that decodes for minutes: its last scan, which changes nothing, comes many times."""
+    data = saved(Image.new("L", (side, side), 90), "JPEG", progressive=True)
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[start:end] * num_scans + data[end:]
+
+
 def tar_bytes(members: Members) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -2,6 +2,7 @@
 
 decoder      decoder actors
 tokenizer    tokenizer actors
+start        how they start quickly
 borrowed     what a process makes of others that are lent to it
 flow         how much goes between them at a time
 reports      what they report

@@ -12,6 +12,7 @@ from tatok.pipeline.cluster.leases import Attempt
 from tatok.pipeline.cluster.workers.borrowed import Borrowed, LentDecoding
 from tatok.pipeline.cluster.workers.flow import Flow
 from tatok.pipeline.cluster.workers.reports import Ready, this_node
+from tatok.pipeline.cluster.workers.start import without_collections
 from tatok.pipeline.storage.options import use_storage
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.job import JobConfig
@@ -30,7 +31,8 @@ class DecodeWorker:
     def __init__(self, config: JobConfig, store: OutputStore) -> None:
         self._cannot_start: Exception | None = None
         try:
-            self._start(config, store)
+            with without_collections():
+                self._start(config, store)
         except Exception as error:  # `ready` raises it: of a constructor's error Ray hands on nothing but its text
             self._cannot_start = error
 

@@ -28,6 +28,7 @@ from tatok.pipeline.cluster.workers.borrowed import Borrowed, LentDecoding, Lent
 from tatok.pipeline.cluster.workers.deaths import death_text, first_line, is_blameless
 from tatok.pipeline.cluster.workers.flow import Flow
 from tatok.pipeline.cluster.workers.reports import Heartbeat, Pulse, Ready, this_node
+from tatok.pipeline.cluster.workers.start import without_collections
 from tatok.pipeline.monitoring.events import Throughput
 from tatok.pipeline.storage.failures import is_permanent
 from tatok.pipeline.storage.options import use_storage
@@ -85,7 +86,8 @@ class TokenizerWorker:
     ) -> None:
         self._cannot_start: Exception | None = None
         try:
-            self._start(load_tokenizer, config, store, sizes, decoding)
+            with without_collections():
+                self._start(load_tokenizer, config, store, sizes, decoding)
         except Exception as error:  # `ready` raises it, as in DecodeWorker
             self._cannot_start = error
 

@@ -37,6 +37,23 @@ SECRET = "planted-a8f5f167f44f4964e6c998dee827110c"
 NUM_SHARDS, PHOTOS_A_SHARD = 24, 4
 
 
+# A filter that keeps what is odd, or all. The last shard waits for a file, lest a job be over before it is interrupted.
+FILTERS = f"""
+import time
+from pathlib import Path
+
+GATE = Path({{gate!r}})
+
+def everything(facts):
+    while facts.uri.endswith("-{NUM_SHARDS - 1:03}.tar") and not GATE.exists():
+        time.sleep(0.05)
+    return True
+
+def odd(facts):
+    return everything(facts) and (int(facts.label) % 2 == 1 or "even")
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """A head, a store with a source in it, and a job file."""
@@ -63,8 +80,8 @@ class Place:
             command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def tatok(self, *arguments: object) -> tuple[int, str]:
-        process = self.start(*arguments)
+    def tatok(self, *arguments: object, cwd: Path = ROOT) -> tuple[int, str]:
+        process = self.start(*arguments, cwd=cwd)
         printed, _ = process.communicate(timeout=300)
         return process.returncode, printed
 
@@ -134,8 +151,12 @@ def driver_of(head: Head) -> list[int]:
 
 
 @pytest.mark.timeout(900)  # half a minute where the machine is free
-def test_a_driver_killed_in_the_middle_then_the_same_command_again(place: Place) -> None:
-    first = place.start("submit", place.job, "--address", place.head.address, "--dependencies", "installed")
+def test_a_driver_killed_in_the_middle_then_the_same_command_again(place: Place, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    (tmp_path / "my_filters.py").write_text(FILTERS.format(gate=str(gate)))
+    at = ("--address", place.head.address)
+    submit = ("submit", place.job, *at, "--dependencies", "installed", "--set", "filter=my_filters:everything")
+    first = place.start(*submit, cwd=tmp_path)
     deadline = time.monotonic() + 300
     while place.num_parts() < 2:
         assert first.poll() is None, first.communicate()[0]
@@ -150,7 +171,8 @@ def test_a_driver_killed_in_the_middle_then_the_same_command_again(place: Place)
     assert 2 <= committed < NUM_SHARDS
     assert not place.fs.exists("photos-out/tokens/_SUCCESS")
 
-    again = place.tatok("submit", place.job, "--address", place.head.address, "--dependencies", "installed")
+    gate.touch()
+    again = place.tatok(*submit, cwd=tmp_path)
     assert again[0] == 0, again[1]
     assert f" of {NUM_SHARDS} shards are committed already" in again[1]
     assert f"{NUM_SHARDS} parts, {NUM_SHARDS * PHOTOS_A_SHARD} images" in again[1]
@@ -159,7 +181,7 @@ def test_a_driver_killed_in_the_middle_then_the_same_command_again(place: Place)
     assert verified[0] == 0, verified[1]
     assert f"the source: {NUM_SHARDS * PHOTOS_A_SHARD} samples" in verified[1]
 
-    listed = place.tatok("jobs", "list", "--address", place.head.address)[1]
+    listed = place.tatok("jobs", "list", *at)[1]
     assert ("SUCCEEDED" in listed, "FAILED" in listed) == (True, True), listed
     for text in (printed, again[1], verified[1], listed):
         assert SECRET not in text
@@ -237,13 +259,12 @@ def test_a_tokenizer_of_the_users_folder_travels(place: Place, tmp_path: Path) -
 
 def test_a_running_job_is_detached_from_and_stopped(place: Place, tmp_path: Path) -> None:
     """With a filter of the user's folder, which the driver and the workers must find where they run."""
-    (tmp_path / "my_filters.py").write_text("def odd(facts):\n    return int(facts.label) % 2 == 1 or 'even'\n")
+    (tmp_path / "my_filters.py").write_text(FILTERS.format(gate=str(tmp_path / "gate")))
     at, log = ("--address", place.head.address), place.head.folder / "_run.jsonl"
     settings = (
         "output=s3://photos-out/stopped",
         "filter=my_filters:odd",
-        "preprocessing.mode=random_crop",
-        "preprocessing.random_crops.num_crops=100",  # much work for little to download
+        "resources.decode_timeout_s=900",  # the last shard is not to be given up
     )
     options = [word for setting in settings for word in ("--set", setting)]
     arguments = ("submit", place.job, *at, *options, "--log", log, "--detach", "--dependencies", "installed")

@@ -20,7 +20,7 @@ from tatok.pipeline.monitoring.events import (
     Throughput,
 )
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
-from tests.support.photos import encoded, photo_members, tar_bytes
+from tests.support.photos import endless_jpeg, photo_members, tar_bytes
 from tests.support.processes import descendants
 from tests.support.runs import IN_PLACE_TOO, MOSTLY_BY_DECODERS, MOSTLY_IN_PLACE, job, rejects, rows, run
 
@@ -152,17 +152,16 @@ def test_a_sample_that_hangs_its_decoder_is_found(
     photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
 ) -> None:
     photo_shards(num_shards=2, photos_per_shard=5)
-    slow = ("slow.png", encoded(0, 13_000, 13_000, "PNG"))
-    members = [*photo_members(20, 3), slow, *photo_members(23, 3)]
+    members = [*photo_members(20, 3), ("endless.jpg", endless_jpeg()), *photo_members(23, 3)]
     (tmp_path / "source" / "poison.tar").write_bytes(tar_bytes(members))
     events: list[Event] = []
     config = job(
-        str(tmp_path / "source"), tmp_path / "out", resources={"decode_timeout_s": 1.5, "num_decoders": num_decoders}
+        str(tmp_path / "source"), tmp_path / "out", resources={"decode_timeout_s": 5, "num_decoders": num_decoders}
     )
     summary = run(config, events)
     assert (summary.status, summary.num_rows, summary.rejects) == ("complete", 16, {"decoder_hang": 1})
     (reject,) = rejects(tmp_path / "out")
-    assert (reject["key"], reject["source_index"], reject["stage"]) == ("slow", 3, "decode")
+    assert (reject["key"], reject["source_index"], reject["stage"]) == ("endless", 3, "decode")
     assert sum(isinstance(event, ShardRetried) for event in events) == 1
 
 

@@ -19,7 +19,7 @@ from tatok.pipeline.cluster import sizes
 from tatok.pipeline.monitoring.events import Event, Notice, ShardRetried, Throughput
 from tatok.schemas.records import TokenSequence
 from tests.support.fake_tokenizer import FakeTokenizer
-from tests.support.photos import encoded, photo_members, tar_bytes
+from tests.support.photos import endless_jpeg, photo_members, tar_bytes
 from tests.support.processes import descendants
 from tests.support.runs import DECODERS_WANTED, job, note_decoder, rejects, run
 
@@ -168,7 +168,7 @@ def test_a_decoder_that_dies_costs_the_shard_nothing_or_its_attempt(tmp_path: Pa
     [pytest.param(IN_PLACE, id="in-place", marks=pytest.mark.long), pytest.param(DECODERS, id="decoders")],
 )
 def test_a_sample_that_hangs_its_decoder_is_the_same_reject_as_alone(tmp_path: Path, resources: dict[str, int]) -> None:
-    slow = ("slow.png", encoded(0, 13_000, 13_000, "PNG"))
-    run_shared(tmp_path, {**resources, "decode_timeout_s": 2}, fate="alone", poison=[slow])
+    endless = ("endless.jpg", endless_jpeg())
+    run_shared(tmp_path, {**resources, "decode_timeout_s": 3}, fate="alone", poison=[endless])
     (reject,) = rejects(tmp_path / "out")
-    assert (reject["key"], reject["source_index"], reject["reason"]) == ("slow", NUM_PHOTOS // 2, "decoder_hang")
+    assert (reject["key"], reject["source_index"], reject["reason"]) == ("endless", NUM_PHOTOS // 2, "decoder_hang")

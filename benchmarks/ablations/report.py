@@ -1,0 +1,93 @@
+"""The tables of docs/results/ablations.md: means over seeds, with the least and the most where there are several."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.ablations.variants import VARIANTS, WHOLE
+from tatok.evaluation.comparison import PolicyScore
+from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED
+
+__all__ = ["Trained", "tables"]
+
+_COLUMNS: tuple[tuple[str, Callable[[PolicyScore], float], int], ...] = (
+    ("PSNR", lambda score: score.psnr_db, 2),
+    ("kernel", lambda score: 1000 * (score.kernel if score.kernel is not None else float("nan")), 1),
+    ("perceptual", lambda score: score.perceptual_milli, 0),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What was measured of one training."""
+
+    variant: str
+    seed: int
+    scores: tuple[PolicyScore, ...]
+
+    def score(self, start: str) -> PolicyScore:
+        """Of the kept sets whose name starts so."""
+        return next(score for score in self.scores if score.name.startswith(start))
+
+
+def tables(trained: Sequence[Trained]) -> str:
+    """One of the variants; one of kept sets on the whole recipe's weights; those not trained yet are named."""
+    titles = {variant.name: variant.title for variant in VARIANTS}
+    by_variant = {name: [each for each in trained if each.variant == name] for name in titles}
+    there = {name: of_one for name, of_one in by_variant.items() if of_one}
+    if not there:
+        return "Nothing is trained yet."
+    first = next(iter(there.values()))[0]
+    count = statistics.mean(each.score(SHIPPED).mean_tokens for each in trained)
+    full = first.score(FULL_RATE)
+    parts = [
+        f"{full.num_images:,} held-out photos; lower is better but for PSNR (dB); kernel and perceptual distances are "
+        "times 1000. Several seeds: the mean, and the least and the most.",
+        "",
+        f"| what is changed | seeds | {_heads(f'{count:.1f} tokens')} | {_heads(f'{full.mean_tokens:.0f} tokens')} |",
+        "|---" * (2 + 2 * len(_COLUMNS)) + "|",
+        *(
+            f"| {titles[name]} | {len(of_one)} | {_cells([each.score(SHIPPED) for each in of_one])} | "
+            f"{_cells([each.score(FULL_RATE) for each in of_one])} |"
+            for name, of_one in there.items()
+        ),
+    ]
+    missing = [name for name in titles if name not in there]
+    if missing:
+        parts += ["", f"Not trained: {', '.join(missing)}."]
+    if WHOLE.name in there:
+        parts += ["", *_kept_sets(there[WHOLE.name])]
+    return "\n".join(parts)
+
+
+def _kept_sets(whole: Sequence[Trained]) -> list[str]:
+    names = [score.name for score in whole[0].scores if score.name not in (FULL_RATE, GLOBALS_ONLY)]
+    return [
+        f"Kept sets on the same weights, those of the whole recipe ({len(whole)} seeds):",
+        "",
+        f"| kept set | tokens | bits, with positions | {' | '.join(head for head, _, _ in _COLUMNS)} |",
+        "|---" * (3 + len(_COLUMNS)) + "|",
+        *(
+            f"| {name} | {statistics.mean(score.mean_tokens for score in scores):.1f} | "
+            f"{statistics.mean(score.bits_with_positions for score in scores):.0f} | {_cells(scores)} |"
+            for name in (*names, GLOBALS_ONLY)
+            for scores in [[each.score(name) for each in whole]]
+        ),
+    ]
+
+
+def _heads(of: str) -> str:
+    return " | ".join(f"{of}: {head}" if not number else head for number, (head, _, _) in enumerate(_COLUMNS))
+
+
+def _cells(scores: Sequence[PolicyScore]) -> str:
+    return " | ".join(_spread([value(score) for score in scores], digits) for _, value, digits in _COLUMNS)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -1,0 +1,103 @@
+"""Trains and measures the variants of the recipe; the same command goes on where it was stopped.
+
+    make bench-ablations
+
+Trainings and results are kept in --work. Several processes may share the work: each takes every `--of`-th training,
+from `--part` on, and writes the page of all that there is by then. Hours of two idle cores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from pydantic import TypeAdapter
+
+from benchmarks.ablations.report import Trained, tables
+from benchmarks.ablations.variants import RECIPE, VARIANTS, WHOLE, Variant, configured
+from benchmarks.document import put_between
+from benchmarks.kept_results import once, same_settings
+from benchmarks.machine import processor, versions
+from tatok import Tokenizer
+from tatok.evaluation.calibration import EncodedPhotos
+from tatok.evaluation.comparison import PolicyScore, evaluate
+from tatok.evaluation.distances import ImageFeatures, load_features
+from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
+from tatok.training.config import TrainingConfig, load_training_config
+from tatok.training.photos import centre_crops, expand_sources
+from tatok.training.run import train
+
+__all__ = ["MARK", "OTHER_SETS", "train_and_measure", "trainings"]
+
+MARK = "ablations"
+OTHER_SETS = ("fixed k by distance", "uniform grid", "random")  # on the weights of the whole recipe
+
+
+def trainings(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Variant, int]]:
+    """All variants, or those named, with the first seed, then all with the next."""
+    chosen = [variant for variant in VARIANTS if not names or variant.name in names]
+    return [(variant, seed) for seed in seeds for variant in chosen]
+
+
+def train_and_measure(
+    variant: Variant, seed: int, config: TrainingConfig, *, mean_tokens: float, num_photos: int
+) -> Trained:
+    """Train, or go on, and measure at full rate, by DTF at a mean count, and by the globals alone."""
+    tokenizer = Tokenizer.load(train(config, torch.device("cpu")), device="cpu")
+    side = max(stage.image_size for stage in config.stages)
+    photos = list(centre_crops(expand_sources(config.heldout), side, num_photos))
+    patterns = [FULL_RATE, f"{SHIPPED}*", GLOBALS_ONLY, *(OTHER_SETS if variant == WHOLE else ())]
+    policies = standard_policies(tokenizer.dtf, tokenizer.num_global, mean_tokens, patterns=patterns)
+    features = ImageFeatures(load_features("mobilenet"), [photo[None] for photo in photos])
+    scores: list[PolicyScore] = evaluate(EncodedPhotos(tokenizer, photos), policies, features=features)
+    return Trained(variant=variant.name, seed=seed, scores=tuple(scores))
+
+
+def main(
+    images: Annotated[str, typer.Option(help="Photos to train on.")],
+    heldout: Annotated[str, typer.Option(help="Photos to measure on.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Variants; default: all.")] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 2,
+    part: Annotated[int, typer.Option(help="Which part of the trainings, from 0 on.")] = 0,
+    of: Annotated[int, typer.Option(help="How many parts there are.")] = 1,
+    mean_tokens: Annotated[float, typer.Option(help="Mean count that DTF is calibrated to.")] = 30.0,
+    num_photos: Annotated[int, typer.Option(help="Held-out photos.")] = 1000,
+    recipe: Annotated[Path, typer.Option(help="The whole recipe.")] = RECIPE,
+    work: Annotated[Path, typer.Option(help="Folder of trainings and single results.")] = Path("runs/ablations"),
+    results: Annotated[Path, typer.Option("--json", help="File of all figures.")] = Path("docs/results/ablations.json"),
+    page: Annotated[Path, typer.Option("--document", help="The page.")] = Path("docs/results/ablations.md"),
+) -> None:
+    """Train and measure what is missing; write the figures, and the tables of the page."""
+    settings = {
+        "recipe": load_training_config(recipe).model_dump(mode="json", exclude={"output", "photos", "heldout"}),
+        "images": images,
+        "heldout": heldout,
+        "mean_tokens": mean_tokens,
+        "num_photos": num_photos,
+    }
+    same_settings(work / "settings.json", settings)
+    wanted = trainings(range(seeds), names or ())
+    for variant, seed in wanted[part::of]:
+        place = work / f"{variant.name}-{seed}"
+
+        def made(variant: Variant = variant, seed: int = seed, place: Path = place) -> Trained:
+            config = configured(variant, seed, photos=images, heldout=heldout, output=place, recipe=recipe)
+            return train_and_measure(variant, seed, config, mean_tokens=mean_tokens, num_photos=num_photos)
+
+        once(place.with_suffix(".json"), Trained, made)
+    adapter = TypeAdapter(Trained)
+    files = [work / f"{variant.name}-{seed}.json" for variant, seed in trainings(range(seeds))]
+    found = [adapter.validate_json(file.read_bytes()) for file in files if file.exists()]
+    about = {"machine": {"processor": processor(), **versions(("torch", "torchmetrics"))}, "settings": settings}
+    trained = [adapter.dump_python(each, mode="json") for each in found]
+    results.write_text(json.dumps({**about, "trained": trained}, indent=1) + "\n", encoding="utf-8")
+    page.write_text(put_between(page.read_text(encoding="utf-8"), MARK, tables(found)), encoding="utf-8")
+    print(f"{len(found)} of {len(files)} trainings; figures: {results}; tables: {page}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
