@@ -26,6 +26,7 @@ SECTIONS = (
     Spec(name="machine", module="benchmarks.gpu.sections.machine", deadline_s=60, least_s=8),
     Spec(name="agreement", module="benchmarks.gpu.sections.agreement", deadline_s=75),
     Spec(name="speed", module="benchmarks.gpu.sections.speed", deadline_s=75),
+    Spec(name="rows", module="benchmarks.gpu.sections.rows", deadline_s=50),
     Spec(name="failures", module="benchmarks.gpu.sections.failures", deadline_s=60, needs_cuda=True),
     Spec(name="jpeg", module="benchmarks.gpu.sections.jpeg", deadline_s=35),
     Spec(name="large", module="benchmarks.gpu.sections.large", deadline_s=35),

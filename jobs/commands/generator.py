@@ -46,6 +46,9 @@ def train(
     device: Device = None,
     save_every_steps: Annotated[int, typer.Option(help="Steps between two saved states.")] = 500,
     log_every_steps: Annotated[int, typer.Option(help="Steps between two records of figures.")] = 50,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write figures for TensorBoard, too, into OUTPUT/tensorboard.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a class-conditional generator on a tokenized dataset; the same command again resumes where it stopped.
@@ -77,6 +80,7 @@ def train(
         heldout=heldout,
         log_every_steps=log_every_steps,
         save_every_steps=save_every_steps,
+        tensorboard=tensorboard,
         is_quiet=quiet,
     )
     print(f"{spent.steps:,} steps, {spent.tokens:,} tokens of {spent.images:,} images in {spent.seconds:.1f} s")

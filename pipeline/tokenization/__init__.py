@@ -1,6 +1,7 @@
 """Work on one shard, clips -> batches -> rows, and what must be known of all (dedup, fingerprint); no Ray.
 
 tokenize         chunks in, rows out, in batches that fit the device
+ahead            batches that the device has before the last one is done
 reorder          clips that wait for others of their shape, and the order of rows
 clip_chunk       clips as columns, for their way between processes
 shard_decoder    a shard's samples -> clips, filtered, without duplicates

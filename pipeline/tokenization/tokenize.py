@@ -35,6 +35,15 @@ class FittingEncode:
         self._num_fitted = 0  # calls since the last change of it
         self._fitted: set[tuple[int, ...]] = set()  # shapes of clips
 
+    @property
+    def fits_all(self) -> bool:
+        """Whether the device has not run out of memory, or not for long: batches are encoded in one part."""
+        return self._most is None
+
+    def note_fitted(self, shape: tuple[int, ...]) -> None:
+        """Clips [T, 3, H, W] of that shape were encoded without this."""
+        self._fitted.add(shape)
+
     def __call__(self, pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
         """Token sequences of the clips; a `TokenBatch`, where those of `encode` are."""
         shape = tuple(pixels_BTCHW.shape[1:])

@@ -7,6 +7,7 @@ sampling         what sampling keeps from step to step
 data             rows -> training sequences
 recipe           how it is trained, on which budget, and what it came to
 requirements     what would end a training later, asked first
+trainer          one step at a time, saved state, held-out losses
 training         a run, resumable
 checkpoint       a generator as a folder
 """

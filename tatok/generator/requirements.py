@@ -9,6 +9,7 @@ from tatok.generator.data import GeneratorData
 from tatok.generator.recipe import GeneratorRecipe
 from tatok.schemas.errors import ConfigError, TatokError, together
 from tatok.training.requirements import check_output
+from tatok.watching.event_files import check_tensorboard
 
 __all__ = ["check_generator"]
 
@@ -21,6 +22,7 @@ def check_generator(
     heldout: str | PathLike[str] | None,
     log_every_steps: int,
     save_every_steps: int,
+    tensorboard: bool = False,
 ) -> GeneratorData:
     """What the dataset asks of a generator; raises a TatokError with all that stands in the way.
 
@@ -32,6 +34,11 @@ def check_generator(
         check_output(os.fspath(output))
     except TatokError as error:
         errors.append(error)
+    if tensorboard:
+        try:
+            check_tensorboard(os.fspath(output))
+        except TatokError as error:
+            errors.append(error)
     least = {
         "width": recipe.width,
         "num_layers": recipe.num_layers,

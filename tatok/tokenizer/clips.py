@@ -25,19 +25,41 @@ from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
 from tatok.schemas.token_batch import TokenBatch
 from tatok.schemas.tokens import MAX_POSITIONS
-from tatok.tokenizer.codec import Codec
+from tatok.tokenizer.codec import Codec, PendingTokens
 from tatok.tokenizer.frames import join_frames, split_frames
 from tatok.tokenizer.launching import sent
 
-__all__ = ["decode_clips", "encode_clips"]
+__all__ = ["DoneTokens", "decode_clips", "encode_clips_async"]
+
+
+class DoneTokens:
+    """A `Pending` batch that is done."""
+
+    def __init__(self, batch: TokenBatch) -> None:
+        self._batch = batch
+
+    def is_done(self) -> bool:
+        """It is."""
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+    def result(self) -> TokenBatch:
+        """One sequence a clip, in order."""
+        return self._batch
+
+
+def encode_clips_async(codec: Codec, pixels_BT3HW: Tensor) -> PendingTokens | DoneTokens:
+    """`Tokenizer.encode_clips_async`."""
+    _check_pixels(codec, pixels_BT3HW)
+    if pixels_BT3HW.shape[1] == 1:
+        return codec.encode_async(pixels_BT3HW[:, 0])
+    return DoneTokens(_encode_frames(codec, pixels_BT3HW))
 
 
 @torch.inference_mode()
-def encode_clips(codec: Codec, pixels_BT3HW: Tensor) -> TokenBatch:
-    """`Tokenizer.encode_clips`."""
-    _check_pixels(codec, pixels_BT3HW)
-    if pixels_BT3HW.shape[1] == 1:
-        return codec.encode_async(pixels_BT3HW[:, 0]).result()
+def _encode_frames(codec: Codec, pixels_BT3HW: Tensor) -> TokenBatch:
     pixels_of_frames = sent(pixels_BT3HW, codec.device).unbind(1)
     frames: Sequence[Sequence[TokenSequence]]
     if not codec.dtf.temporal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +19,7 @@ from tatok.schemas.records import TokenSequence
 from tatok.schemas.token_batch import TokenBatch
 from tatok.tokenizer.encoding import Encoding, FullRate, batch, pack
 from tatok.tokenizer.following import Following
-from tatok.tokenizer.launching import Launcher, sent
+from tatok.tokenizer.launching import Launched, Launcher, sent
 
 __all__ = ["Codec", "PendingTokens"]
 
@@ -27,14 +27,22 @@ __all__ = ["Codec", "PendingTokens"]
 class PendingTokens:
     """A batch that is being tokenized (`Codec.encode_async`)."""
 
-    def __init__(self, wait: Callable[[], np.ndarray], codec: Codec, grid: tuple[int, int]) -> None:
-        self._wait = wait
+    def __init__(self, launched: Launched, codec: Codec, grid: tuple[int, int]) -> None:
+        self._launched = launched
         self._codec = codec
         self._grid = grid
 
+    def is_done(self) -> bool:
+        """Whether the device has done its part."""
+        return self._launched.is_done()
+
+    def wait(self) -> None:
+        """Return when it has; raises what went wrong there."""
+        self._launched.wait()
+
     def result(self) -> TokenBatch:
         """Wait for the device; one sequence an image, in order."""
-        return self._codec.unpacked(self._wait(), self._grid)
+        return self._codec.unpacked(self._launched.wait(), self._grid)
 
 
 class Codec:

@@ -18,7 +18,8 @@ from tatok.schemas.records import Grid, TokenSequence
 from tatok.schemas.token_batch import EntropyColumns, TokenBatch
 from tatok.schemas.tokens import MAX_POSITIONS, code_dtype
 from tatok.tokenizer.images import TakesImages
-from tatok.tokenizer.protocol import AnyTokenizer, Codes, FixedRateTokenizer
+from tatok.tokenizer.launching import sent
+from tatok.tokenizer.protocol import AnyTokenizer, Codes, EncodesAhead, FixedRateTokenizer
 
 __all__ = ["FixedRate", "WithIdentity", "WrongCodes"]
 
@@ -68,6 +69,11 @@ class FixedRate(TakesImages[TokenBatch]):
         self.fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._name
+
+    @property
     def inner(self) -> FixedRateTokenizer:
         """The object that it was made of."""
         inner: FixedRateTokenizer = self._inner
@@ -90,23 +96,41 @@ class FixedRate(TakesImages[TokenBatch]):
             raise ValueError(f"pixels are {list(pixels.shape)}; expected [B, 3, H, W]")
         return self.encode_clips(pixels.unsqueeze(1))
 
-    @torch.inference_mode()
     def encode_clips(self, pixels: Tensor) -> TokenBatch:
         """Tokenize uint8 clips [B, T, 3, H, W], T >= 1; frame by frame where the tokenizer knows images alone.
 
         Raises ValueError where the pixels are of another type or shape, WrongCodes where the codes are.
         """
+        return self.encode_clips_async(pixels).result()
+
+    @torch.inference_mode()
+    def encode_clips_async(self, pixels: Tensor) -> _PendingCodes:
+        """As `encode_clips`, in two steps: on CUDA the device may still be at work when this returns.
+
+        It is done where the codes are no tensor on CUDA, and where the object is asked for their entropies, too. Pixels
+        in pinned memory must not change meanwhile.
+        """
         self._check_pixels(pixels)
-        num_clips, num_frames = pixels.shape[:2]
-        on_device = pixels.to(self.device)
-        if hasattr(self._inner, "encode") and (num_frames == 1 or not hasattr(self._inner, "encode_clips")):
-            codes = _as_array(self._asked("encode", on_device.flatten(0, 1)), self._name)
+        on_device = sent(pixels, self.device)
+        are_frames = hasattr(self._inner, "encode") and (
+            pixels.shape[1] == 1 or not hasattr(self._inner, "encode_clips")
+        )
+        codes = self._asked("encode", on_device.flatten(0, 1)) if are_frames else self._asked("encode_clips", on_device)
+        pending = _PendingCodes(self, codes, pixels.shape, are_frames=are_frames)
+        if self.has_entropy:
+            pending.result()
+        return pending
+
+    @torch.inference_mode()
+    def sequences(self, codes: np.ndarray, shape: Sequence[int], *, are_frames: bool) -> TokenBatch:
+        """What the object returned for clips [B, T, 3, H, W] of that shape, or for all their frames, as sequences."""
+        num_clips, num_frames = shape[:2]
+        if are_frames:
             self._require(len(codes) == num_clips * num_frames, codes, f"{num_clips * num_frames} images")
             codes = codes.reshape(num_clips, num_frames, *codes.shape[1:])
         else:
-            codes = _as_array(self._asked("encode_clips", on_device), self._name)
             self._require(len(codes) == num_clips, codes, f"{num_clips} clips")
-        grid = self._grid(codes, pixels)
+        grid = self._grid(codes, shape)
         self._check_range(codes)
         num_positions = grid.num_positions
         places = np.repeat(np.arange(num_positions, dtype=np.uint16), self.codes_per_position)
@@ -210,9 +234,9 @@ class FixedRate(TakesImages[TokenBatch]):
         if not is_so:
             raise WrongCodes(f"{self._name} returned codes of shape {list(codes.shape)} for {of}")
 
-    def _grid(self, codes: np.ndarray, pixels: Tensor) -> Grid:
+    def _grid(self, codes: np.ndarray, shape: Sequence[int]) -> Grid:
         """The grid of codes [B, t, h, w] or [B, t, L], either with Q at the end where there are several."""
-        num_frames, height, width = pixels.shape[1], *pixels.shape[3:]
+        num_frames, height, width = shape[1], *shape[3:]
         what = f"clips of {num_frames} frames of {width}x{height} pixels"
         *sides, last = codes.shape[1:] if self.codes_per_position > 1 else (*codes.shape[1:], 1)
         self._require(last == self.codes_per_position, codes, f"{self.codes_per_position} codes a position")
@@ -285,6 +309,36 @@ class FixedRate(TakesImages[TokenBatch]):
         return grid.height * self.patch_size, grid.width * self.patch_size
 
 
+class _PendingCodes:
+    """What a `FixedRate`'s object returned, on its way from the device; a `Pending`."""
+
+    def __init__(self, tokenizer: FixedRate, codes: Codes, shape: Sequence[int], *, are_frames: bool) -> None:
+        self._tokenizer = tokenizer
+        self._shape = shape  # of the pixels, which need not stay for it
+        self._are_frames = are_frames
+        self._codes, self._arrived = codes, None
+        self._batch: TokenBatch | None = None
+        if isinstance(codes, Tensor) and codes.device.type == "cuda":
+            self._codes = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True)
+            self._codes.copy_(codes, non_blocking=True)
+            self._arrived = torch.cuda.Event(blocking=True)
+            self._arrived.record(torch.cuda.current_stream(codes.device))
+
+    def is_done(self) -> bool:
+        return self._arrived is None or bool(self._arrived.query())
+
+    def wait(self) -> None:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+    def result(self) -> TokenBatch:
+        if self._batch is None:
+            self.wait()
+            codes = _as_array(self._codes, self._tokenizer.name)
+            self._batch = self._tokenizer.sequences(codes, self._shape, are_frames=self._are_frames)
+        return self._batch
+
+
 class WithIdentity(TakesImages[Sequence[TokenSequence]]):
     """A tokenizer of the upper tier, whose identity also says by which code and options it was made."""
 
@@ -301,6 +355,8 @@ class WithIdentity(TakesImages[Sequence[TokenSequence]]):
         self.num_global = tokenizer.num_global
         self.codes_per_position = tokenizer.codes_per_position
         self.has_entropy = tokenizer.has_entropy
+        if isinstance(tokenizer, EncodesAhead):
+            self.encode_clips_async = tokenizer.encode_clips_async
 
     def __repr__(self) -> str:
         return f"{type(self._tokenizer).__name__}({self._name}: {self.vocab_size:,} codes, patch {self.patch_size})"

@@ -21,7 +21,7 @@ from torch import Tensor
 from tatok.model.precision import Precision, computing
 from tatok.model.tables import all_tables
 
-__all__ = ["Launcher", "Work", "graph_size", "sent"]
+__all__ = ["Launched", "Launcher", "Work", "graph_size", "sent"]
 
 Work = Callable[..., tuple[Tensor, ...]]
 """Of tensors with a row for each element of a batch, and gives such tensors; a pure function of each row.
@@ -47,6 +47,24 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+class Launched:
+    """What a device works on: `done` is the event after it, None where it was done at once."""
+
+    def __init__(self, result: Tensor, done: Any = None) -> None:
+        self._result = result
+        self._done = done
+
+    def is_done(self) -> bool:
+        """Whether `wait` would not have to wait."""
+        return self._done is None or bool(self._done.query())
+
+    def wait(self) -> np.ndarray:
+        """The result, once it is there; raises what went wrong on the device."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._result.numpy()
+
+
 class Launcher:
     """Launches `compute`: uint8 pixels [B, 3, H, W] on `device` -> [B, R] there; safe to call from several threads.
 
@@ -66,8 +84,8 @@ class Launcher:
         self._pool = _Pool() if wanted and device.type == "cuda" else None
         self._graphs = None if self._pool is None else _Graphs(lambda pixels: (compute(pixels),), self._pool)
 
-    def launch(self, pixels: Tensor) -> Callable[[], np.ndarray]:
-        """Start on pixels of any device; the function that is returned waits for the result and gives it.
+    def launch(self, pixels: Tensor) -> Launched:
+        """Start on pixels of any device.
 
         The pixels may be overwritten as soon as this returns, unless they lie in pinned memory or on the device: then
         once the result is there.
@@ -75,7 +93,7 @@ class Launcher:
         if self._device.type != "cuda":
             with torch.inference_mode(), computing(self._precision, self._device):
                 packed = self._compute(pixels.to(self._device))
-            return packed.cpu().numpy
+            return Launched(packed.cpu())
         if pixels.device.type != "cuda" and not pixels.is_pinned():
             pixels = pixels.pin_memory()  # a copy, so that the one to the device need not be waited for
         with self._lock, torch.inference_mode(), torch.cuda.device(self._device):
@@ -114,7 +132,7 @@ class Launcher:
             self._streams = (torch.cuda.Stream(self._device), torch.cuda.Stream(self._device))
         return self._streams
 
-    def _launch_cuda(self, pixels: Tensor) -> Callable[[], np.ndarray]:
+    def _launch_cuda(self, pixels: Tensor) -> Launched:
         copying, running = self._running_streams()
         if pixels.device.type == "cuda":
             copying.wait_stream(torch.cuda.current_stream(self._device))
@@ -128,12 +146,7 @@ class Launcher:
             result.copy_(packed, non_blocking=True)
             done = torch.cuda.Event(blocking=True)
             done.record(running)
-
-        def wait() -> np.ndarray:
-            done.synchronize()
-            return result.numpy()
-
-        return wait
+        return Launched(result, done)
 
 
 class _Pool:

@@ -22,14 +22,14 @@ grid, L codes of a list, Q codes of one position, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from tatok.schemas.records import TokenSequence
 
-__all__ = ["AnyTokenizer", "FixedRateTokenizer"]
+__all__ = ["AnyTokenizer", "EncodesAhead", "FixedRateTokenizer", "Pending"]
 
 
 class AnyTokenizer(Protocol):
@@ -85,6 +85,30 @@ class AnyTokenizer(Protocol):
 
     def decode_clips(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """Clips, uint8 [B, T, 3, H, W]; raises as `decode` does."""
+
+
+class Pending(Protocol):
+    """A batch that a device may still be working on."""
+
+    def is_done(self) -> bool:
+        """Whether `wait` would not have to wait."""
+
+    def wait(self) -> None:
+        """Return when the device has done its part; raises what went wrong there."""
+
+    def result(self) -> Sequence[TokenSequence]:
+        """The sequences, once they are there."""
+
+
+@runtime_checkable
+class EncodesAhead(Protocol):
+    """An `AnyTokenizer` whose device can be given a batch before the last one is done; jobs then do so.
+
+    Without it nothing else changes. Batches are started one at a time, and waited for by any thread, in any order.
+    """
+
+    def encode_clips_async(self, pixels: Tensor) -> Pending:
+        """As `encode_clips`, in two steps."""
 
 
 class FixedRateTokenizer(Protocol):

@@ -20,7 +20,7 @@ from tatok.schemas.records import TokenSequence
 from tatok.schemas.token_batch import TokenBatch
 from tatok.tokenizer import clips
 from tatok.tokenizer.beneath import any_checkpoint
-from tatok.tokenizer.codec import Codec
+from tatok.tokenizer.codec import Codec, PendingTokens
 from tatok.tokenizer.images import TakesImages
 
 __all__ = ["Tokenizer"]
@@ -138,7 +138,11 @@ class Tokenizer(Codec, TakesImages[TokenBatch]):
         after another, B at a time. Raises ValueError where the pixels are of another type or shape or have more than
         65,536 positions a clip; ConfigError where `dtf.temporal` does not go with the settings.
         """
-        return clips.encode_clips(self, pixels)
+        return self.encode_clips_async(pixels).result()
+
+    def encode_clips_async(self, pixels: Tensor) -> PendingTokens | clips.DoneTokens:
+        """As `encode_clips`, in two steps, as `encode_async`; clips of several frames are done when this returns."""
+        return clips.encode_clips_async(self, pixels)
 
     def decode_clips(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """Rebuild clips, uint8 [B, T, 3, H, W], from sequences of one grid and any lengths; images are clips of T = 1.

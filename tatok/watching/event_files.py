@@ -26,7 +26,7 @@ def check_tensorboard(output: str) -> None:
     if "://" in output:
         raise ConfigError(
             f"tensorboard is on, but its event files cannot be written to {output}",
-            remedy="set tensorboard: false (metrics.jsonl has all figures), or choose an output on a disk",
+            remedy="leave tensorboard out (metrics.jsonl has all figures), or choose an output on a disk",
         )
     try:
         import torch.utils.tensorboard  # noqa: F401

@@ -18,7 +18,7 @@ from tatok.dataset.batches import PaddedBatch, RowArrays
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.model import Generator
 from tatok.generator.recipe import GeneratorRecipe
-from tatok.generator.training import GeneratorTrainer
+from tatok.generator.trainer import GeneratorTrainer
 
 __all__ = ["run"]
 

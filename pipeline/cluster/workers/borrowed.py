@@ -26,6 +26,7 @@ from tatok.schemas.records import Reject, Sample
 if TYPE_CHECKING:
     import torch
 
+    from tatok.pipeline.tokenization.ahead import EncodeAhead
     from tatok.pipeline.tokenization.reorder import Encoded, TooLarge
     from tatok.schemas.records import TokenSequence
 
@@ -181,7 +182,7 @@ class LentEncoding:
 
     def __init__(
         self,
-        encode_here: Callable[[torch.Tensor], Sequence[TokenSequence | TooLarge]],
+        encode_here: EncodeAhead,
         borrowed: Borrowed,
         *,
         patience_s: float,
@@ -189,13 +190,12 @@ class LentEncoding:
         self._encode_here = encode_here
         self._borrowed = borrowed
         self._patience_s = patience_s
-        self._s_a_byte: float | None = None  # of the last batch here
 
     def __call__(self, pixels_BTCHW: torch.Tensor) -> Encoded | Sequence[TokenSequence | TooLarge]:
         """The sequences of the clips, or the batch on its way."""
         lender = self._borrowed.for_batch() if self._borrowed and self._is_worth_sending(pixels_BTCHW) else None
         if lender is None:
-            return self._here(pixels_BTCHW)
+            return self._encode_here(pixels_BTCHW)
         reference = lender.actor.encode.remote(pixels_BTCHW.numpy())
         lender.batches.append(reference)
         return _SentBatch(self, lender, reference, pixels_BTCHW)
@@ -215,16 +215,11 @@ class LentEncoding:
                 if not isinstance(result, Failure):
                     return result
         self._borrowed.lose(lender)
-        return self._here(pixels_BTCHW)
-
-    def _here(self, pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
-        started = time.monotonic()
-        sequences = self._encode_here(pixels_BTCHW)
-        self._s_a_byte = (time.monotonic() - started) / pixels_BTCHW.nbytes
-        return sequences
+        return self._encode_here.now(pixels_BTCHW)
 
     def _is_worth_sending(self, pixels_BTCHW: torch.Tensor) -> bool:
-        return self._s_a_byte is None or self._s_a_byte * pixels_BTCHW.nbytes >= _WORTH_S
+        s_a_byte = self._encode_here.s_a_byte
+        return s_a_byte is None or s_a_byte * pixels_BTCHW.nbytes >= _WORTH_S
 
 
 class _SentBatch:

@@ -42,8 +42,8 @@ from tatok.schemas.records import LeftOutMembers, Reject, Sample, ShardReport, i
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
+    from tatok.pipeline.tokenization.ahead import DeviceLost
     from tatok.pipeline.tokenization.clip_chunk import ClipChunk
     from tatok.pipeline.tokenization.shard_decoder import Chunk
     from tatok.pipeline.tokenization.tokenize import TooLarge
@@ -56,7 +56,7 @@ _LENT_PATIENCE_SHARE = 0.5  # of a lease: who waits for a lent process must not 
 
 
 class _Lost(Exception):
-    """Within a TokenizerWorker: this attempt's decoder hangs or is dead, or the device works no more."""
+    """Within a TokenizerWorker: this attempt's decoder hangs or is dead."""
 
     def __init__(self, kind: FailureKind, message: str, *, is_blameless: bool = False) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class TokenizerWorker:
         import torch
 
         from tatok.pipeline.output import commit
-        from tatok.pipeline.tokenization import accelerator_errors, allocator, shard_decoder, tokenize
+        from tatok.pipeline.tokenization import accelerator_errors, ahead, allocator, shard_decoder, tokenize
 
         allocator.keep_freed_memory()
         use_storage(config.storage)
@@ -116,25 +116,23 @@ class TokenizerWorker:
         self._decoder = shard_decoder.ShardDecoder(config, store) if sizes.decodes_in_place else None
         if self._decoder is not None:
             require_equal("decoder", decoding, self._decoder.identity)
-        self._is_broken = accelerator_errors.is_broken_accelerator
-        self._broken: str | None = None  # what the device said when it ceased to work for this process
-        self._model_lock = threading.Lock()
+        self._broken: str | None = None  # what the device said when it did not work from the start
         # One writer a key, and dict stores are atomic.
         self._heartbeats: dict[Attempt, Heartbeat] = {}
         self._loans: dict[Attempt, _Loans] = {}
         self._decode_until: dict[Attempt, float] = {}  # of those that are being decoded here
         self._seconds_lock = threading.Lock()
-        self._encode_s = self._wait_s = 0.0
+        self._wait_s = 0.0
         try:
             self._tokenizer = load_tokenizer(sizes.device)
         except RuntimeError as error:
-            if not self._is_broken(error) and not accelerator_errors.is_out_of_memory(error):
+            if not accelerator_errors.is_broken_accelerator(error) and not accelerator_errors.is_out_of_memory(error):
                 raise
             self._broken = first_line(error)
             return
         finally:
             self._ready_at = time.monotonic()
-        self._encode = tokenize.FittingEncode(self._tokenizer.encode_clips)
+        self._encode = ahead.EncodeAhead(self._tokenizer)
 
     def ready(self) -> Ready:
         """The tokenizer's spec, once it is loaded; a Failure where its device does not work.
@@ -154,10 +152,10 @@ class TokenizerWorker:
         return Pulse(
             heartbeats=dict(self._heartbeats),
             overdue=frozenset(attempt for attempt, until in dict(self._decode_until).items() if now > until),
-            encode_s=self._encode_s,
+            encode_s=self._encode.encode_s,
             wait_s=self._wait_s,
             ready_s=now - self._ready_at,
-            broken=self._broken,
+            broken=self._encode.broken,
         )
 
     @ray.method(concurrency_group="loans")
@@ -177,10 +175,12 @@ class TokenizerWorker:
         """A batch of another tokenizer's shard; a Failure where the device works no more."""
         import torch
 
+        from tatok.pipeline.tokenization.ahead import DeviceLost
+
         try:
-            return self._encode_alone(torch.from_numpy(pixels_BTCHW.copy()))  # Ray's memory cannot be written to
-        except _Lost as error:
-            return Failure(kind=error.kind, message=str(error))
+            return self._encode.now(torch.from_numpy(pixels_BTCHW.copy()))  # Ray's memory cannot be written to
+        except DeviceLost as error:
+            return _device_failure(error)
 
     @ray.method(concurrency_group="decode")
     def decode_samples(self, items: Sequence[Sample | Reject], chunk_size: int, chunk_bytes: int) -> Iterator[Chunk]:
@@ -194,6 +194,8 @@ class TokenizerWorker:
         After a Failure the decoder is to be replaced; this process, too, after "device_lost" and "tokenizer_replaced".
         Without a decoder `pulse` says where decoding takes too long, and only the end of this process ends it.
         """
+        from tatok.pipeline.tokenization.ahead import DeviceLost
+
         config, shard = self._config, attempt.shard
         self._loans[attempt] = loans = _Loans(decoder)
         self._heartbeats[attempt] = Heartbeat(num_chunks=0, counts=Throughput(num_rows=0, num_tokens=0, num_rejects=0))
@@ -218,7 +220,7 @@ class TokenizerWorker:
             batches = self._tokenize_clips(
                 self._decoded(attempt, loans),
                 LentEncoding(
-                    self._encode_alone,
+                    self._encode,
                     loans.tokenizers,
                     patience_s=_LENT_PATIENCE_SHARE * config.resources.lease_timeout_s,
                 ),
@@ -243,27 +245,14 @@ class TokenizerWorker:
             )
         except _Lost as error:
             return Failure(kind=error.kind, message=str(error), is_blameless=error.is_blameless)
+        except DeviceLost as error:
+            return _device_failure(error)
         except SourceError as error:
             return Failure(kind="source", message=str(error), is_permanent=error.is_permanent)
         except CommitError as error:
             return Failure(kind="commit", message=str(error), is_permanent=is_permanent(error))
         finally:
             del self._heartbeats[attempt], self._loans[attempt]
-
-    def _encode_alone(self, pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
-        with self._model_lock:  # decoding and committing of the other shards continue meanwhile
-            if self._broken is not None:
-                raise _Lost("tokenizer_replaced", f"another shard met a device that works no more: {self._broken}")
-            started = time.monotonic()
-            try:
-                sequences = self._encode(pixels_BTCHW)
-            except RuntimeError as error:
-                if not self._is_broken(error):
-                    raise
-                self._broken = first_line(error)
-                raise _Lost("device_lost", f"the device works no more: {self._broken}") from error
-            self._encode_s += time.monotonic() - started
-            return sequences
 
     def _decoded(self, attempt: Attempt, loans: _Loans) -> Iterator[ClipChunk | LeftOutMembers]:
         from tatok.pipeline.tokenization.chunks import StillThere
@@ -304,6 +293,10 @@ class TokenizerWorker:
                 else:
                     is_guarded = attempt.guarded
                     yield chunk
+
+
+def _device_failure(error: DeviceLost) -> Failure:
+    return Failure(kind="device_lost" if error.is_first else "tokenizer_replaced", message=str(error))
 
 
 def _fetched(stream: Any, patience_s: float) -> Chunk | None:

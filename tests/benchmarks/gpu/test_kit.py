@@ -33,7 +33,7 @@ def run_kit(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str
 
 @pytest.mark.timeout(300)
 def test_sections_are_measured_and_those_that_fail_lose_only_themselves(tmp_path: Path) -> None:
-    order = ["crash", "machine", "hang", "agreement", "graph"]
+    order = ["crash", "machine", "hang", "agreement", "rows", "graph"]
     told, sections = run_kit(tmp_path, "--seconds", "200", "--only", *order)
     assert told.returncode == 1
     assert list(sections) == order
@@ -51,6 +51,11 @@ def test_sections_are_measured_and_those_that_fail_lose_only_themselves(tmp_path
     assert agreement["float32.clips"]["rows_equal"] == 1
     assert not [name for name, value in agreement.items() if "error" in value]
     assert "float32: rows equal to the CPU's 1.0000" in told.stdout
+    rows = sections["rows"]["measurements"]
+    assert {f"float32.shards_2.{how}" for how in ("ahead", "one_at_a_time")} <= rows.keys()
+    assert [each["parts"] for each in rows.values()] == [1, 1, 2, 2]
+    assert len({each["part_bytes"] / each["parts"] for each in rows.values()}) == 1, "the same rows, whatever the order"
+    assert all(0 < each["device_share"] <= 1 for each in rows.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "logs.txt"]
     assert "=== machine\n" in (tmp_path / "logs.txt").read_text()
 

@@ -22,7 +22,9 @@ from tatok import Tokenizer  # noqa: E402
 from tatok.model.checkpoint import load_checkpoint  # noqa: E402
 from tatok.model.dtf import DTFSettings  # noqa: E402
 from tatok.schemas.records import TokenSequence  # noqa: E402
+from tatok.tokenizer.fixed_rate import FixedRate  # noqa: E402
 from tests.support.tiny_checkpoint import tiny_images  # noqa: E402
+from tests.support.tokenizers.own import Blocks  # noqa: E402
 
 
 def tokenizer(device: torch.device, **options: Any) -> Tokenizer:
@@ -64,6 +66,21 @@ def main() -> None:
     batches = [pixels, pixels.flip(0), pixels.flip(3), pixels[:9], *pixels[:7].split(1)]
     for number, batch in enumerate(batches):
         found[f"graph {number}"] = counted(lambda: codes(cuda.encode(batch)), lambda: codes(cpu.encode(batch)))  # noqa: B023
+
+    def two_ahead() -> list[Any]:
+        pending = [cuda.encode_clips_async(batch[:, None]) for batch in (pixels, pixels.flip(0))]
+        return [codes(each.result()) for each in pending if each.is_done()]
+
+    own, own_on_cpu = FixedRate(Blocks(), pretend_cuda.CUDA), FixedRate(Blocks())
+
+    def own_two_ahead() -> list[Any]:
+        pending = [own.encode_clips_async(batch[:, None]) for batch in (pixels, pixels.flip(0))]
+        return [codes(each.result()) for each in pending]
+
+    found["own ahead"] = counted(
+        own_two_ahead, lambda: [codes(own_on_cpu.encode(batch)) for batch in (pixels, pixels.flip(0))]
+    )
+    found["ahead"] = counted(two_ahead, lambda: [codes(cpu.encode(batch)) for batch in (pixels, pixels.flip(0))])
     sequences = cpu.encode(pixels)
     found["decode"] = counted(lambda: numbers(eager.decode(sequences)), lambda: numbers(cpu.decode(sequences)))
     eager.encode_clips(clips)  # whose tables are then there

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tatok import stopping
 from tatok.dataset.batches import pad
@@ -24,7 +26,8 @@ from tatok.generator.checkpoint import load_generator, save_generator
 from tatok.generator.config import GeneratorConfig
 from tatok.generator.data import GeneratorData
 from tatok.generator.recipe import GeneratorRecipe
-from tatok.generator.training import GeneratorTrainer, heldout_loss, train_generator
+from tatok.generator.trainer import GeneratorTrainer, heldout_loss
+from tatok.generator.training import train_generator
 from tatok.schemas.errors import ConfigError
 from tests.support.synthetic_tokens import VOCAB_SIZE, write_synthetic
 
@@ -154,12 +157,37 @@ def test_a_budget_of_seconds_counts_steps_and_not_evaluation(
 ) -> None:
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 100)  # a step asks four times: it takes 0.02 s
-    monkeypatch.setattr("tatok.generator.training.time", clock)
+    for name in ("training", "trainer"):
+        monkeypatch.setattr(f"tatok.generator.{name}.time", clock)
     spent, _ = train_generator(data, tmp_path / "run", replace(TINY, steps=None, seconds=0.5), CPU, heldout=data)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["end"]["seconds"] == spent.seconds
     assert 0.5 <= spent.seconds < 0.5 + 0.02 + 1e-9, "stopped by the step that spent it"
     assert spent.steps == pytest.approx(spent.seconds / 0.02)
+
+
+def test_a_run_that_resumes_has_each_step_once_in_its_event_files(data: Path, tmp_path: Path) -> None:
+    whole = replace(TINY, steps=5)
+
+    def stop_in_the_fourth(trainer: GeneratorTrainer, *rest: object) -> tuple[float, float]:
+        losses = step(trainer, *rest)  # type: ignore[arg-type]
+        if trainer.spent.steps == 4:
+            raise KeyboardInterrupt
+        return losses
+
+    step = GeneratorTrainer.step
+    run = partial(train_generator, data, tmp_path / "run", whole, CPU, log_every_steps=1, save_every_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GeneratorTrainer, "step", stop_in_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            run(tensorboard=True)
+    run(tensorboard=True)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("training/code_bits")
+    assert [event.step for event in found] == [1, 2, 3, 4, 5]
+    assert [event.value for event in found] == pytest.approx([record["code_bits"] for record in records[:5]], rel=1e-6)
+    with pytest.raises(ConfigError, match="cannot be written to memory"):
+        train_generator(data, "memory://run", whole, CPU, tensorboard=True)
 
 
 @pytest.mark.parametrize("budget", [{}, {"steps": 5, "tokens": 5}, {"seconds": 0}])

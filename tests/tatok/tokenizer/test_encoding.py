@@ -24,6 +24,7 @@ from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
 from tatok.tokenizer.encoding import Encoding, pack
 from tatok.tokenizer.launching import graph_size
+from tatok.tokenizer.protocol import EncodesAhead
 from tests.support.tiny_checkpoint import NUM_POSITIONS, TINY, tiny_checkpoint, tiny_images
 
 CPU = torch.device("cpu")
@@ -115,6 +116,18 @@ def test_encode_async_is_encode(folder: Path) -> None:
     assert [columns(s) for s in sequences] == [columns(s) for s in tokenizer.encode(pixels)]
     with pytest.raises(ValueError, match="multiples of 4"):
         tokenizer.encode_async(pixels[:, :, :30])
+
+
+def test_encode_clips_async_is_encode_clips(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder, "cpu")
+    assert isinstance(tokenizer, EncodesAhead)
+    for clips in (tiny_images(6)[:, None], tiny_images(6).unflatten(0, (2, 3))):
+        pending = tokenizer.encode_clips_async(clips)
+        assert pending.is_done(), "a CPU has done its work"
+        pending.wait()
+        assert [columns(s) for s in pending.result()] == [columns(s) for s in tokenizer.encode_clips(clips)]
+    with pytest.raises(ValueError, match="B, T, 3, H, W"):
+        tokenizer.encode_clips_async(tiny_images(6))
 
 
 def test_sizes_of_graphs_are_few_and_fit() -> None:

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from tatok.schemas.errors import ConfigError, TatokError
 from tatok.schemas.records import Grid
-from tatok.tokenizer.fixed_rate import FixedRate, WrongCodes
+from tatok.schemas.token_batch import TokenBatch
+from tatok.tokenizer.fixed_rate import FixedRate, WithIdentity, WrongCodes
+from tatok.tokenizer.protocol import EncodesAhead
+from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.tokenizers.own import Blocks, Lists, OfClips, Residual, WithPrior
 
 PIXELS = torch.randint(0, 256, (3, 4, 3, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def told(sequences: TokenBatch) -> list[object]:
+    return [(s.codes.tolist(), s.positions.tolist(), s.entropy and s.entropy.surprisal_bits) for s in sequences]
 
 
 def test_images_and_back() -> None:
@@ -41,6 +48,44 @@ def test_clips_go_frame_by_frame_where_only_images_are_known() -> None:
     assert clips[0].global_frames is not None
     assert len(clips[0].global_frames) == 0
     assert torch.equal(tokenizer.decode_clips(clips).flatten(0, 1), tokenizer.decode(frames))
+
+
+@pytest.mark.parametrize(
+    "inner", [Blocks(), OfClips(), Residual(), WithPrior()], ids=lambda inner: type(inner).__name__
+)
+def test_ahead_is_the_same_in_two_steps(inner: Blocks) -> None:
+    tokenizer = FixedRate(inner)
+    assert isinstance(tokenizer, EncodesAhead)
+    first, second = (tokenizer.encode_clips_async(clips) for clips in (PIXELS, PIXELS.flip(0)))
+    assert first.is_done()
+    assert second.is_done()
+    for pending, clips in ((second, PIXELS.flip(0)), (first, PIXELS)):
+        pending.wait()
+        assert told(pending.result()) == told(tokenizer.encode_clips(clips))
+
+
+def test_an_object_is_asked_for_entropies_by_who_gives_it_pixels() -> None:
+    """It need not bear two threads at a time, as a job's shards would be."""
+    asked: list[str] = []
+
+    class Asked(WithPrior):
+        def surprisal_bits(self, codes: Tensor) -> Tensor:
+            asked.append("surprisal")
+            return super().surprisal_bits(codes)
+
+    pending = FixedRate(Asked()).encode_clips_async(PIXELS)
+    assert asked == ["surprisal"]
+    pending.result()
+    assert asked == ["surprisal"]
+
+
+def test_a_tokenizer_of_the_upper_tier_is_asked_ahead_where_it_can_be() -> None:
+    able, unable = FixedRate(Blocks()), FakeTokenizer()
+    for tokenizer, is_able in ((able, True), (unable, False)):
+        named = WithIdentity(tokenizer, {"tokenizer.code": "here"}, "it")
+        assert isinstance(named, EncodesAhead) == is_able
+    pending = WithIdentity(able, {}, "it").encode_clips_async(PIXELS)
+    assert told(pending.result()) == told(able.encode_clips(PIXELS))
 
 
 def test_several_codes_a_position_follow_each_other_and_may_be_many() -> None:

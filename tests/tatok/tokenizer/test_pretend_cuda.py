@@ -45,6 +45,17 @@ def test_a_batch_is_waited_for_once(found: dict[str, Any]) -> None:
     assert found["eager"]["launches"] <= 190, found["eager"]
 
 
+def test_two_batches_ahead_are_each_waited_for_once(found: dict[str, Any]) -> None:
+    assert found["ahead"]["equal"]
+    assert list(found["ahead"]["waits"].values()) == [2]
+    assert found["ahead"]["by"]["graph"] == 2, "the first one's graph did not overwrite the second one's result"
+
+
+def test_a_tokenizer_of_ones_own_is_waited_for_once_a_batch(found: dict[str, Any]) -> None:
+    assert found["own ahead"]["equal"]
+    assert list(found["own ahead"]["waits"].values()) == [2], found["own ahead"]["waits"]
+
+
 def test_a_graph_is_one_launch_and_small_batches_use_it(found: dict[str, Any]) -> None:
     launches = [found[f"graph {number}"]["by"] for number in range(11)]
     assert [by.get("graph", 0) for by in launches] == [0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1]
