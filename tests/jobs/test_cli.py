@@ -25,6 +25,7 @@ from tests.support.fake_tokenizer import load_fake
 from tests.support.photos import tar_bytes
 from tests.support.places import ROOT, TESTS
 from tests.support.processes import heed_interrupts
+from tests.support.runs import write_gated_filters
 
 
 def invoke(*arguments: object) -> Result:
@@ -152,12 +153,23 @@ def test_interrupts_stop_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
         """
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = ["--image-size", "64", "--batch-size", "4", "--num-decoders", "2"]
+    gate = write_gated_filters(tmp_path, "-0004.tar")
+    options = [
+        "--image-size",
+        "64",
+        "--batch-size",
+        "4",
+        "--num-decoders",
+        "2",
+        "--set",
+        "filter=my_filters:everything",
+    ]
 
     def start(delay_s: float) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", script, str(delay_s), "tokenize", source, str(output), *options],
             env=environment,
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -186,6 +198,7 @@ def test_interrupts_stop_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
         assert num_rows in (8, 16, 24, 32)
         assert left_in_session(process.pid) == []
 
+    gate.touch()
     with start(delay_s=0.0) as process:
         text, _ = process.communicate(timeout=150)
     assert process.returncode == 0, text

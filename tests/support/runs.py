@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def rows(output: Path) -> list[dict[str, object]]:
 
 def rejects(output: Path) -> list[dict[str, object]]:
     return ds.dataset(output / "_rejects").to_table().to_pylist()
+
+
+def write_gated_filters(folder: Path, last: str) -> Path:
+    """Write my_filters.py: `everything` keeps all, `odd` odd labels; a shard whose name ends in `last` waits.
+
+    It waits until there is the file that is returned, lest a job be over before it is interrupted.
+    """
+    gate = folder / "gate"
+    text = f"""
+    import time
+    from pathlib import Path
+
+    def everything(facts):
+        while facts.uri.endswith({last!r}) and not Path({str(gate)!r}).exists():
+            time.sleep(0.05)
+        return True
+
+    def odd(facts):
+        return everything(facts) and (int(facts.label) % 2 == 1 or "even")
+    """
+    (folder / "my_filters.py").write_text(textwrap.dedent(text))
+    return gate
 
 
 DECODERS_WANTED = "decoders-wanted"

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from tatok.jobs.cli import app
 from tests.support.photos import photo_members, tar_bytes
 from tests.support.places import ROOT
+from tests.support.runs import write_gated_filters
 from tests.support.services.planted_secret import holds
 from tests.support.services.real_services import Head, Store, ray_head, seaweedfs
 from tests.support.tiny_checkpoint import tiny_checkpoint
@@ -35,23 +36,7 @@ from tests.support.tokenizers import own
 
 SECRET = "planted-a8f5f167f44f4964e6c998dee827110c"
 NUM_SHARDS, PHOTOS_A_SHARD = 24, 4
-
-
-# A filter that keeps what is odd, or all. The last shard waits for a file, lest a job be over before it is interrupted.
-FILTERS = f"""
-import time
-from pathlib import Path
-
-GATE = Path({{gate!r}})
-
-def everything(facts):
-    while facts.uri.endswith("-{NUM_SHARDS - 1:03}.tar") and not GATE.exists():
-        time.sleep(0.05)
-    return True
-
-def odd(facts):
-    return everything(facts) and (int(facts.label) % 2 == 1 or "even")
-"""
+LAST = f"-{NUM_SHARDS - 1:03}.tar"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +137,7 @@ def driver_of(head: Head) -> list[int]:
 
 @pytest.mark.timeout(900)  # half a minute where the machine is free
 def test_a_driver_killed_in_the_middle_then_the_same_command_again(place: Place, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    (tmp_path / "my_filters.py").write_text(FILTERS.format(gate=str(gate)))
+    gate = write_gated_filters(tmp_path, LAST)
     at = ("--address", place.head.address)
     submit = ("submit", place.job, *at, "--dependencies", "installed", "--set", "filter=my_filters:everything")
     first = place.start(*submit, cwd=tmp_path)
@@ -259,7 +243,7 @@ def test_a_tokenizer_of_the_users_folder_travels(place: Place, tmp_path: Path) -
 
 def test_a_running_job_is_detached_from_and_stopped(place: Place, tmp_path: Path) -> None:
     """With a filter of the user's folder, which the driver and the workers must find where they run."""
-    (tmp_path / "my_filters.py").write_text(FILTERS.format(gate=str(tmp_path / "gate")))
+    write_gated_filters(tmp_path, LAST)
     at, log = ("--address", place.head.address), place.head.folder / "_run.jsonl"
     settings = (
         "output=s3://photos-out/stopped",
