@@ -33,6 +33,7 @@ from benchmarks import ROOT
 from tatok.pipeline.verify.dataset import verify_output
 from tests.support.photos import write_flawed_shards
 from tests.support.processes import descendants
+from tests.support.runs import write_gated_filters
 
 Victim = Literal["decoder", "tokenizer", "stopped tokenizer", "driver", "raylet"]
 _DELAY_S = 0.25  # of the fake model for a batch of four
@@ -141,22 +142,31 @@ def one_run(
     work: Path,
     rng: random.Random,
     span_s: float = 0.0,
+    is_held_back: bool = False,
 ) -> ChaosRun:
-    """Carry out the kills on a run into a new dataset, run again until it ends with 0, verify."""
+    """Carry out the kills on a run into a new dataset, run again until it ends with 0, verify.
+
+    With `is_held_back` the last shard waits for the last kill, so that none comes too late.
+    """
     output, log = work / f"run-{number:03}", work / f"run-{number:03}.log"
     shutil.rmtree(output, ignore_errors=True)
     source = write_flawed_shards(
         work / f"source-{setup.num_shards}", num_shards=setup.num_shards, photos_a_shard=setup.photos_a_shard
     )
+    folder = work / f"run-{number:03}-filters"
+    folder.mkdir(exist_ok=True)
+    gate = write_gated_filters(folder, f"-{setup.num_shards - 1:04}.tar")
     started = time.monotonic()
     pending, hit, num_starts = list(kills), list[Victim](), 0
     findings: list[str] = []
     with log.open("wb") as lines:
         while True:
             num_starts += 1
-            driver = _start_driver(source, output, setup.num_decoders, nodes.address, lines)
+            driver = _start_driver(source, output, setup.num_decoders, nodes.address, lines, folder)
             began = time.monotonic()
             while driver.poll() is None:
+                if not (pending and is_held_back):
+                    gate.touch()
                 now = time.monotonic()
                 is_due = pending and now - started >= pending[0].moment * span_s
                 if is_due and _num_parts(output) >= pending[0].after_parts:
@@ -197,11 +207,13 @@ def _num_parts(output: Path) -> int:
     return len(list((output / "data").glob("*.parquet")))
 
 
-def _start_driver(source: str, output: Path, num_decoders: int, address: str, log: Any) -> subprocess.Popen[bytes]:
+def _start_driver(
+    source: str, output: Path, num_decoders: int, address: str, log: Any, filters: Path
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.robustness.chaos_driver"]
     command += [source, str(output), str(_DELAY_S), str(num_decoders)]
     environment = os.environ | {"RAY_ADDRESS": address}
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=filters, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _kill(victim: Victim, driver: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
@@ -225,8 +237,12 @@ def chaos(
     *,
     plan: Callable[[int], tuple[Kill, ...]] | None = None,
     on_run: Callable[[ChaosRun], None] = lambda run: None,
+    is_held_back: bool = False,
 ) -> list[ChaosRun]:
-    """An undisturbed run, for its duration, and the disturbed ones of these numbers; `plan` may choose the kills."""
+    """An undisturbed run, for its duration, and the disturbed ones of these numbers; `plan` may choose the kills.
+
+    `is_held_back` is that of `one_run`.
+    """
     work.mkdir(parents=True, exist_ok=True)
     nodes = Nodes()
     runs: list[ChaosRun] = []
@@ -239,7 +255,16 @@ def chaos(
             kills = plan(number) if plan else plan_kills(seed, number)
             rng = random.Random(f"{seed}/{number}/victim")
             setup = SETUPS[number % len(SETUPS)]
-            run = one_run(number, kills, nodes, setup=setup, work=work, rng=rng, span_s=calm.seconds)
+            run = one_run(
+                number,
+                kills,
+                nodes,
+                setup=setup,
+                work=work,
+                rng=rng,
+                span_s=calm.seconds,
+                is_held_back=is_held_back,
+            )
             on_run(run)
             runs.append(run)
     finally:

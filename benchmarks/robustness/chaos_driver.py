@@ -31,6 +31,7 @@ def main(source: str, output: str, delay_s: float, num_decoders: int = 3) -> int
             "output": output,
             "device": "cpu",
             "preprocessing": {"image_size": 64},
+            "filter": "my_filters:everything",  # of the current folder
             "resources": {
                 "batch_size": 4,
                 "num_tokenizers": 2,

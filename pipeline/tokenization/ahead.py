@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tatok.pipeline.tokenization.accelerator_errors import is_broken_accelerator, is_out_of_memory
 from tatok.pipeline.tokenization.tokenize import Encoded, FittingEncode, TooLarge
@@ -46,7 +46,7 @@ class EncodeAhead:
         self._room = threading.Semaphore(MOST_AHEAD)
         self._ahead = queue.SimpleQueue[_Ahead]()
         self._waiter: threading.Thread | None = None
-        self._seconds = threading.Lock()
+        self._noting = threading.Lock()
         self._free_at = 0.0  # when the last batch that is counted was done
         self.broken: str | None = None
         self.encode_s = 0.0  # in which the device had something to do
@@ -67,8 +67,10 @@ class EncodeAhead:
                 ahead.pending = self._launch(pixels_BTCHW)
             except RuntimeError as error:
                 self._room.release()
+                if (lost := self.lost_by(error)) is not None:
+                    raise lost from error
                 if not is_out_of_memory(error):
-                    self.raise_lost(error)
+                    raise
             except BaseException:
                 self._room.release()
                 raise
@@ -92,12 +94,15 @@ class EncodeAhead:
         """The device's memory is large enough for clips [T, 3, H, W] of that shape."""
         self._fitting.note_fitted(shape)
 
-    def raise_lost(self, error: Exception) -> NoReturn:
-        """Raise DeviceLost for what the device says when it is broken, else what the tokenizer raised."""
+    def lost_by(self, error: Exception) -> DeviceLost | None:
+        """What to raise for an error of a batch which says that the device is broken; from then on that is known."""
         if not is_broken_accelerator(error):
-            raise error
-        self.broken = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DeviceLost(f"the device works no more: {self.broken}", is_first=True) from error
+            return None
+        with self._noting:
+            if self.broken is not None:
+                return self._lost_before()
+            self.broken = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return DeviceLost(f"the device works no more: {self.broken}", is_first=True)
 
     def _wait_for(self, ahead: _Ahead) -> None:
         if ahead.is_done_by_device():  # as on a CPU, always
@@ -124,7 +129,9 @@ class EncodeAhead:
         try:
             sequences = self._fitting(pixels_BTCHW)
         except RuntimeError as error:
-            self.raise_lost(error)
+            if (lost := self.lost_by(error)) is not None:
+                raise lost from error
+            raise
         finally:
             self._room.release(MOST_AHEAD)
         self._note(started, pixels_BTCHW.nbytes)
@@ -132,7 +139,7 @@ class EncodeAhead:
 
     def _note(self, started: float, num_bytes: int) -> None:
         """A batch is done; the time that others had the device meanwhile is not counted twice."""
-        with self._seconds:
+        with self._noting:
             now = time.monotonic()
             seconds = now - max(started, self._free_at)
             self._free_at = now
@@ -141,7 +148,10 @@ class EncodeAhead:
 
     def _check(self) -> None:
         if self.broken is not None:
-            raise DeviceLost(f"another shard met a device that works no more: {self.broken}", is_first=False)
+            raise self._lost_before()
+
+    def _lost_before(self) -> DeviceLost:
+        return DeviceLost(f"another shard met a device that works no more: {self.broken}", is_first=False)
 
 
 class _Ahead:
@@ -170,7 +180,7 @@ class _Ahead:
         try:
             self.pending.wait()
         except Exception as error:  # for whoever asks for the result
-            self._error, self.pending = error, None
+            self._error, self.pending = self._encode.lost_by(error) or error, None
         else:
             self._pixels_BTCHW = None
         self._is_over.set()
@@ -187,7 +197,7 @@ class _Ahead:
             self._encode.note_fitted(self._shape)
             return sequences
         if not is_out_of_memory(error):
-            self._encode.raise_lost(error)
+            raise error
         del error  # which holds what was computed so far
         pixels_BTCHW, self._pixels_BTCHW = self._pixels_BTCHW, None
         assert pixels_BTCHW is not None

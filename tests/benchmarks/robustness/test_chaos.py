@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ChaosRun]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # put back at the end
         patch.delenv("RAY_ADDRESS", raising=False)
-        found = chaos(range(1, len(KILLED)), 0, tmp_path_factory.mktemp("chaos"), plan=plan)
+        found = chaos(range(1, len(KILLED)), 0, tmp_path_factory.mktemp("chaos"), plan=plan, is_held_back=True)
     return dict(zip(KILLED, found, strict=True))
 
 

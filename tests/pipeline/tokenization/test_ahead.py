@@ -235,6 +235,23 @@ def test_a_broken_device_is_told_once_and_works_no_more(when: str) -> None:
     assert len(device.launched) == 2
 
 
+def test_a_broken_device_is_known_before_anybody_asks_for_a_result() -> None:
+    """The batch behind fails, too, but it is the first that met it."""
+    device = Device(errors={(number, "wait"): RuntimeError(ILLEGAL) for number in range(2)})
+    encode = EncodeAhead(device)
+    first, second = given(encode, 0), given(encode, 1)
+    assert encode.broken is None
+    for batch in device.launched:
+        batch.done.set()
+    until(lambda: encode.broken == ILLEGAL)
+    for encoded, is_first in ((second, False), (first, True)):
+        with pytest.raises(DeviceLost) as lost:
+            encoded.result()
+        assert lost.value.is_first == is_first
+    with pytest.raises(DeviceLost, match="another shard"):
+        encode(clips(2))
+
+
 @pytest.mark.parametrize("when", ["launch", "wait"])
 def test_an_error_of_the_tokenizers_own_is_raised_as_it_is_and_takes_no_room(when: str) -> None:
     wrong = ValueError("sides are no multiples of the patch")
