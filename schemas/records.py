@@ -28,8 +28,10 @@ __all__ = [
     "ShardReport",
     "SourceFile",
     "TokenSequence",
+    "count_text",
     "grid_text",
     "is_intended",
+    "is_or_are",
     "left_out_text",
 ]
 
@@ -62,6 +64,16 @@ def left_out_text(counts: Mapping[LeftOut, int]) -> str:
     """Such as "12 .heic (needs tatok[heif]), 3 hidden", the most first; "nothing" where there is nothing."""
     most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {each}" for each, count in most_first) or "nothing"
+
+
+def count_text(count: int, noun: str, plural: str = "") -> str:
+    """Such as "1 shard" and "12,345 shards"; `plural` where it is not the noun and an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def is_or_are(count: int) -> str:
+    """The verb after a count."""
+    return "is" if count == 1 else "are"
 
 
 class Grid(NamedTuple):

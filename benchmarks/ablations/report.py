@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmarks.ablations.variants import VARIANTS, WHOLE
 from tatok.evaluation.comparison import PolicyScore
 from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED
+from tatok.schemas.records import count_text
 
 __all__ = ["Trained", "tables"]
 
@@ -65,7 +66,7 @@ def tables(trained: Sequence[Trained]) -> str:
 def _kept_sets(whole: Sequence[Trained]) -> list[str]:
     names = [score.name for score in whole[0].scores if score.name not in (FULL_RATE, GLOBALS_ONLY)]
     return [
-        f"Kept sets on the same weights, those of the whole recipe ({len(whole)} seeds):",
+        f"Kept sets on the same weights, those of the whole recipe ({count_text(len(whole), 'seed')}):",
         "",
         f"| kept set | tokens | bits, with positions | {' | '.join(head for head, _, _ in _COLUMNS)} |",
         "|---" * (3 + len(_COLUMNS)) + "|",

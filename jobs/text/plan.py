@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tatok.schemas.records import ShardKind, left_out_text
+from tatok.schemas.records import ShardKind, count_text, is_or_are, left_out_text
 from tatok.statistics.units import bytes_text
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tatok.schemas.job import JobConfig
     from tatok.schemas.settings import Section
 
-__all__ = ["changed_settings", "preview_text", "source_lines"]
+__all__ = ["all_committed", "changed_settings", "preview_text", "source_lines"]
 
 _SHOWN = 10  # extensions
 _WHAT: dict[ShardKind, str] = {
@@ -29,8 +29,9 @@ def source_lines(found: Survey) -> list[str]:
     """What there is, by kind, and what of it is left out."""
     lines = []
     for kind, counts in found.kinds.items():
-        samples = "samples unknown" if counts.num_samples is None else f"{counts.num_samples:,} samples"
-        lines.append(f"{_WHAT[kind]}: {counts.num_shards:,} shards, {samples}, {bytes_text(counts.num_bytes)}")
+        samples = "samples unknown" if counts.num_samples is None else count_text(counts.num_samples, "sample")
+        shards = count_text(counts.num_shards, "shard")
+        lines.append(f"{_WHAT[kind]}: {shards}, {samples}, {bytes_text(counts.num_bytes)}")
         lines.append(f"  a shard: {bytes_text(counts.smallest_bytes)} to {bytes_text(counts.largest_bytes)}")
         if counts.extensions:
             shown = [f"{count:,} {extension}" for extension, count in list(counts.extensions.items())[:_SHOWN]]
@@ -66,19 +67,27 @@ def _changed(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", section.model_dump(mode="json", include={name})[name]
 
 
+def all_committed(num_shards: int) -> str:
+    """What to say of a source of so many shards that is done."""
+    return "its only shard is committed" if num_shards == 1 else f"all {num_shards:,} shards are committed"
+
+
 def _output_lines(preview: Preview) -> Iterator[str]:
     progress = preview.progress
     if not preview.resumes:
         yield f"output: {preview.output}, a new dataset"
     elif not progress.pending:
-        yield f"output: {preview.output}; nothing is left to do: all {progress.num_shards:,} shards are committed"
+        yield f"output: {preview.output}; nothing is left to do: {all_committed(progress.num_shards)}"
     else:
-        yield f"output: {preview.output}, to be resumed: {len(progress.committed):,} shards are committed"
+        num = len(progress.committed)
+        yield f"output: {preview.output}, to be resumed: {count_text(num, 'shard')} {is_or_are(num)} committed"
     if progress.pending:
         size = "" if preview.output_bytes is None else f"; about {bytes_text(preview.output_bytes)} of tokens"
-        yield f"to do: {len(progress.pending):,} shards, {bytes_text(preview.pending_bytes)}{size}"
+        yield f"to do: {count_text(len(progress.pending), 'shard')}, {bytes_text(preview.pending_bytes)}{size}"
     if progress.unplanned:
-        yield f"  {len(progress.unplanned):,} parts of the output are of no shard of this source; they stay"
+        num = len(progress.unplanned)
+        stay = f"{is_or_are(num)} of no shard of this source; {'it stays' if num == 1 else 'they stay'}"
+        yield f"  {count_text(num, 'part')} of the output {stay}"
 
 
 def _tokenizer_lines(preview: Preview, job: JobConfig) -> Iterator[str]:

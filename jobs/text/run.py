@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from tatok.jobs.text.folding import folded
-from tatok.schemas.records import left_out_text
+from tatok.jobs.text.plan import all_committed
+from tatok.schemas.records import count_text, left_out_text
 
 if TYPE_CHECKING:
     from tatok.pipeline.run import RunSummary
@@ -22,7 +23,8 @@ def print_summary(summary: RunSummary, *, quiet: bool = False) -> None:
     """
     row = "row" if summary.num_clips < summary.num_rows else "clip"
     _say(
-        f"{summary.output}: {summary.num_parts} parts, {_rows(summary)}, {summary.num_tokens:,} tokens "
+        f"{summary.output}: {count_text(summary.num_parts, 'part')}, {_rows(summary)}, "
+        f"{count_text(summary.num_tokens, 'token')} "
         f"({summary.num_tokens / max(summary.num_rows, 1):.1f} {f'a {row}' if summary.num_clips else 'an image'})"
     )
     if not quiet:
@@ -30,7 +32,7 @@ def print_summary(summary: RunSummary, *, quiet: bool = False) -> None:
     for shard, failure in summary.failed.items():
         _say(f"failed: {shard.uri}: {failure.message}", sys.stderr)
     if summary.failed:
-        _say(f"{len(summary.failed)} shards failed; run the same command again to retry them", sys.stderr)
+        _say(f"{count_text(len(summary.failed), 'shard')} failed; run the same command again to retry them", sys.stderr)
     if summary.status == "too_many_failed_shards":
         _say(
             "stopped: limits.max_failed_shards was reached, so the fault is hardly in single files; fix it, or raise "
@@ -48,12 +50,13 @@ def print_summary(summary: RunSummary, *, quiet: bool = False) -> None:
 
 def _print_run(summary: RunSummary) -> None:
     if summary.reports:
-        _say(f"this run: {len(summary.reports)} shards, {_rows(*summary.reports)} in {summary.seconds:.1f} s")
+        shards = count_text(len(summary.reports), "shard")
+        _say(f"this run: {shards}, {_rows(*summary.reports)} in {summary.seconds:.1f} s")
     elif summary.status == "complete":
-        _say(f"nothing to do: all {summary.num_shards} shards are committed ({summary.seconds:.1f} s)")
+        _say(f"nothing to do: {all_committed(summary.num_shards)} ({summary.seconds:.1f} s)")
     if summary.num_rejects:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.rejects.items())
-        _say(f"{summary.num_rejects:,} rejects: {reasons}; see {summary.output}/{summary.layout.rejects}")
+        _say(f"{count_text(summary.num_rejects, 'reject')}: {reasons}; see {summary.output}/{summary.layout.rejects}")
     if summary.left_out:
         _say(f"left out: {left_out_text(summary.left_out)}")
 
@@ -67,7 +70,7 @@ def _rows(*counted: RunSummary | ShardReport) -> str:
     num_rows, num_clips, num_frames = (
         sum(getattr(each, name) for each in counted) for name in ("num_rows", "num_clips", "num_frames")
     )
-    clips = f"{num_clips:,} clips of {num_frames:,} frames"
+    clips = f"{count_text(num_clips, 'clip')} of {count_text(num_frames, 'frame')}"
     if not num_clips:
-        return f"{num_rows:,} images"
-    return clips if num_clips == num_rows else f"{num_rows - num_clips:,} images and {clips}"
+        return count_text(num_rows, "image")
+    return clips if num_clips == num_rows else f"{count_text(num_rows - num_clips, 'image')} and {clips}"

@@ -54,7 +54,7 @@ def test_it_is_the_job_with_its_defaults(source: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"tatok tokenize {file} --dry-run" in result.output
     assert read_job(file) == JobConfig(source=source, output=str(tmp_path / "out"))
-    assert "1 shards" in file.read_text(encoding="utf-8"), "what was found is said"
+    assert "1 shard, " in file.read_text(encoding="utf-8"), "what was found is said"
 
 
 def test_what_stands_behind_a_mark_is_the_default(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_after_a_kill_the_same_command_does_the_rest(folder: Path) -> None:
     parts[0].unlink()
     for name in ("_SUCCESS", "_manifest.json"):
         (folder / "tokens" / name).unlink()
-    assert "this run: 1 shards, 4 images" in run("tokenize", "--config", "job.yaml").output
+    assert "this run: 1 shard, 4 images" in run("tokenize", "--config", "job.yaml").output
     assert {path.name: path.read_bytes() for path in (folder / "tokens" / "data").iterdir()} == before
     assert (folder / "tokens" / "_SUCCESS").exists()
 

@@ -13,7 +13,7 @@ from tests.support.parts import report, shard
 @pytest.mark.parametrize(
     ("rows", "clips", "frames", "texts"),
     [
-        (9, 0, 0, ["out: 2 parts, 9 images, 900 tokens (100.0 an image)", "this run: 1 shards, 1 images in 2.0 s"]),
+        (9, 0, 0, ["out: 2 parts, 9 images, 900 tokens (100.0 an image)", "this run: 1 shard, 1 image in 2.0 s"]),
         (9, 9, 72, ["out: 2 parts, 9 clips of 72 frames, 900 tokens (100.0 a clip)"]),
         (9, 4, 32, ["out: 2 parts, 5 images and 4 clips of 32 frames, 900 tokens (100.0 a row)"]),
         (0, 0, 0, ["out: 2 parts, 0 images, 900 tokens"]),

@@ -86,7 +86,7 @@ def test_the_command(photos: str, begun: Path, tmp_path: Path, monkeypatch: pyte
     assert result.exit_code == 0, result.output
     for words in (
         "WebDataset tars: 3 shards",
-        "to be resumed: 1 shards are committed",
+        "to be resumed: 1 shard is committed",
         "to do: 2 shards",
         "tokenizer: the bundled checkpoint\n  1,024 codes, patch 16",
         "  resources.batch_size: 8\n",
@@ -95,7 +95,7 @@ def test_the_command(photos: str, begun: Path, tmp_path: Path, monkeypatch: pyte
     ):
         assert words in result.output
     done = dry_run(f"{tmp_path}/photos-0.tar", begun, "--image-size", 64)
-    assert "nothing is left to do: all 1 shards are committed" in done.output
+    assert "nothing is left to do: its only shard is committed" in done.output
     other = dry_run(photos, begun, "--image-size", 128)
     assert other.exit_code == 1
     assert "preprocessing.image_size: 64 -> 128" in other.output

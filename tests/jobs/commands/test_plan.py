@@ -37,8 +37,8 @@ def plan(*arguments: object) -> str:
 def test_what_there_is(source: Path) -> None:
     text = plan(source / "photos-*.tar", source / "photos.parquet", source / "folder")
     assert "WebDataset tars: 2 shards, samples unknown" in text
-    assert "Parquet files: 1 shards, 20 samples" in text
-    assert "1 shards, 3 samples, 15 bytes" in text
+    assert "Parquet files: 1 shard, 20 samples" in text
+    assert "1 shard, 3 samples, 15 bytes" in text
     assert "files: 2 jpg, 1 png" in text
     assert "done" not in text
 
