@@ -211,7 +211,7 @@ def _start_driver(
     source: str, output: Path, num_decoders: int, address: str, log: Any, filters: Path
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.robustness.chaos_driver"]
-    command += [source, str(output), str(_DELAY_S), str(num_decoders)]
+    command += [source, str(output), str(_DELAY_S), str(num_decoders), "my_filters:everything"]  # of its folder
     environment = os.environ | {"RAY_ADDRESS": address}
     return subprocess.Popen(command, cwd=filters, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

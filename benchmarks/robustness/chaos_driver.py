@@ -1,6 +1,6 @@
 """One run of the real job with the tests' fake model: what chaos.py starts, kills and starts again.
 
-python chaos_driver.py SOURCE OUTPUT DELAY_S [NUM_DECODERS]
+python chaos_driver.py SOURCE OUTPUT DELAY_S [NUM_DECODERS [FILTER]]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _print(event: Event) -> None:
         print(f"notice: {event.message}", flush=True)
 
 
-def main(source: str, output: str, delay_s: float, num_decoders: int = 3) -> int:
+def main(source: str, output: str, delay_s: float, num_decoders: int = 3, sample_filter: str | None = None) -> int:
     """The exit code of `tatok tokenize`: 0 complete, 3 not."""
     sizes._PIECE_BYTES = 1 << 10  # small photos are to be worth as many processes as large ones
     config = JobConfig.model_validate(
@@ -31,7 +31,7 @@ def main(source: str, output: str, delay_s: float, num_decoders: int = 3) -> int
             "output": output,
             "device": "cpu",
             "preprocessing": {"image_size": 64},
-            "filter": "my_filters:everything",  # of the current folder
+            "filter": sample_filter,
             "resources": {
                 "batch_size": 4,
                 "num_tokenizers": 2,
@@ -47,4 +47,4 @@ def main(source: str, output: str, delay_s: float, num_decoders: int = 3) -> int
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *map(int, sys.argv[4:])))
+    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *map(int, sys.argv[4:5]), *sys.argv[5:6]))

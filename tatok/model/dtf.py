@@ -10,6 +10,7 @@ Shapes: B batch, N patch positions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -26,6 +27,7 @@ Criterion = Literal["entropy", "surprisal", "content", "distance", "residual"]
 Threshold = Literal["residual_bits", "fraction", "distortion"]
 
 UNITS_PER_BIT = 1024
+_LEAST_ENERGY = 1e-30  # for the logarithm of none
 _BY_DISTORTION = ("content", "distance", "residual")
 UNBOUNDED = 1 << 40  # units; stands for "keep me" at a distortion of zero, and N of them still fit an int64
 
@@ -133,7 +135,9 @@ def position_bits(statistics: CodeStatistics, settings: DTFSettings, residual_BN
         energy = residual_BN
     if settings.threshold == 0:
         return torch.full_like(energy, UNBOUNDED, dtype=torch.int64)
-    bits = 0.5 * torch.log2(energy.double().clamp_min(1e-30) / settings.threshold)
+    # A threshold near 0 would make the quotient infinite, which is no number of units.
+    quotient = (energy.double() / settings.threshold).clamp(_LEAST_ENERGY / settings.threshold, sys.float_info.max)
+    bits = 0.5 * torch.log2(quotient)
     return (bits * UNITS_PER_BIT).round().long().clamp_min(0)
 
 

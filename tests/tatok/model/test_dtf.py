@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -213,6 +214,8 @@ def test_under_a_distortion_what_is_kept_is_what_is_worth_anything(values: list[
 
 
 @given(values=bits, threshold=st.floats(0, 60), rounds=st.integers(1, 3), kind=st.sampled_from(sorted(SETTINGS)))
+@example(values=[0.0, 2.0], threshold=sys.float_info.min / 2, rounds=1, kind="distortion")
+@example(values=[0.0, 2.0, 50.0], threshold=5e-324, rounds=2, kind="distortion")
 def test_worth_is_finite_and_in_the_order_of_what_is_ranked(
     values: list[float], threshold: float, rounds: int, kind: str
 ) -> None:
