@@ -71,7 +71,7 @@ def rate_of(tokenizer: Tokenizer, pixels_B3HW: Tensor, *, shards: int, images: i
     chunks = list(_chunks(pixels_B3HW, images))  # made beforehand: in a job decoders make them
 
     def shard(number: int, store: OutputStore) -> int:
-        # In a job Ray makes a copy of each chunk's pixels its own; here they are shared.
+        # All shards have the same chunks; in a job each has its own.
         batches = tokenize_clips(chunks, encode, batch_size=batch, vocab_size=tokenizer.vocab_size, patch_entropy=True)
         uri = f"photos-{number}.tar"
         whole = Shard(uri=uri, kind="webdataset", start=0, stop=None, num_bytes=1, shard_id=f"{number:032x}")
