@@ -152,7 +152,8 @@ class Sample:
     `index` is the sample's place in its source file, from 0; (uri, index) is unique even where `key` is not.
     One sample becomes one clip or several, each a row.
     `attachments` maps a member's extension ("txt", "cls", "json") to its bytes. A video that is a file of its own is
-    not read into memory: `payload` is then empty and `payload_uri` names the file to open; elsewhere it is None.
+    not read into memory: `payload` is then empty, `payload_uri` names the file to open, and `payload_bytes` says how
+    large it is, where a listing did; elsewhere both are None.
     """
 
     key: str
@@ -163,6 +164,7 @@ class Sample:
     payload: bytes
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     payload_uri: str | None = None
+    payload_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

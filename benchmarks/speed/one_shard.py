@@ -2,10 +2,11 @@
 
     make bench-one-shard
 
-A tar of photos, one Parquet file and a folder of videos, each a single shard. "Alone" is the same job with
-`num_tokenizers: 1`, whose process has all cores as torch threads: what such a source had before. Both use one Ray that
-is up; what is measured is the time that the shard takes (a second model loads meanwhile), and beside it the whole job.
-Then one process with one thread does it once more, as each of those that share: its part must be the same byte for
+A tar of photos, one Parquet file, a folder of videos and one long video, each a single shard. The long video is given
+to a model that costs nearly nothing, so that decoding is what takes its time, as on a GPU node. "Alone" is the same job
+with `num_tokenizers: 1`, whose process has all cores as torch threads: what such a source had before. Both use one Ray
+that is up; what is measured is the time that the shard takes (a second model loads meanwhile), and beside it the whole
+job. Then one process with one thread does it once more, as each of those that share: its part must be the same byte for
 byte. (Entropies differ in their last bits between one torch thread and two.)
 """
 
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,12 @@ _CORPUS = ROOT.parent / "shared" / "corpus"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A source of one shard, and the settings of its job."""
+    """A source of one shard, and the settings of its job, by the bundled checkpoint or a near-free model."""
 
     name: str
     source: str
     settings: Mapping[str, Any]
+    is_near_free: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +72,17 @@ class SourceResult:
     load_average: float
 
 
-def sources(corpus: Path, work: Path, *, num_photos: int, num_rows: int) -> list[Source]:
-    """Of the corpus: one tar of photos, one Parquet file, one folder of videos."""
+def sources(corpus: Path, work: Path, *, num_photos: int, num_rows: int, num_times: int) -> list[Source]:
+    """Of the corpus: one tar of photos, one Parquet file, one folder of videos, and one video many times in a row."""
     photos = work / "photos"
     photos.mkdir(parents=True)
     _tar_of(sorted(corpus.glob("photos-raw-*.tar")), photos / "photos.tar", num_photos)
     rows = work / "rows"
     rows.mkdir()
     pq.write_table(pq.read_table(corpus / "mini64-test.parquet").slice(0, num_rows), rows / "rows.parquet")
+    long = work / "long"
+    long.mkdir()
+    _in_a_row(corpus / "video" / "car-detection.mp4", long / "long.mp4", num_times)
     num_videos = sum(path.is_file() for path in (corpus / "video").iterdir())
     return [
         Source(name=f"a tar of {num_photos} photos", source=str(photos), settings={}),
@@ -90,7 +96,32 @@ def sources(corpus: Path, work: Path, *, num_photos: int, num_rows: int) -> list
             source=str(corpus / "video"),
             settings={"video": {"fps": 1, "frames_per_clip": 4}, "resources": {"batch_size": 4}},
         ),
+        Source(
+            name="a long video, 8 frames a second in clips of 8, a near-free model",
+            source=str(long),
+            settings={"video": {"fps": 8, "frames_per_clip": 8}},
+            is_near_free=True,
+        ),
     ]
+
+
+def _in_a_row(video: Path, target: Path, num_times: int) -> None:
+    """The packets of a video, so many times one after the other."""
+    import av
+
+    with av.open(target, "w", options={"movflags": "faststart"}) as out:
+        written, shift = None, 0
+        for _ in range(num_times):
+            with av.open(video) as container:
+                stream, end = container.streams.video[0], 0
+                written = written or out.add_stream_from_template(stream)
+                for packet in container.demux(stream):
+                    if packet.pts is None or packet.dts is None:
+                        continue
+                    end = max(end, packet.pts + (packet.duration or 0))
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, written
+                    out.mux(packet)
+                shift += end
 
 
 def _tar_of(tars: Sequence[Path], target: Path, num_photos: int) -> None:
@@ -209,27 +240,32 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--photos", type=int, default=500)
     parser.add_argument("--rows", type=int, default=2500)
-    parser.add_argument("--only", type=int, action="append", choices=(0, 1, 2), help="tar, Parquet file, videos")
+    parser.add_argument("--times", type=int, default=25, help="the long video is this often a short one")
+    parser.add_argument("--only", type=int, action="append", choices=range(4), help="tar, Parquet file, videos, long")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--document", type=Path)
     options = parser.parse_args()
     import tatok.pipeline.cluster.driver  # noqa: F401  sets Ray's environment before the import below
 
     import ray  # isort: skip
+    from tests.support.fake_tokenizer import load_fake
 
     local = {"address": "local", "include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
     results = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        found = sources(options.corpus, work, num_photos=options.photos, num_rows=options.rows)
+        found = sources(options.corpus, work, num_photos=options.photos, num_rows=options.rows, num_times=options.times)
         chosen = [found[number] for number in options.only or range(len(found))]
         ray.init(**local)
         for source in chosen:
-            results.append(measure(source, work, num_pairs=options.pairs, tell=lambda line: print(line, flush=True)))
+            tell = partial(print, flush=True)
+            load = load_fake if source.is_near_free else None
+            results.append(measure(source, work, num_pairs=options.pairs, load_tokenizer=load, tell=tell))
         ray.shutdown()
         ray.init(num_cpus=1, **local)
         for number, source in enumerate(chosen):
-            same = is_same_by_one_thread(source, work, num_pairs=options.pairs)
+            load = load_fake if source.is_near_free else None
+            same = is_same_by_one_thread(source, work, num_pairs=options.pairs, load_tokenizer=load)
             results[number] = replace(results[number], same_bytes=same)
         ray.shutdown()
     machine = f"{num_cores()} cores, {processor()}"

@@ -17,7 +17,7 @@ from tatok.schemas.job import Limits, Preprocessing
 from tatok.schemas.records import Clip, Reject, Sample
 from tatok.schemas.video import Video
 
-__all__ = ["decode_sample"]
+__all__ = ["SampleWords", "clip_of", "decode_sample"]
 
 _EVERY_FRAME = Video()
 
@@ -35,9 +35,9 @@ def decode_sample(
     num_clips = 0
     try:
         with _opened(sample) as source:
-            words = _Words.of(sample, source)
+            words = SampleWords.of(sample, source)
             for view, fps in _views(sample, source, preprocessing, limits, video):
-                yield _clip(sample, words, view, fps, num_clips)
+                yield clip_of(sample, words, view, fps, num_clips)
                 num_clips += 1
     except DecodeError as error:
         yield Reject(
@@ -63,8 +63,8 @@ def _opened(sample: Sample) -> Iterator[bytes | IO[bytes]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Words:
-    """What every clip of a sample shares, besides its place."""
+class SampleWords:
+    """What every clip of a sample shares, besides its place: its bytes' hash, and the words that came along."""
 
     sha256: str
     caption: str | None
@@ -72,18 +72,24 @@ class _Words:
     metadata: str | None
 
     @staticmethod
-    def of(sample: Sample, source: bytes | IO[bytes]) -> _Words:
+    def of(sample: Sample, source: bytes | IO[bytes]) -> SampleWords:
+        """Of a sample whose bytes are `source`."""
         if isinstance(source, bytes):
             sha256 = hashlib.sha256(source).hexdigest()
         else:
             sha256 = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]  # an open file
             source.seek(0)
-        return _Words(
+        return SampleWords(
             sha256=sha256,
             caption=_text(sample.attachments, "txt"),
             label=_text(sample.attachments, "cls"),
             metadata=_json(sample.attachments),
         )
+
+    @staticmethod
+    def of_clip(clip: Clip) -> SampleWords:
+        """Those of the sample that a clip is of."""
+        return SampleWords(sha256=clip.sha256, caption=clip.caption, label=clip.label, metadata=clip.metadata)
 
 
 def _views(
@@ -101,7 +107,8 @@ def _views(
             yield view, None
 
 
-def _clip(sample: Sample, words: _Words, view: View, fps: float | None, clip_index: int) -> Clip:
+def clip_of(sample: Sample, words: SampleWords, view: View, fps: float | None, clip_index: int) -> Clip:
+    """A view that was decoded, as the clip of that number of its sample."""
     return Clip(
         key=sample.key,
         uri=sample.uri,

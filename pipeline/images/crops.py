@@ -13,7 +13,7 @@ from tatok.schemas.preprocessing import Preprocessing
 from tatok.schemas.records import Crop
 from tatok.schemas.tokens import MAX_POSITIONS
 
-__all__ = ["ViewPlan", "bucket_sizes", "planned_views"]
+__all__ = ["ViewPlan", "bucket_sizes", "planned_views", "views_per_picture"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +33,21 @@ def planned_views(width: int, height: int, preprocessing: Preprocessing, sample_
     Raises DecodeError, "too_elongated", if the grid would have more positions than a row can name.
     """
     views: list[ViewPlan] = []
-    num_crops = preprocessing.random_crops.num_crops if preprocessing.mode == "random_crop" else 1
-    for number in range(num_crops):
+    for number in range(_num_crops(preprocessing)):
         chance = _chance(preprocessing.seed, sample_id, number)
         crop, (out_width, out_height) = _crop(width, height, preprocessing, chance)
         flips = {"none": [False], "both": [False, True], "random": [next(chance) < 0.5]}[preprocessing.flips]
         views += [ViewPlan(crop=crop, width=out_width, height=out_height, flipped=flipped) for flipped in flips]
     return views
+
+
+def views_per_picture(preprocessing: Preprocessing) -> int:
+    """How many views `planned_views` gives, of a picture of any size."""
+    return _num_crops(preprocessing) * (2 if preprocessing.flips == "both" else 1)
+
+
+def _num_crops(preprocessing: Preprocessing) -> int:
+    return preprocessing.random_crops.num_crops if preprocessing.mode == "random_crop" else 1
 
 
 def _crop(

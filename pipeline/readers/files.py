@@ -46,6 +46,7 @@ def read_files(shard: Shard, *, max_sample_bytes: int, label_from_folder: bool =
             payload=payload,
             attachments=attachments,
             payload_uri=file.uri if is_video else None,
+            payload_bytes=file.num_bytes if is_video else None,
         )
 
     def give_up(file: SourceFile, unreadable: Unreadable) -> Reject:

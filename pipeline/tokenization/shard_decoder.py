@@ -12,6 +12,7 @@ from functools import partial
 
 from tatok.pipeline.decode.filters import apply_filter, load_filter
 from tatok.pipeline.decode.guarded import GuardedDecoder
+from tatok.pipeline.decode.pieces import LongVideos, SamplePiece
 from tatok.pipeline.decode.sample import decode_sample
 from tatok.pipeline.readers.local_video import local_video
 from tatok.pipeline.readers.read import ReadOptions, read_samples
@@ -20,7 +21,7 @@ from tatok.pipeline.tokenization.chunks import StillThere, in_chunks
 from tatok.pipeline.tokenization.clip_chunk import ClipChunk
 from tatok.pipeline.tokenization.dedup import drop_duplicates, read_dropped
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
-from tatok.pipeline.tokenization.shared_decoding import NO_HELPERS, Decode, Helpers, SharedDecoding
+from tatok.pipeline.tokenization.shared_decoding import NO_HELPERS, Decode, Helpers, Item, SharedDecoding
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Clip, LeftOut, LeftOutMembers, Reject, Sample, Shard
 
@@ -40,6 +41,7 @@ class ShardDecoder:
         self._store = store
         self._decode = partial(decode_sample, video=config.video)
         self._filter = None if config.filter is None else load_filter(config.filter)
+        self._long = LongVideos(config)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -67,6 +69,7 @@ class ShardDecoder:
                 self._unguarded,
                 self._guarded,
                 helpers,
+                long=self._long,
                 list_bytes=chunk_bytes,
                 ahead_bytes=self._config.resources.max_bytes_in_flight // _AHEAD_SHARE,
             )
@@ -76,24 +79,27 @@ class ShardDecoder:
             yield LeftOutMembers(counts=dict(left_out))
 
     def decode_samples(
-        self, samples: Iterable[Sample | Reject], chunk_size: int, chunk_bytes: int
+        self, samples: Iterable[Item], chunk_size: int, chunk_bytes: int
     ) -> Generator[Chunk, None, None]:
-        """Samples that another process has read, as chunks of results, in their order."""
+        """Samples that another process has read, or pieces of one, as chunks of results, in their order."""
         yield from self._chunks(samples, self._unguarded, chunk_size, chunk_bytes, seconds=_CHUNK_S)
 
     def _chunks(
         self,
-        samples: Iterable[Sample | Reject],
+        samples: Iterable[Item],
         decode: Decode,
         chunk_size: int,
         chunk_bytes: int,
         *,
         seconds: float,
     ) -> Generator[Chunk, None, None]:
-        results = (
-            result for sample in samples for result in ([sample] if isinstance(sample, Reject) else decode(sample))
-        )
-        yield from _columns(in_chunks(results, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds))
+        def results(item: Item) -> Iterable[Clip | Reject]:
+            if isinstance(item, SamplePiece):
+                return self._long.decode(item)
+            return [item] if isinstance(item, Reject) else decode(item)
+
+        every = (result for item in samples for result in results(item))
+        yield from _columns(in_chunks(every, size=chunk_size, num_bytes=chunk_bytes, seconds=seconds))
 
     def _unguarded(self, sample: Sample) -> Iterator[Clip | Reject]:
         config = self._config

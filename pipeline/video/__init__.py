@@ -7,4 +7,6 @@ head             what a file's first bytes say
 integrity        up to where a video can be trusted
 sampling         which frames become which clip
 clips            a video sample -> clips or a reject
+index            what packets say of the frames; frames from a key frame on
+pieces           a long video in pieces that are decoded apart
 """

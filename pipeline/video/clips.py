@@ -12,12 +12,12 @@ import numpy as np
 from tatok.pipeline.images.crops import ViewPlan, planned_views
 from tatok.pipeline.images.decode import View, view_pixels
 from tatok.pipeline.video.reader import VideoInfo, VideoReader
-from tatok.pipeline.video.sampling import sample_clips, sampled_fps
+from tatok.pipeline.video.sampling import TakenClip, sample_clips, sampled_fps
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits, Preprocessing
 from tatok.schemas.video import Video
 
-__all__ = ["VideoView", "decode_video"]
+__all__ = ["PreparedViews", "VideoView", "damage_named", "decode_video"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,39 +39,43 @@ def decode_video(
     (VideoDamage, "not_a_video", "too_many_pixels", ...), "no_duration", "too_elongated", "too_short" for a video
     without a whole clip, "out_of_memory", "decoder_error".
     """
-    with _damage_named(), _open(source, video, limits) as reader:
-        prepare, num_clips = _Prepare(preprocessing, sample_id), 0
+    with damage_named(), _open(source, video, limits) as reader:
+        prepare, num_clips = PreparedViews(preprocessing, sample_id), 0
         for clip in sample_clips(reader.frames(), video, reader.info, prepare):
             num_clips += 1
-            for number, plan in enumerate(prepare.plans):
-                pixels_TCHW = np.concatenate([frame.prepared[number] for frame in clip.frames])
-                view = View(
-                    pixels=pixels_TCHW,
-                    width=prepare.width,
-                    height=prepare.height,
-                    crop=plan.crop,
-                    flipped=plan.flipped,
-                    frame_pts_s=tuple(frame.pts_s for frame in clip.frames),
-                )
-                yield VideoView(view=view, fps=sampled_fps(video, reader.info))
+            yield from prepare.views(clip, sampled_fps(video, reader.info))
         if num_clips == 0:
             raise DecodeError("too_short", _too_short(video, reader.info))
 
 
-class _Prepare:
+class PreparedViews:
     """Frame -> the pixels of each of its views; what is cropped follows from the first frame's size."""
 
     def __init__(self, preprocessing: Preprocessing, sample_id: str) -> None:
-        self.plans: list[ViewPlan] = []
-        self.width = self.height = 0
+        self._plans: list[ViewPlan] = []
+        self._width = self._height = 0
         self._preprocessing = preprocessing
         self._sample_id = sample_id
 
     def __call__(self, rgb_HWC: np.ndarray) -> list[np.ndarray]:
-        if not self.plans:
-            self.height, self.width = rgb_HWC.shape[:2]
-            self.plans = planned_views(self.width, self.height, self._preprocessing, self._sample_id)
-        return [view_pixels(rgb_HWC, plan, self._preprocessing) for plan in self.plans]
+        """Of a frame, uint8 [H, W, 3]: the pixels of each view. Raises DecodeError("too_elongated")."""
+        if not self._plans:
+            self._height, self._width = rgb_HWC.shape[:2]
+            self._plans = planned_views(self._width, self._height, self._preprocessing, self._sample_id)
+        return [view_pixels(rgb_HWC, plan, self._preprocessing) for plan in self._plans]
+
+    def views(self, clip: TakenClip[list[np.ndarray]], fps: float | None) -> Iterator[VideoView]:
+        """A clip of frames that were prepared by this, as it is, or each crop of it after the other."""
+        for number, plan in enumerate(self._plans):
+            view = View(
+                pixels=np.concatenate([frame.prepared[number] for frame in clip.frames]),
+                width=self._width,
+                height=self._height,
+                crop=plan.crop,
+                flipped=plan.flipped,
+                frame_pts_s=tuple(frame.pts_s for frame in clip.frames),
+            )
+            yield VideoView(view=view, fps=fps)
 
 
 def _open(source: bytes | IO[bytes], video: Video, limits: Limits) -> VideoReader:
@@ -86,7 +90,8 @@ def _open(source: bytes | IO[bytes], video: Video, limits: Limits) -> VideoReade
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
+def damage_named() -> Iterator[None]:
+    """Let nothing but DecodeError leave, whatever a decoder raises."""
     try:
         yield
     except DecodeError:

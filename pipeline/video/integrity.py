@@ -20,7 +20,7 @@ from av.error import FFmpegError
 from tatok.pipeline.video.reader import VideoDamage
 from tatok.schemas.errors import DecodeError
 
-__all__ = ["Stamps", "TimedFrame", "trusted_frames"]
+__all__ = ["Judge", "Reach", "Stamps", "TimedFrame", "trusted_frames"]
 
 _ONE_FRAME_A_PACKET = {"h264", "hevc", "mpeg1video", "mpeg2video", "mjpeg"}
 """Where a packet without a frame is a frame lost; elsewhere it may be one that is never shown."""
@@ -84,7 +84,7 @@ def trusted_frames(container: Any, stream: Any, ends_in_a_packet: bool) -> Itera
     Raises VideoDamage after the last good one: "corrupt" where a frame or the container cannot be decoded,
     "truncated" where data or the declared end are missing, "size_changed".
     """
-    judge, packets, reach = _Judge(stream), container.demux(), _Reach(stream)
+    judge, packets, reach = Judge(stream), container.demux(), Reach(stream)
     while judge.damage is None:
         try:
             packet = next(packets, None)
@@ -125,7 +125,7 @@ class _Damage:
     detail: str
 
 
-class _Judge:
+class Judge:
     """Decodes the packets of one stream; `damage` is the first that it has met."""
 
     def __init__(self, stream: Any) -> None:
@@ -234,7 +234,7 @@ class _Travelling:
         self.packet = packet
 
 
-class _Reach:
+class Reach:
     """How far the packets of a file reach, against what its container declares."""
 
     def __init__(self, stream: Any) -> None:
@@ -243,6 +243,7 @@ class _Reach:
         self._tells_durations = True
 
     def add(self, packet: Any) -> None:
+        """The next packet of any stream."""
         start = packet.dts if packet.pts is None else packet.pts
         if start is None or packet.is_corrupt:
             return

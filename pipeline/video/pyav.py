@@ -13,6 +13,7 @@ from av.error import FFmpegError
 
 from tatok.pipeline.readers.formats import VIDEO_CONTAINERS
 from tatok.pipeline.video.head import transport_packet_bytes, why_unopened
+from tatok.pipeline.video.index import KeyFrame, VideoIndex, frames_from, read_index
 from tatok.pipeline.video.integrity import Stamps, TimedFrame, trusted_frames
 from tatok.pipeline.video.reader import THUMBNAIL_HW, Frame, VideoInfo, check_size
 from tatok.schemas.errors import DecodeError
@@ -86,8 +87,15 @@ class PyAVReader:
             timed = trusted_frames(self._container, self._stream, self._ends_in_a_packet)
         else:
             timed = self._concealed()
-        for item in timed:
-            yield Frame(pts_s=item.pts_s, rgb=partial(_rgb, item.frame), thumbnail=partial(_thumbnail, item.frame))
+        yield from map(_frame, timed)
+
+    def index(self) -> VideoIndex | None:
+        """What the packets say of the frames, instead of `frames`; None where they do not say enough."""
+        return read_index(self._container, self._stream)
+
+    def frames_from(self, entry: KeyFrame) -> Iterator[Frame]:
+        """`frames` from a key frame of the index on, as strictly; may be called once."""
+        yield from map(_frame, frames_from(self._container, self._stream, entry))
 
     def _concealed(self) -> Iterator[TimedFrame]:
         stamps = Stamps(self._stream)
@@ -111,6 +119,10 @@ def _video_stream(container: Any) -> tuple[Any, Any]:
     if stream.codec_context is None:
         raise DecodeError("no_video", "the file's video is of a codec that FFmpeg does not know")
     return stream, stream.codec_context
+
+
+def _frame(timed: TimedFrame) -> Frame:
+    return Frame(pts_s=timed.pts_s, rgb=partial(_rgb, timed.frame), thumbnail=partial(_thumbnail, timed.frame))
 
 
 def _rgb(frame: Any) -> np.ndarray:

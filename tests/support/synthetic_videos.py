@@ -121,6 +121,11 @@ def cut_to(mp4: bytes, *, start_ticks: int, duration_ms: int) -> bytes:
     return mp4[:edit] + struct.pack(">Ii", duration_ms, start_ticks) + mp4[edit + 8 :]
 
 
+def padded(mp4: bytes, num_bytes: int) -> bytes:
+    """The same MP4 with so many bytes behind it that nobody is to look at."""
+    return mp4 + struct.pack(">I4s", num_bytes, b"free") + bytes(num_bytes - 8)
+
+
 def drain(reader: VideoReader, *, pixels: bool = True) -> tuple[list[Frame], DecodeError | None]:
     """Every frame, its pixels asked for, and what ended them."""
     frames: list[Frame] = []

@@ -19,9 +19,8 @@ from tatok.pipeline.cluster.leases import Failure
 from tatok.pipeline.cluster.workers.flow import Flow
 from tatok.pipeline.tokenization.chunks import StillThere
 from tatok.pipeline.tokenization.clip_chunk import ClipChunk
-from tatok.pipeline.tokenization.shared_decoding import HelperLost
+from tatok.pipeline.tokenization.shared_decoding import Expected, HelperLost, Item
 from tatok.schemas.errors import SourceError
-from tatok.schemas.records import Reject, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -108,20 +107,16 @@ class LentDecoding:
     def __bool__(self) -> bool:
         return bool(self._borrowed)
 
-    def send(self, items: Sequence[Sample | Reject]) -> _SentList | None:
+    def send(self, items: Sequence[Item]) -> _SentList | None:
         """Give the list to the one that has the least to do; None where nobody has room."""
         lender = self._borrowed.for_list() if self._borrowed else None
         if lender is None:
             return None
         flow = self._flow
-        samples = [item for item in items if isinstance(item, Sample)]
-        num_chunks = 2 + len(samples) * flow.clip_bytes // flow.chunk_bytes
-        pixel_bytes = (
-            num_chunks * flow.chunk_bytes
-            if any(sample.media == "video" for sample in samples)
-            else len(samples) * flow.clip_bytes
-        )
-        num_bytes = pixel_bytes + sum(len(sample.payload) for sample in samples)
+        expected = Expected.of(items)
+        num_chunks = 2 + expected.num_pictures * flow.clip_bytes // flow.chunk_bytes
+        pixel_bytes = num_chunks * flow.chunk_bytes if expected.has_videos else expected.num_pictures * flow.clip_bytes
+        num_bytes = pixel_bytes + expected.payload_bytes
         if lender.held_bytes and lender.held_bytes + num_bytes > flow.lent_bytes:
             return None
         stream = lender.actor.decode_samples.options(

@@ -16,10 +16,10 @@ from tatok.pipeline.cluster.workers.start import without_collections
 from tatok.pipeline.storage.options import use_storage
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Reject, Sample
 
 if TYPE_CHECKING:
     from tatok.pipeline.tokenization.shard_decoder import Chunk
+    from tatok.pipeline.tokenization.shared_decoding import Item
 
 __all__ = ["DecodeWorker"]
 
@@ -65,7 +65,7 @@ class DecodeWorker:
             self._num_ended = attempt.number
             self._borrowed.pop(attempt.number, None)
 
-    def decode_samples(self, items: Sequence[Sample | Reject], chunk_size: int, chunk_bytes: int) -> Iterator[Chunk]:
+    def decode_samples(self, items: Sequence[Item], chunk_size: int, chunk_bytes: int) -> Iterator[Chunk]:
         """Stream the results of samples that the decoder of another attempt has read."""
         yield from self._decoder.decode_samples(items, chunk_size, chunk_bytes)
 

@@ -38,7 +38,7 @@ from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import CommitError, SourceError
 from tatok.schemas.identity import require_equal
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import LeftOutMembers, Reject, Sample, ShardReport, is_intended
+from tatok.schemas.records import LeftOutMembers, ShardReport, is_intended
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tatok.pipeline.tokenization.ahead import DeviceLost
     from tatok.pipeline.tokenization.clip_chunk import ClipChunk
     from tatok.pipeline.tokenization.shard_decoder import Chunk
+    from tatok.pipeline.tokenization.shared_decoding import Item
     from tatok.pipeline.tokenization.tokenize import TooLarge
     from tatok.schemas.records import TokenSequence
 
@@ -183,7 +184,7 @@ class TokenizerWorker:
             return _device_failure(error)
 
     @ray.method(concurrency_group="decode")
-    def decode_samples(self, items: Sequence[Sample | Reject], chunk_size: int, chunk_bytes: int) -> Iterator[Chunk]:
+    def decode_samples(self, items: Sequence[Item], chunk_size: int, chunk_bytes: int) -> Iterator[Chunk]:
         """Stream the results of samples that another tokenizer, without decoders, has read."""
         assert self._decoder is not None
         yield from self._decoder.decode_samples(items, chunk_size, chunk_bytes)

@@ -49,6 +49,6 @@ def test_the_table_says_medians_spread_and_parts_that_differ() -> None:
 def test_each_source_of_the_corpus_is_one_shard(corpus: Path, tmp_path: Path) -> None:
     from tatok.pipeline.planning.plan import plan_shards
 
-    for source in sources(corpus, tmp_path, num_photos=7, num_rows=5):
+    for source in sources(corpus, tmp_path, num_photos=7, num_rows=5, num_times=2):
         (shard,) = plan_shards((source.source,))
         assert sizes.count_pieces([shard]) >= 1

@@ -12,14 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tatok.pipeline.decode.pieces import LongVideos
 from tatok.pipeline.tokenization.chunks import StillThere
 from tatok.pipeline.tokenization.clip_chunk import ClipChunk
 from tatok.pipeline.tokenization.shared_decoding import NO_HELPERS, Decode, HelperLost, SharedDecoding
 from tatok.schemas.errors import SourceError
+from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Clip, Reject, Sample
 from tests.support.parts import clip, reject
 
 POISON = 1_000_000
+NONE_LONG = LongVideos(JobConfig(source=("photos",), output="tokens"))
 _CLIPS = [replace(clip(0, side=16), key=f"k{i}", sha256=f"{i:064}") for i in range(2000)]
 
 
@@ -98,7 +101,7 @@ def names(results: Iterator[Clip | Reject | ClipChunk | StillThere]) -> list[tup
 
 
 def shared(helpers: object = NO_HELPERS, *, ahead_bytes: int = 1 << 20, decode: Decode = decode) -> SharedDecoding:
-    return SharedDecoding(decode, guarded, helpers, list_bytes=1500, ahead_bytes=ahead_bytes)  # type: ignore[arg-type]
+    return SharedDecoding(decode, guarded, helpers, long=NONE_LONG, list_bytes=1500, ahead_bytes=ahead_bytes)  # type: ignore[arg-type]
 
 
 def alone(items: list[Sample | Reject]) -> list[tuple[str, str]]:
@@ -212,7 +215,9 @@ def test_lists_become_longer_where_samples_are_quick() -> None:
     ticks = count(0.0, 0.001)
     helpers = SomeHelpers(3)
     clock: Callable[[], float] = lambda: next(ticks)  # noqa: E731
-    sharing = SharedDecoding(decode, guarded, helpers, list_bytes=1 << 30, ahead_bytes=1 << 20, clock=clock)
+    sharing = SharedDecoding(
+        decode, guarded, helpers, long=NONE_LONG, list_bytes=1 << 30, ahead_bytes=1 << 20, clock=clock
+    )
     items = [sample(i) for i in range(2000)]
     assert names(sharing.results(iter(items))) == alone(items)
     assert len(helpers.sent[0].items) <= 4

@@ -7,21 +7,32 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import ray
 import torch
 
 from tatok.pipeline.cluster import sizes
+from tatok.pipeline.cluster.leases import Attempt
+from tatok.pipeline.cluster.workers.decoder import DecodeWorker
+from tatok.pipeline.cluster.workers.flow import Flow
 from tatok.pipeline.monitoring.events import Event, Notice, ShardRetried, Throughput
+from tatok.pipeline.planning.plan import plan_shards
+from tatok.pipeline.storage.store import OutputStore
+from tatok.pipeline.tokenization.clip_chunk import ClipChunk
+from tatok.pipeline.tokenization.shard_decoder import Chunk, ShardDecoder
+from tatok.pipeline.tokenization.shared_decoding import Item
+from tatok.schemas.job import JobConfig
 from tatok.schemas.records import TokenSequence
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.photos import endless_jpeg, photo_members, tar_bytes
 from tests.support.processes import descendants
 from tests.support.runs import DECODERS_WANTED, job, note_decoder, rejects, run
+from tests.support.synthetic_videos import noise, padded, video_bytes
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -172,3 +183,54 @@ def test_a_sample_that_hangs_its_decoder_is_the_same_reject_as_alone(tmp_path: P
     run_shared(tmp_path, {**resources, "decode_timeout_s": 3}, fate="alone", poison=[endless])
     (reject,) = rejects(tmp_path / "out")
     assert (reject["key"], reject["source_index"], reject["reason"]) == ("endless", NUM_PHOTOS // 2, "decoder_hang")
+
+
+@ray.remote
+class Recording:
+    """A process that is lent, and says what kinds of things it was given."""
+
+    def __init__(self, config: JobConfig, store: OutputStore) -> None:
+        self._decoder = ShardDecoder(config, store)
+        self._kinds: list[str] = []
+
+    def decode_samples(self, items: list[Item], chunk_size: int, chunk_bytes: int) -> Iterator[Chunk]:
+        self._kinds += [type(item).__name__ for item in items]
+        yield from self._decoder.decode_samples(items, chunk_size, chunk_bytes)
+
+    def kinds(self) -> list[str]:
+        return self._kinds
+
+
+def test_a_long_video_is_decoded_by_several(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    pictures = [*noise(60), *reversed(noise(60))] * 10
+    payload = padded(video_bytes(1000, pictures=pictures, g="20"), 40 << 20)
+    (tmp_path / "videos" / "long.mp4").write_bytes(payload)
+    large = {"preprocessing": {"image_size": 256}, "video": {"frames_per_clip": 8, "stride": 2}}
+    config = job(str(tmp_path / "videos"), tmp_path / "out", **large)
+    store = OutputStore.open(str(tmp_path / "out"))
+    [shard] = plan_shards(config.source)
+    owner = DecodeWorker.remote(config, store)  # type: ignore[attr-defined]
+    helpers = [Recording.remote(config, store) for _ in range(2)]  # type: ignore[attr-defined]
+
+    def decoded(number: int) -> list[tuple[object, ...]]:
+        stream = owner.decode.options(num_returns="streaming").remote(
+            Attempt(shard=shard, number=number, guarded=False), Flow.of(config, batch_size=4)
+        )
+        found = list[tuple[object, ...]]()
+        for reference in stream:
+            chunk = ray.get(reference)
+            if isinstance(chunk, ClipChunk):
+                pixels = [array.tobytes() for run in chunk.runs() for array in run.pixels]  # type: ignore[union-attr]
+                found += zip(map(str, chunk.facts.to_pylist()), pixels, strict=True)
+        return found
+
+    alone = decoded(1)
+    ray.get(owner.lend.remote(2, helpers))
+    assert decoded(2) == alone
+    kinds = [kind for helper in helpers for kind in ray.get(helper.kinds.remote())]
+    assert len(alone) == 1000 // 2 // 8
+    assert set(kinds) == {"SamplePiece"}
+    assert len(kinds) >= 2
+    for actor in (owner, *helpers):
+        ray.kill(actor)
