@@ -27,7 +27,7 @@ from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import LAYOUT, LAYOUT_0_2, Layout, Manifest, RunRecord
-from tatok.schemas.records import LeftOut, Shard, ShardReport
+from tatok.schemas.records import LeftOut, Shard, ShardReport, count_text
 
 __all__ = ["RunSummary", "check_image_size", "refuse_output_in_source", "run_job"]
 
@@ -64,11 +64,12 @@ class RunSummary:
     layout: Layout = LAYOUT
 
     def __repr__(self) -> str:
-        done = f"{len(self.reports):,} shards in {self.seconds:.1f} s" if self.reports else "nothing to do"
+        done = f"{count_text(len(self.reports), 'shard')} in {self.seconds:.1f} s" if self.reports else "nothing to do"
         failed = f", {len(self.failed):,} failed" if self.failed else ""
         return (
-            f"RunSummary({self.output} {self.status}: {self.num_parts:,} parts, {self.num_rows:,} rows, "
-            f"{self.num_tokens:,} tokens, {self.num_rejects:,} rejects; this run: {done}{failed})"
+            f"RunSummary({self.output} {self.status}: {count_text(self.num_parts, 'part')}, "
+            f"{count_text(self.num_rows, 'row')}, "
+            f"{self.num_tokens:,} tokens, {count_text(self.num_rejects, 'reject')}; this run: {done}{failed})"
         )
 
     @property
@@ -165,10 +166,11 @@ def _announced(progress: Progress, store: OutputStore, on_event: OnEvent) -> Sha
     )
     on_event(planned)
     if progress.unplanned:
+        found = count_text(len(progress.unplanned), "part")
         on_event(
             Notice(
-                message=f"{len(progress.unplanned)} parts in {store.url}/data come from shards that the source "
-                "no longer has, or has in another version; they stay in the dataset"
+                message=f"{found} in {store.url}/data of shards that the source no longer has, or has in another "
+                "version: they stay in the dataset"
             )
         )
     return planned
@@ -259,7 +261,7 @@ def _find_duplicates(
         on_event(ShardFailed(shard=shard, reason=failure.message))
     readable = [shard for shard in pending if shard not in unread]
     count = list_duplicates(store, readable, committed_shards(store))
-    on_event(Notice(message=f"dedup: {count:,} duplicates in {len(readable):,} shards"))
+    on_event(Notice(message=f"dedup: {count_text(count, 'duplicate')} in {count_text(len(readable), 'shard')}"))
     return unread
 
 

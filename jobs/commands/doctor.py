@@ -15,6 +15,7 @@ from tatok.jobs.job_file import JobFile, SetOption, TokenizerName, TokenizerSett
 from tatok.jobs.text.folding import folded
 from tatok.jobs.verbosity import Quiet
 from tatok.schemas.errors import ConfigError
+from tatok.schemas.records import count_text
 
 if TYPE_CHECKING:
     from tatok.pipeline.doctor.dry_run import Forecast
@@ -170,7 +171,8 @@ def _text(forecast: Forecast, price: float | None) -> str:
         "bottleneck is not known; ask again when the machine is idle"
     )
     lines = [
-        f"forecast: {forecast.num_samples:,} samples at {forecast.samples_per_s:,.1f} a second: {time}{gpus}, "
+        f"forecast: {count_text(forecast.num_samples, 'sample')} at {forecast.samples_per_s:,.1f} a second: "
+        f"{time}{gpus}, "
         f"{bytes_text(forecast.output_bytes)} of tokens; {bottleneck}"
     ]
     if (recorded := forecast.recorded) is not None:

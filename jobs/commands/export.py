@@ -11,6 +11,7 @@ import typer
 
 from tatok.jobs.verbosity import Quiet
 from tatok.schemas.errors import ConfigError
+from tatok.schemas.records import count_text
 
 if TYPE_CHECKING:
     from tatok.dataset.parts import TokenizedData
@@ -149,7 +150,7 @@ def compact(
     with _progress(data, is_shown=not quiet) as on_rows:
         summary = run(data, destination, target_bytes=target_bytes, allow_incomplete=allow_incomplete, on_rows=on_rows)
     print(
-        f"{summary.url}: {summary.num_source_parts:,} parts merged to {summary.num_parts:,} "
+        f"{summary.url}: {count_text(summary.num_source_parts, 'part')} merged to {summary.num_parts:,} "
         f"({bytes_text(summary.num_bytes)}), {summary.num_rows:,} {noun_of_parts(data)}s, {summary.num_tokens:,} tokens"
     )
     if summary.num_parts_kept == summary.num_parts:
@@ -190,5 +191,6 @@ def _print_summary(data: TokenizedData, summary: ExportSummary) -> None:
 
     print(
         f"{summary.url}: {summary.num_rows:,} {noun_of_parts(data)}s, {summary.num_tokens:,} tokens in "
-        f"{summary.num_files:,} files ({bytes_text(summary.num_bytes)}); {summary.index} says what is in them"
+        f"{count_text(summary.num_files, 'file')} ({bytes_text(summary.num_bytes)}); {summary.index} says what "
+        "is in them"
     )

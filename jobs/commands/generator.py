@@ -11,6 +11,7 @@ import typer
 from tatok.jobs.exit_codes import TRAIN_EPILOG
 from tatok.jobs.interruption import resumable
 from tatok.jobs.verbosity import Quiet
+from tatok.schemas.records import count_text
 
 if TYPE_CHECKING:
     from tatok.generator.checkpoint import GeneratorCheckpoint
@@ -155,7 +156,7 @@ def sample(
             name = f"{numbers[number // count]:04}-{plain}-{number % count:04}.png"
             write_whole(output / name, Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
     print(
-        f"{output}: {len(images)} images, {num_tokens / len(images):.1f} tokens an image, "
+        f"{output}: {count_text(len(images), 'image')}, {num_tokens / len(images):.1f} tokens an image, "
         f"{len(images) / seconds:.2f} images a second (tokens alone)"
     )
 

@@ -13,6 +13,7 @@ import typer
 
 from tatok.jobs.job_file import job_file_among
 from tatok.schemas.errors import ConfigError
+from tatok.schemas.records import count_text
 
 if TYPE_CHECKING:
     from tatok.pipeline.planning.survey import Survey
@@ -81,7 +82,9 @@ def _text(found: Survey) -> str:
     progress = found.progress
     if progress is not None:
         pending = bytes_text(sum(shard.num_bytes for shard in progress.pending))
-        lines.append(f"done: {len(progress.committed):,} of {progress.num_shards:,} shards; left: {pending}")
+        lines.append(
+            f"done: {len(progress.committed):,} of {count_text(progress.num_shards, 'shard')}; left: {pending}"
+        )
         if progress.unplanned:
             lines.append(f"{len(progress.unplanned):,} parts of the output are of no shard of this source")
     return "\n".join(lines)

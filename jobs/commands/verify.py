@@ -16,6 +16,7 @@ from tatok.jobs.exit_codes import EXIT_FINDINGS
 from tatok.jobs.job_file import read_job
 from tatok.jobs.text.folding import folded
 from tatok.jobs.verbosity import Quiet
+from tatok.schemas.records import count_text
 
 if TYPE_CHECKING:
     from tatok.pipeline.verify.dataset import Verification
@@ -58,9 +59,12 @@ def _text(found: Verification) -> str:
     from tatok.jobs.text.query import printable
     from tatok.pipeline.verify.part import CHECKS
 
-    lines = [f"{found.url}: {found.num_parts:,} parts, {found.num_rows:,} rows, {found.num_rejects:,} rejects"]
+    lines = [
+        f"{found.url}: {count_text(found.num_parts, 'part')}, {count_text(found.num_rows, 'row')}, "
+        f"{count_text(found.num_rejects, 'reject')}"
+    ]
     if found.num_samples is not None:
-        lines[0] += f"; the source: {found.num_samples:,} samples in committed shards"
+        lines[0] += f"; the source: {count_text(found.num_samples, 'sample')} in committed shards"
         lines.append(f"counted without the readers: {found.num_counted:,} source files; not: {len(found.uncounted):,}")
         lines += [f"    {printable(each)}" for each in found.uncounted[:_SHOWN]]
     for check, count in found.checks.items():

@@ -15,7 +15,7 @@ from tatok.dataset.rows import token_sequences
 from tatok.schemas.errors import ConfigError, SourceError
 from tatok.schemas.manifest import RunDocument
 from tatok.schemas.preprocessing import Preprocessing
-from tatok.schemas.records import TokenSequence
+from tatok.schemas.records import TokenSequence, count_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,7 +79,8 @@ class OpenedDataset:
         mean = data.num_tokens / max(data.num_rows, 1)
         state = "" if data.complete else ", not complete"
         return (
-            f"OpenedDataset({data.url}: {data.num_rows:,} rows, {data.num_tokens:,} tokens, {mean:.1f} a row, by "
+            f"OpenedDataset({data.url}: {count_text(data.num_rows, 'row')}, {data.num_tokens:,} tokens, "
+            f"{mean:.1f} a row, by "
             f"{self._tokenizer_name()}{state})"
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from tatok.schemas.errors import ConfigError, IncompleteError
+from tatok.schemas.records import count_text
 from tatok.schemas.settings import Section
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _incomplete(summary: RunSummary) -> IncompleteError:
         said = f"too many rejects ({reasons}), more than limits.max_reject_fraction allows"
         remedy = "look at the table rejects, then fix the source or raise limits.max_reject_fraction"
     else:
-        said = f"{len(failed)} of {summary.num_shards:,} shards failed: {named}"
+        said = f"{len(failed)} of {count_text(summary.num_shards, 'shard')} failed: {named}"
         remedy = "the same call retries them"
     if summary.status == "too_many_failed_shards":
         remedy = "limits.max_failed_shards was reached, so the fault is hardly in single files: fix it, or raise that"

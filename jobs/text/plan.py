@@ -102,6 +102,10 @@ def _where_lines(preview: Preview) -> Iterator[str]:
     if preview.cluster is not None:
         yield f"would run: on the Ray at {preview.cluster}, which is not asked here; `tatok doctor` asks it"
     elif sizes is not None:
-        decoders = "which decode for themselves" if sizes.decodes_in_place else f"{sizes.num_decoders} decoders"
+        by_themselves = "which decodes for itself" if sizes.num_tokenizers == 1 else "which decode for themselves"
+        decoders = by_themselves if sizes.decodes_in_place else count_text(sizes.num_decoders, "decoder")
         yield "would run: on a Ray of this machine"
-        yield f"  {sizes.num_tokenizers} tokenizers on {sizes.device}, {decoders}, batches of {sizes.batch_size}"
+        yield (
+            f"  {count_text(sizes.num_tokenizers, 'tokenizer')} on {sizes.device}, {decoders}, batches of "
+            f"{sizes.batch_size}"
+        )

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tatok.jobs.text.query import printable
+from tatok.schemas.records import count_text
 from tatok.statistics.units import bytes_text, noun_of, with_article
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _heading(statistics: DatasetStatistics) -> list[str]:
     mean = statistics.num_tokens / max(statistics.num_rows, 1)
     return [
         f"{statistics.url} ({state})",
-        f"{statistics.num_rows:,} rows in {statistics.num_parts:,} parts, {statistics.num_tokens:,} tokens "
+        f"{count_text(statistics.num_rows, 'row')} in {count_text(statistics.num_parts, 'part')}, "
+        f"{statistics.num_tokens:,} tokens "
         f"({mean:.1f} a row)",
     ]
 
@@ -176,7 +178,7 @@ def _rejects(statistics: DatasetStatistics) -> list[str]:
     share = statistics.num_rejects / (statistics.num_rejects + statistics.num_rows)
     most = max(statistics.rejects.values())
     width = max(map(len, statistics.rejects))
-    return [f"{statistics.num_rejects:,} rejects, {share:.2%} of samples"] + [
+    return [f"{count_text(statistics.num_rejects, 'reject')}, {share:.2%} of samples"] + [
         f"{printable(reason):{width}} {count:12,} {_bar(count / most)}".rstrip()
         for reason, count in statistics.rejects.items()
     ]
@@ -213,13 +215,13 @@ def _throughput(runs: tuple[Throughput, ...], total: Throughput | None) -> list[
 
 def _rate(run: Throughput) -> str:
     return (
-        f"{run.num_rows:,} rows in {run.seconds:,.1f} s, "
+        f"{count_text(run.num_rows, 'row')} in {run.seconds:,.1f} s, "
         f"{_short(run.rows_per_second)} rows/s, {_short(run.tokens_per_second)} tokens/s"
     )
 
 
 def _sample_note(basis: RowBasis) -> str:
-    rows = f"{basis.num_rows:,} of {basis.num_rows_total:,} rows"
+    rows = f"{basis.num_rows:,} of {count_text(basis.num_rows_total, 'row')}"
     return f"measured on {rows}, in evenly spread row groups; --exact reads all"
 
 

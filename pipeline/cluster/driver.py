@@ -35,7 +35,7 @@ from tatok.pipeline.tokenization.loading import LoadTokenizer
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import TatokError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Shard
+from tatok.schemas.records import Shard, count_text
 from tatok.stopping import handlers_kept
 
 __all__ = ["Outcome", "cluster_address", "run_shards", "start_ray"]
@@ -85,7 +85,12 @@ def _planned(config: JobConfig, shards: Sequence[Shard], *, started_ray: bool, o
     num_gpus = found.num_gpus
     wanted = min(config.resources.num_tokenizers or 1, num_shards)
     if may_grow and 1 <= num_gpus < wanted and config.device in (None, "cuda"):
-        on_event(Notice(message=f"Ray has {num_gpus:g} GPU(s) for {wanted} tokenizers; the others wait for theirs"))
+        on_event(
+            Notice(
+                message=f"Ray has {count_text(int(num_gpus), 'GPU')} for {wanted} tokenizers; the others wait "
+                "for theirs"
+            )
+        )
         num_gpus = wanted
     return plan_sizes(
         config,

@@ -20,7 +20,7 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.dedup import hash_shard
 from tatok.schemas.errors import ConfigError, SourceError, TatokError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Shard
+from tatok.schemas.records import Shard, count_text
 
 __all__ = ["hash_shards"]
 
@@ -48,7 +48,7 @@ def hash_shards(
     running: dict[Any, tuple[Attempt, float]] = {}
     try:
         at_a_time = max(int(ray.cluster_resources().get("CPU", 1.0)), 1)
-        on_event(Notice(message=f"dedup: hashing the samples of {len(shards):,} shards"))
+        on_event(Notice(message=f"dedup: hashing the samples of {count_text(len(shards), 'shard')}"))
         while not ledger.is_finished:
             while ledger.has_waiting and len(running) < at_a_time:
                 attempt = ledger.lease()

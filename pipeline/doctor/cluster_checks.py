@@ -11,6 +11,7 @@ from tatok.pipeline.doctor.notes import Notes
 from tatok.schemas.errors import TatokError
 from tatok.schemas.identity import describe_difference
 from tatok.schemas.job import JobConfig
+from tatok.schemas.records import count_text
 
 if TYPE_CHECKING:
     from tatok.pipeline.cluster.probe import ClusterView
@@ -41,7 +42,7 @@ def check_cluster(notes: Notes, stack: ExitStack) -> Machines | None:
         notes.fail_by("cluster", error)
         return None
     view = view_cluster()
-    notes.ok("cluster", f"{len(view.versions)} nodes, {view.num_cpus:g} CPUs, {view.num_gpus:g} GPUs")
+    notes.ok("cluster", f"{count_text(len(view.versions), 'node')}, {view.num_cpus:g} CPUs, {view.num_gpus:g} GPUs")
     _check_versions(notes, view)
     return Machines(num_cpus=view.num_cpus, num_gpus=view.num_gpus, is_cluster=True)
 
@@ -92,7 +93,7 @@ def _check_versions(notes: Notes, view: ClusterView) -> None:
         remedy = "install the same versions everywhere, or submit with --dependencies pinned or --image"
         notes.fail("versions", "\n  ".join(["driver and workers differ:", *differing]), remedy)
     else:
-        notes.ok("versions", f"the same on the driver and {len(view.versions)} nodes")
+        notes.ok("versions", f"the same on the driver and {count_text(len(view.versions), 'node')}")
 
 
 def _this_machine() -> Machines:

@@ -25,7 +25,7 @@ from tatok.pipeline.storage.options import storage_options
 from tatok.pipeline.tokenization.loading import LoadTokenizer, configured_loader
 from tatok.schemas.errors import ConfigError, TatokError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Shard
+from tatok.schemas.records import Shard, count_text
 
 __all__ = ["Check", "Diagnosis", "examine"]
 
@@ -96,7 +96,7 @@ def _examine(
             dry_run, config, shards[0], load_tokenizer, sizes, num_samples=num_samples, most_s=_DRY_RUN_S
         )
         on_gpu = machines.is_cluster and sizes.gpus_per_tokenizer > 0
-        found = _try(config, notes, work, f"{num_samples} samples of {shards[0].uri}", on_gpu=on_gpu)
+        found = _try(config, notes, work, f"{count_text(num_samples, 'sample')} of {shards[0].uri}", on_gpu=on_gpu)
     return None if found is None else _forecast(config, found, sizes, shards, machines)
 
 
@@ -133,15 +133,16 @@ def _try(config: JobConfig, notes: Notes, work: Callable[[], DryRun], what: str,
         return None
     num_rejects = sum(found.rejects.values())
     said = (
-        f"{found.num_samples} samples in {found.decode_s + found.encode_s:.1f} s: {found.num_rows} rows, "
+        f"{count_text(found.num_samples, 'sample')} in {found.decode_s + found.encode_s:.1f} s: "
+        f"{count_text(found.num_rows, 'row')}, "
         f"{found.num_tokens:,} tokens"
     )
     if num_rejects > config.limits.max_reject_fraction * found.num_samples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.rejects.items())
         remedy = "fix the source, or raise limits.max_reject_fraction"
-        notes.fail("dry run", f"{said}; {num_rejects} rejects ({reasons}), at which a run stops", remedy)
+        notes.fail("dry run", f"{said}; {count_text(num_rejects, 'reject')} ({reasons}), at which a run stops", remedy)
         return None
-    notes.ok("dry run", f"{said}, {num_rejects} rejects")
+    notes.ok("dry run", f"{said}, {count_text(num_rejects, 'reject')}")
     return found
 
 

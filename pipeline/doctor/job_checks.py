@@ -18,7 +18,7 @@ from tatok.pipeline.tokenization.loading import LoadTokenizer, load_spec
 from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import SourceError, TatokError
 from tatok.schemas.job import JobConfig
-from tatok.schemas.records import Clip, LeftOut, Shard, left_out_text
+from tatok.schemas.records import Clip, LeftOut, Shard, count_text, left_out_text
 
 __all__ = [
     "check_first_sample",
@@ -54,7 +54,7 @@ def check_source(config: JobConfig, notes: Notes) -> list[Shard]:
         return []
     num_bytes = sum(shard.num_bytes for shard in shards)
     others = f"; left out: {left_out_text(left_out)}" if left_out else ""
-    notes.ok("source", f"{len(shards):,} shards, {num_bytes / 1e9:,.3f} GB{others}")
+    notes.ok("source", f"{count_text(len(shards), 'shard')}, {num_bytes / 1e9:,.3f} GB{others}")
     return shards
 
 

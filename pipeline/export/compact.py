@@ -20,6 +20,7 @@ from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.errors import CommitError, SourceError
 from tatok.schemas.job import Output
 from tatok.schemas.manifest import CompactedFrom, Manifest, Part, RunDocument
+from tatok.schemas.records import count_text
 from tatok.schemas.tokens import REJECTS_SCHEMA
 
 __all__ = ["DEFAULT_TARGET_BYTES", "CompactionSummary", "compact"]
@@ -147,7 +148,9 @@ def _claim(store: OutputStore, data: TokenizedData, *, is_empty: bool) -> None:
 
 def _describe(made_from: CompactedFrom) -> str:
     state = "complete" if made_from.complete else "incomplete"
-    return f"{made_from.url} ({state}, {made_from.num_parts:,} parts, {made_from.num_rows:,} rows)"
+    return (
+        f"{made_from.url} ({state}, {count_text(made_from.num_parts, 'part')}, {count_text(made_from.num_rows, 'row')})"
+    )
 
 
 def _published(store: OutputStore, planned: Mapping[str, tuple[Part, ...]]) -> list[str]:

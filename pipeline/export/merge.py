@@ -14,7 +14,7 @@ from tatok.dataset.parts import TokenizedData
 from tatok.pipeline.output.parquet import PartWriter
 from tatok.schemas.errors import CommitError, SourceError
 from tatok.schemas.manifest import Part, clips_of_footer, left_out_from_json, left_out_to_json
-from tatok.schemas.records import LeftOut
+from tatok.schemas.records import LeftOut, count_text
 from tatok.schemas.tokens import (
     FOOTER_CLIPS,
     FOOTER_FINGERPRINT,
@@ -87,7 +87,8 @@ def write_merged(
     num_rows = sum(part.num_rows if folder == "data" else sum(part.rejects.values()) for part in parts)
     if writer.num_rows != num_rows:
         raise SourceError(
-            f"{data.url}/{folder}: {parts[0].name} .. {parts[-1].name} hold {writer.num_rows} rows, the manifest says "
+            f"{data.url}/{folder}: {parts[0].name} .. {parts[-1].name} hold "
+            f"{count_text(writer.num_rows, 'row')}, the manifest says "
             f"{num_rows}; run `tatok tokenize` again, which rewrites the manifest"
         )
 

@@ -22,6 +22,7 @@ from tatok.pipeline.monitoring.events import (
     Throughput,
 )
 from tatok.pipeline.monitoring.figures import Figures, RunFigures
+from tatok.schemas.records import count_text, is_or_are
 
 __all__ = ["ProgressDisplay"]
 
@@ -72,7 +73,9 @@ class ProgressDisplay:
     def _tell(self, event: Event) -> None:
         match event:
             case ShardsPlanned(num_committed=done) if done:
-                self._print(f"{done} of {event.num_shards} shards are committed already")
+                self._print(
+                    f"{done} of {count_text(event.num_shards, 'shard')} {is_or_are(event.num_shards)} committed already"
+                )
             case ShardRetried():
                 self._print(f"retrying {event.shard.uri}: {event.reason}")
             case ShardCommitted() if self._level >= 1:
@@ -124,14 +127,15 @@ def _committed(event: ShardCommitted) -> str:
     report = event.report
     rejects = "".join(f", {count:,} {reason}" for reason, count in sorted(report.rejects.items()))
     return (
-        f"committed {report.shard.uri}: {report.num_rows:,} rows, {report.num_tokens:,} tokens{rejects} "
+        f"committed {report.shard.uri}: {count_text(report.num_rows, 'row')}, {report.num_tokens:,} tokens{rejects} "
         f"in {report.seconds:.1f} s"
     )
 
 
 def _load(event: Load) -> str:
     return (
-        f"load: {event.num_at_work:,} shards at work, {event.num_waiting:,} waiting; {event.num_tokenizers:,} "
+        f"load: {count_text(event.num_at_work, 'shard')} at work, {event.num_waiting:,} waiting; "
+        f"{event.num_tokenizers:,} "
         f"tokenizers, {event.num_idle_decoders:,} idle decoders"
     )
 

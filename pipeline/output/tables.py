@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tatok.schemas.errors import TatokError
 from tatok.schemas.identity import sample_id
-from tatok.schemas.records import Clip, LeftOut, Reject, TokenSequence
+from tatok.schemas.records import Clip, LeftOut, Reject, TokenSequence, count_text
 from tatok.schemas.token_batch import TokenBatch
 from tatok.schemas.tokens import ENTROPY_COLUMNS, MAX_POSITIONS, REJECTS_SCHEMA, token_schema
 
@@ -176,7 +176,9 @@ def token_table(
 ) -> pa.Table:
     """One row a clip, in order; raises as `RowFormat.tokens` does."""
     if len(clips) != len(sequences):
-        raise TatokError(f"the tokenizer returned {len(sequences)} sequences for {len(clips)} images")
+        raise TatokError(
+            f"the tokenizer returned {count_text(len(sequences), 'sequence')} for {count_text(len(clips), 'image')}"
+        )
     row_format = RowFormat(
         vocab_size=vocab_size, patch_entropy=patch_entropy, patch_worth=patch_worth, has_entropy=has_entropy
     )

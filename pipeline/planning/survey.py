@@ -13,7 +13,7 @@ from tatok.pipeline.planning.plan import plan_shards
 from tatok.pipeline.readers.file_groups import unpack_group
 from tatok.pipeline.readers.formats import extension_of
 from tatok.pipeline.storage.store import OutputStore
-from tatok.schemas.records import LeftOut, Shard, ShardKind
+from tatok.schemas.records import LeftOut, Shard, ShardKind, count_text
 
 __all__ = ["KindCounts", "Survey", "survey_source"]
 
@@ -43,11 +43,14 @@ class Survey:
     progress: Progress | None
 
     def __repr__(self) -> str:
-        samples = "samples unknown" if self.num_samples is None else f"{self.num_samples:,} samples"
+        samples = "samples unknown" if self.num_samples is None else count_text(self.num_samples, "sample")
         left_out = f"; left out: {sum(self.left_out.values()):,}" if self.left_out else ""
-        done = "" if self.progress is None else f"; {len(self.progress.committed):,} shards done"
+        done = "" if self.progress is None else f"; {count_text(len(self.progress.committed), 'shard')} done"
         kinds = ", ".join(self.kinds)
-        return f"Survey({self.num_shards:,} shards of {kinds}: {samples}, {self.num_bytes:,} bytes{left_out}{done})"
+        return (
+            f"Survey({count_text(self.num_shards, 'shard')} of {kinds}: {samples}, {self.num_bytes:,} "
+            f"bytes{left_out}{done})"
+        )
 
     @property
     def num_shards(self) -> int:

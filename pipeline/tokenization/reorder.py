@@ -22,7 +22,7 @@ import torch
 from tatok.pipeline.output.tables import FACTS_SCHEMA, RowFormat, TokenizedBatch
 from tatok.pipeline.tokenization.clip_chunk import ClipChunk, ClipRun, Shape
 from tatok.schemas.errors import TatokError
-from tatok.schemas.records import Reject, TokenSequence
+from tatok.schemas.records import Reject, TokenSequence, count_text
 from tatok.schemas.token_batch import TokenBatch
 
 __all__ = ["Encode", "EncodeLater", "Encoded", "ReorderBuffer", "Taken", "TooLarge"]
@@ -74,7 +74,10 @@ class _Sent:
         if self._results is None:
             results = self._encoded.result() if isinstance(self._encoded, Encoded) else self._encoded
             if len(results) != self._num_clips:
-                raise TatokError(f"the tokenizer returned {len(results)} sequences for {self._num_clips} images")
+                raise TatokError(
+                    f"the tokenizer returned {count_text(len(results), 'sequence')} for "
+                    f"{count_text(self._num_clips, 'image')}"
+                )
             self._results = results
         return self._results
 

@@ -13,7 +13,7 @@ from tatok.pipeline.tokenization.accelerator_errors import is_out_of_memory
 from tatok.pipeline.tokenization.clip_chunk import ClipChunk, ClipRun
 from tatok.pipeline.tokenization.reorder import Encode, Encoded, EncodeLater, ReorderBuffer, Taken, TooLarge
 from tatok.schemas.errors import TatokError
-from tatok.schemas.records import Clip, LeftOutMembers, Reject, TokenSequence
+from tatok.schemas.records import Clip, LeftOutMembers, Reject, TokenSequence, count_text
 from tatok.schemas.token_batch import TokenBatch
 
 __all__ = ["Encode", "EncodeLater", "Encoded", "FittingEncode", "TooLarge", "tokenize_clips"]
@@ -54,7 +54,10 @@ class FittingEncode:
             sequences, lacking = self._try(part)
             if lacking is None:
                 if len(sequences) != len(part):
-                    raise TatokError(f"the tokenizer returned {len(sequences)} sequences for {len(part)} images")
+                    raise TatokError(
+                        f"the tokenizer returned {count_text(len(sequences), 'sequence')} for "
+                        f"{count_text(len(part), 'image')}"
+                    )
                 results.append(sequences)
                 num_done += len(part)
                 self._fitted.add(shape)

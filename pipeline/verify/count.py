@@ -15,7 +15,7 @@ from tatok.pipeline.census.source import Count, NoCount
 from tatok.pipeline.planning.pending import Progress
 from tatok.pipeline.readers.file_groups import unpack_group
 from tatok.pipeline.verify.part import Finding, VerifiedPart
-from tatok.schemas.records import Shard, SourceFile
+from tatok.schemas.records import Shard, SourceFile, count_text
 
 __all__ = ["Held", "compare_counts", "held_of"]
 
@@ -184,7 +184,9 @@ class _Files:
             if each.files is not None:
                 extra[each.uri] += int(np.isin(each.files, others).sum())
         return [
-            Finding(check="count", file=uri, message=f"does not list {count:,} files that the dataset has of it")
+            Finding(
+                check="count", file=uri, message=f"does not list {count_text(count, 'file')} that the dataset has of it"
+            )
             for uri, count in extra.items()
             if count
         ]

@@ -24,7 +24,7 @@ from tatok.pipeline.verify.part import CHECKS, OF_SOURCE, CheckName, Finding, Ve
 from tatok.schemas.errors import SourceError
 from tatok.schemas.job import Limits
 from tatok.schemas.manifest import SUCCESS, Manifest, RunDocument
-from tatok.schemas.records import Shard
+from tatok.schemas.records import Shard, count_text, is_or_are
 
 __all__ = ["Verification", "verify_output"]
 
@@ -196,7 +196,8 @@ def _check_keys(part: VerifiedPart, shard: Shard, reading: ReadOptions) -> int:
             first = min(wrong)
             part.report(
                 "keys",
-                f"{wrong.total()} samples of {shard.uri} are {what}, first {first.key!r} (index {first.index})",
+                f"{count_text(wrong.total(), 'sample')} of {shard.uri} {is_or_are(wrong.total())} {what}, first "
+                f"{first.key!r} (index {first.index})",
             )
     return wanted.total()
 
@@ -247,8 +248,8 @@ def _shard_findings(parts: Iterable[VerifiedPart], progress: Progress) -> list[F
     findings: list[Finding] = []
     committed = {shard.shard_id: (part, shard) for part in parts for shard in part.shards}
     for shard in progress.pending:
-        what = f"{shard.num_samples} files have" if shard.kind == "files" else "has"
-        _note(findings, "shards", shard.uri, f"{what} no part; run the job again")
+        files = f"of {count_text(shard.num_samples or 0, 'file')}: " if shard.kind == "files" else ""
+        _note(findings, "shards", shard.uri, f"{files}no part; run the job again")
     for shard_id in progress.unplanned:
         part, shard = committed[shard_id]
         message = f"is of {shard.uri}, which the source does not have, or has in another version"

@@ -21,7 +21,7 @@ from tatok.pipeline.readers.file_groups import unpack_group
 from tatok.pipeline.storage.store import OutputStore
 from tatok.schemas.identity import sample_id
 from tatok.schemas.manifest import Part
-from tatok.schemas.records import Shard
+from tatok.schemas.records import Shard, count_text, is_or_are
 from tatok.schemas.tokens import (
     ENTROPY_COLUMNS,
     FOOTER_FINGERPRINT,
@@ -227,7 +227,7 @@ def _check_rows(part: VerifiedPart, table: pa.Table, fingerprint: Mapping[str, s
         if wrong.any():
             row = int(np.argmax(wrong))
             key = table["key"][row].as_py()
-            part.report(check, f"{what} in {int(wrong.sum())} rows, first in row {first + row} ({key!r})")
+            part.report(check, f"{what} in {count_text(int(wrong.sum()), 'row')}, first in row {first + row} ({key!r})")
 
     number = {name: table[name].to_numpy() for name in table.schema.names if _is_number(table.schema.field(name).type)}
     if not has_entropy:
@@ -333,17 +333,29 @@ def _check_places(part: VerifiedPart) -> None:
         counts = Counter(places)
         twice = [index for (index, _), count in counts.items() if count > 1]
         if twice:
-            part.report("duplicates", f"{len(twice)} samples of {uri} are here twice, first index {min(twice)}")
+            part.report(
+                "duplicates",
+                f"{count_text(len(twice), 'sample')} of {uri} {is_or_are(len(twice))} here twice, first index "
+                f"{min(twice)}",
+            )
         clips = Counter(index for index, _ in counts)
         gaps = [index for index, clip in counts if clip >= clips[index]]
         if gaps:
-            part.report("rows", f"{len(gaps)} samples of {uri} lack clips before their last, first index {min(gaps)}")
+            part.report(
+                "rows",
+                f"{count_text(len(gaps), 'sample')} of {uri} {'lacks' if len(gaps) == 1 else 'lack'} clips "
+                f"before the last, first index {min(gaps)}",
+            )
         if not part.shards:
             continue  # the footer could not be read, which is a finding already
         ranges = inside.get(uri, [])
         strays = [index for index in clips if not any(index in indices for indices in ranges)]
         if strays:
-            part.report("rows", f"{len(strays)} samples of {uri} are outside the part's shards, first {strays[0]}")
+            part.report(
+                "rows",
+                f"{count_text(len(strays), 'sample')} of {uri} {is_or_are(len(strays))} outside the part's "
+                f"shards, first {strays[0]}",
+            )
 
 
 def _places_of(shards: Sequence[Shard]) -> dict[str, list[range]]:

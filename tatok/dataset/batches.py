@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatok.schemas.records import Grid, grid_text
+from tatok.schemas.records import Grid, count_text, grid_text
 
 __all__ = ["PackedBatch", "PaddedBatch", "RowArrays", "RowsBatch", "TokenRow", "pack", "pad"]
 
@@ -127,7 +127,7 @@ class PackedBatch(_Tensors):
     def __repr__(self) -> str:
         num, padding = int(self.cu_seqlens[-1]), len(self.tokens) - int(self.cu_seqlens[-1])
         padded = f" and {padding:,} of padding" if padding else ""
-        what = f"{num:,} tokens of {len(self.rows):,} rows{padded}; epoch {self.epoch}"
+        what = f"{num:,} tokens of {count_text(len(self.rows), 'row')}{padded}; epoch {self.epoch}"
         return f"PackedBatch({what}{_and_columns(self.columns)})"
 
 
@@ -165,7 +165,7 @@ class RowsBatch:
 
     def __repr__(self) -> str:
         num_tokens = sum(len(document.tokens) for document in self.documents)
-        return f"RowsBatch({len(self.documents):,} rows, {num_tokens:,} tokens; epoch {self.epoch})"
+        return f"RowsBatch({count_text(len(self.documents), 'row')}, {num_tokens:,} tokens; epoch {self.epoch})"
 
 
 def _and_columns(columns: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from tatok.dataset.parts import TokenizedData
 from tatok.dataset.stream import StreamOrder, TokenStream
 from tatok.dataset.windows import Filters, WindowReader, filter_clauses, pick
 from tatok.schemas.errors import ConfigError
+from tatok.schemas.records import count_text
 
 __all__ = ["TokenDataset"]
 
@@ -86,7 +87,7 @@ class TokenDataset(Dataset[TokenRow]):
         passing = " that pass its filters" if reader.filters else ""
         columns = f"; with {', '.join(reader.columns[:4])}" if reader.columns else ""
         return (
-            f"TokenDataset({where}: {len(self):,} rows{passing}, {self.mean_tokens:.1f} tokens a row, "
+            f"TokenDataset({where}: {count_text(len(self), 'row')}{passing}, {self.mean_tokens:.1f} tokens a row, "
             f"{self.vocab_size:,} codes{columns})"
         )
 

@@ -27,7 +27,7 @@ from tatok.schemas.manifest import (
     RunRecord,
     layout_of,
 )
-from tatok.schemas.records import LeftOut
+from tatok.schemas.records import LeftOut, count_text
 from tatok.schemas.tokens import FOOTER_FINGERPRINT, FOOTER_SCHEMA_VERSION
 from tatok.schemas.urls import filesystem_of
 
@@ -87,7 +87,10 @@ class TokenizedData:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
-        return f"TokenizedData({self.url}: {len(self.parts):,} parts, {self.num_rows:,} rows, {state})"
+        return (
+            f"TokenizedData({self.url}: {count_text(len(self.parts), 'part')}, "
+            f"{count_text(self.num_rows, 'row')}, {state})"
+        )
 
     @property
     def left_out(self) -> Mapping[LeftOut, int]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tatok.dataset.parts import TokenizedData, numbers
 from tatok.schemas.errors import ConfigError
+from tatok.schemas.records import count_text
 from tatok.statistics.distribution import percentile
 from tatok.statistics.json_text import json_text
 from tatok.statistics.row_sample import MAX_ROWS, RowBasis, all_row_groups, read_columns, row_basis, spread
@@ -46,7 +47,10 @@ class GroupedStatistics:
     groups: tuple[Group, ...]
 
     def __repr__(self) -> str:
-        return f"GroupedStatistics(by {self.column}: {self.num_groups:,} groups, {self.basis.num_rows:,} rows)"
+        return (
+            f"GroupedStatistics(by {self.column}: {count_text(self.num_groups, 'group')}, "
+            f"{count_text(self.basis.num_rows, 'row')})"
+        )
 
     def to_json(self) -> str:
         """The groups as a JSON object."""

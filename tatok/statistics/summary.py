@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tatok.dataset.parts import TokenizedData, numbers
-from tatok.schemas.records import Grid
+from tatok.schemas.records import Grid, count_text
 from tatok.schemas.tokens import ENTROPY_COLUMNS
 from tatok.statistics.distribution import Distribution, describe
 from tatok.statistics.json_text import LEAVE_OUT, json_text
@@ -103,7 +103,10 @@ class KeptShare:
 
     def __repr__(self) -> str:
         frames, height, width = self.grid
-        return f"KeptShare({frames} x {height} x {width}: {self.share_THW.mean():.1%} kept, {self.num_rows:,} rows)"
+        return (
+            f"KeptShare({frames} x {height} x {width}: {self.share_THW.mean():.1%} kept, "
+            f"{count_text(self.num_rows, 'row')})"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +170,9 @@ class DatasetStatistics:
         name = self.url.rstrip("/").rpartition("/")[2]
         mean = self.num_tokens / max(self.num_rows, 1)
         return (
-            f"DatasetStatistics({name[:40]}: {self.num_rows:,} rows, {self.num_tokens:,} tokens, {mean:.1f} a row; "
-            f"{self.num_rejects:,} rejects)"
+            f"DatasetStatistics({name[:40]}: {count_text(self.num_rows, 'row')}, {self.num_tokens:,} tokens, "
+            f"{mean:.1f} a row; "
+            f"{count_text(self.num_rejects, 'reject')})"
         )
 
     def distribution(self, column: str) -> Distribution:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tatok.schemas.errors import ConfigError, TatokError
-from tatok.schemas.records import Grid, TokenSequence
+from tatok.schemas.records import Grid, TokenSequence, count_text
 from tatok.schemas.token_batch import EntropyColumns, TokenBatch
 from tatok.schemas.tokens import MAX_POSITIONS, code_dtype
 from tatok.tokenizer.images import TakesImages
@@ -126,10 +126,10 @@ class FixedRate(TakesImages[TokenBatch]):
         """What the object returned for clips [B, T, 3, H, W] of that shape, or for all their frames, as sequences."""
         num_clips, num_frames = shape[:2]
         if are_frames:
-            self._require(len(codes) == num_clips * num_frames, codes, f"{num_clips * num_frames} images")
+            self._require(len(codes) == num_clips * num_frames, codes, count_text(num_clips * num_frames, "image"))
             codes = codes.reshape(num_clips, num_frames, *codes.shape[1:])
         else:
-            self._require(len(codes) == num_clips, codes, f"{num_clips} clips")
+            self._require(len(codes) == num_clips, codes, count_text(num_clips, "clip"))
         grid = self._grid(codes, shape)
         self._check_range(codes)
         num_positions = grid.num_positions

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tatok.distributed import most_of_ranks, num_ranks, rank, sum_over_ranks
 from tatok.model.quantizer import ROUNDS
 from tatok.schemas.errors import SourceError
+from tatok.schemas.records import count_text
 from tatok.stopping import Interrupted, Stop, outlive_signals, said_of_stop, stop_by_signals
 from tatok.training.canvases import latent_memory
 from tatok.training.config import TrainingConfig
@@ -142,7 +143,7 @@ def _of_memory(
     stage = trainer.config.stages[trainer.stage_index]
     if trainer.photo_memory is None or trainer.photo_memory.paths != photos:
         trainer.photo_memory = None  # freed before the next is filled
-        display.say(f"decoding the photos of {len(photos):,} files into memory")
+        display.say(f"decoding the photos of {count_text(len(photos), 'file')} into memory")
         trainer.photo_memory = PhotoMemory(photos, trainer.device)
         display.say(f"photos in memory: {len(trainer.photo_memory):,}")
     batches = trainer.photo_memory.batches(

@@ -124,7 +124,7 @@ def test_parts_of_former_sources_are_mentioned(finished: Finished) -> None:
     events: list[Event] = []
     summary = run(job(finished.source.replace("0003", "0002"), finished.output), events)
     assert summary.num_parts == 4
-    assert any(isinstance(event, Notice) and "1 parts" in event.message for event in events)
+    assert any(isinstance(event, Notice) and "1 part in" in event.message for event in events)
 
 
 @pytest.mark.corpus

@@ -175,7 +175,7 @@ def test_a_file_that_is_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tokenize(source, tmp_path / "out")
     more = verify_output(str(tmp_path / "out"), [source])
     assert others(more) == set()
-    assert counted(more) == [(source, "does not list 1 files that the dataset has of it")]
+    assert counted(more) == [(source, "does not list 1 file that the dataset has of it")]
 
 
 def test_ranges_of_one_file_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

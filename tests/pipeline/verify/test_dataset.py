@@ -271,7 +271,7 @@ def test_the_command(sound: Written, damaged: Path) -> None:
     rewrite(part_of(damaged), keep_first_code_high)
     run = CliRunner().invoke(app, ["verify", str(damaged)])
     assert run.exit_code == 3
-    assert "a code of 1024 or more in 1 rows, first in row 0 ('photo-0000')" in run.output
+    assert "a code of 1024 or more in 1 row, first in row 0 ('photo-0000')" in run.output
     run = CliRunner().invoke(app, ["verify", str(damaged), "--json"])
     document = json.loads(run.output)
     assert (run.exit_code, document["passed"], document["checks"]["codes"]) == (3, False, 1)

@@ -161,7 +161,7 @@ def given(codes: object, **members: object) -> FixedRate:
         (torch.zeros(1, 3, 2), r"mine\.py:load returned codes of shape", False),
         (torch.zeros(1, 2, 3), "codes of type float32; they must be whole numbers", False),
         (torch.zeros(1, 3, 2, dtype=torch.int64), r"shape \[1, 1, 3, 2\].*makes \(2, 3\) of them", False),
-        (torch.zeros(2, 2, 3, dtype=torch.int64), r"shape \[2, 2, 3\] for 1 images", False),
+        (torch.zeros(2, 2, 3, dtype=torch.int64), r"shape \[2, 2, 3\] for 1 image", False),
         (torch.full((1, 2, 3), -1), r"codes in -1 \.\. -1; its vocab_size is 4096", True),
         (np.full((1, 2, 3), 4096), r"codes in 4096 \.\. 4096", True),
     ],
