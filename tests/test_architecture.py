@@ -117,6 +117,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
         "tatok.tokenizer",
         "tatok.jobs.exit_codes",
         "tatok.jobs.job_file",
+        "tatok.jobs.verbosity",
         f"{P}.images",
     ),
     "tatok.jobs.text": ("tatok.statistics", "tatok.evaluation", f"{P}.planning", f"{P}.preview", f"{P}.run"),

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from tatok.jobs.job_file import JobFile, SetOption, read_job
+from tatok.jobs.verbosity import Quiet, Verbose, Verbosity
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["jobs", "submit"]
@@ -65,6 +66,8 @@ def submit(
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once instead of following the log.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Run a job on a Ray cluster by its Job Submission; the same command again resumes where the last run stopped.
 
@@ -74,7 +77,9 @@ def submit(
     Exit codes: those of `tatok tokenize`, or of the signal that killed the driver; 1 also where
     the job was stopped or lost; 130 where following was interrupted, which leaves the job running.
     """
-    config = read_job(job, assignments)
+    from tatok.jobs.submission.package import tokenize_command
+
+    config, command = read_job(job, assignments), tokenize_command(log, Verbosity.of(quiet, verbose))
     if kuberay is not None:
         if image is None:
             raise ConfigError("--kuberay needs --image, the container image that the pods run; see Dockerfile")
@@ -91,14 +96,12 @@ def submit(
             num_gpus=num_gpus,
             spot=spot,
         )
-        kuberay.write_text(rendered(config, job.stem, kubernetes, log=log), encoding="utf-8")
+        kuberay.write_text(rendered(config, job.stem, kubernetes, command=command), encoding="utf-8")
         print(f"{kuberay}: run it with `kubectl create -f {kuberay}`")
         return
     from tatok.jobs.submission.following import exit_as, follow
-    from tatok.jobs.submission.package import tokenize_command
     from tatok.jobs.submission.ray_jobs import Cluster
 
-    command = tokenize_command(log)
     cluster = Cluster(address)
     job_id = cluster.submit(config, name=job.stem, image=image, dependencies=dependencies, command=command)
     print(job_id)

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from tatok.jobs.job_file import job_text
-from tatok.jobs.submission.package import JOB, for_the_cluster, refuse_credentials, tokenize_command, tokenizer_file
+from tatok.jobs.submission.package import JOB, for_the_cluster, refuse_credentials, tokenizer_file
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
 
@@ -66,8 +66,8 @@ class Kubernetes:
     ttl_s: int = 3600
 
 
-def rendered(job: JobConfig, name: str, kubernetes: Kubernetes, *, log: str | None = None) -> str:
-    """The RayJob's YAML; `name` is made one that Kubernetes allows, `log` is the --log of `tatok tokenize`.
+def rendered(job: JobConfig, name: str, kubernetes: Kubernetes, *, command: str) -> str:
+    """The RayJob's YAML; `name` is made one that Kubernetes allows, `command` is of `tokenize_command`.
 
     Raises ConfigError where the job cannot run elsewhere, holds a credential of this shell, or is too long.
     """
@@ -81,7 +81,7 @@ def rendered(job: JobConfig, name: str, kubernetes: Kubernetes, *, log: str | No
             "that a pod can carry; name its sources by patterns, or by a list of URIs in a file"
         )
     text = yaml.dump(
-        _ray_job(job, files, name, kubernetes, tokenize_command(log)),
+        _ray_job(job, files, name, kubernetes, command),
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 import tatok
 from tatok.jobs.job_file import job_text
+from tatok.jobs.verbosity import Verbosity
 from tatok.pipeline.images.extras import EXTRAS
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
@@ -71,16 +72,21 @@ def for_the_cluster(job: JobConfig, *, packs_checkpoint: bool) -> JobConfig:
     return job.model_copy(update={"checkpoint": CHECKPOINT})
 
 
-def tokenize_command(log: str | None = None) -> str:
+def tokenize_command(log: str | None = None, verbosity: Verbosity = Verbosity.NORMAL) -> str:
     """tatok's command that runs a job, but for the job file, which comes next; `log` is what its --log is given.
 
     Raises ConfigError for a log that the driver could not write, or that would be lost with its folder.
     """
-    if log is None:
-        return "tokenize --config"
-    if log != "-" and (not log.startswith("/") or "://" in log):
-        raise ConfigError(f"--log {log!r}: name an absolute path on the driver's node, or - for the job's own log")
-    return f"tokenize --log {shlex.quote(log)} --config"
+    words = ["tokenize"]
+    if verbosity == Verbosity.QUIET:
+        words.append("--quiet")
+    elif verbosity > Verbosity.NORMAL:
+        words.append(f"-{'v' * verbosity}")
+    if log is not None:
+        if log != "-" and (not log.startswith("/") or "://" in log):
+            raise ConfigError(f"--log {log!r}: name an absolute path on the driver's node, or - for the job's own log")
+        words += ["--log", shlex.quote(log)]
+    return " ".join([*words, "--config"])
 
 
 def tokenizer_file(job: JobConfig) -> tuple[str, str] | None:

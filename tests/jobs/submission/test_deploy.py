@@ -98,7 +98,8 @@ def test_the_rayjob_holds_its_own_job(tmp_path: Path) -> None:
     job = read_settings(tmp_path / "mounted.yaml", environment={"FIELD": "png"}).validated(JobConfig)
     assert (job.output, job.image_field) == ("s3://tokens/v1", "${FIELD}")
     assert render(tmp_path)["spec"]["entrypoint"] == f"tatok tokenize --config {path}"
-    assert render(tmp_path, "--log", "-")["spec"]["entrypoint"] == f"tatok tokenize --log - --config {path}"
+    assert render(tmp_path, "--log", "-", "-vv")["spec"]["entrypoint"] == f"tatok tokenize -vv --log - --config {path}"
+    assert render(tmp_path, "--quiet")["spec"]["entrypoint"] == f"tatok tokenize --quiet --config {path}"
 
 
 def test_what_a_rayjob_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
