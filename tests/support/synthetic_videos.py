@@ -57,9 +57,10 @@ def video_bytes(
     pictures: Sequence[np.ndarray] | None = None,
     audio_s: float = 0.0,
     index_first: bool = True,
+    codec: str = "",
     **options: str,
 ) -> bytes:
-    """A video of numbered pictures, or of `pictures`, at `fps` or at the given stamps."""
+    """A video of numbered pictures, or of `pictures`, at `fps` or at given stamps, by `codec` or the usual one."""
     formats = {"mkv": "matroska", "mpg": "mpeg", "m2ts": "mpegts"}
     placement = {"movflags": "faststart"} if container in ("mp4", "mov", "3gp") and index_first else {}
     if container == "m2ts":
@@ -68,12 +69,12 @@ def video_bytes(
         tempfile.NamedTemporaryFile() as file,  # FFmpeg moves the index of a file only
         av.open(file.name, "w", format=formats.get(container, container), options=placement) as output,
     ):
-        codec = (CODECS | UNUSUAL)[container]
+        codec = codec or (CODECS | UNUSUAL)[container]
         stream = output.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = ({"preset": "fast"} if codec == "libx264" else {}) | options
         stream.codec_context.thread_count = 1
-        if codec != "libx264":
+        if codec not in ("libx264", "libx265"):
             stream.bit_rate = 2_000_000
         if stamps_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

@@ -32,6 +32,14 @@ def video(container: str = "mp4", **options: str) -> bytes:
     return video_bytes(NUM_FRAMES, container=container, pictures=pictures, **chosen)
 
 
+def hevc(container: str) -> bytes:
+    """With frames before each key frame, in display order, that cannot be decoded from there on."""
+    pictures = [*noise(60), *reversed(noise(60))] * 4
+    x265 = "keyint=20:min-keyint=20:bframes=3:open-gop=1:log-level=none"
+    options = {"x265-params": x265, "preset": "ultrafast"}
+    return video_bytes(NUM_FRAMES, container=container, pictures=pictures, codec="libx265", **options)
+
+
 def told(view: VideoView) -> Told:
     picture = view.view
     sizes = picture.width, picture.height
@@ -96,6 +104,8 @@ def test_pieces_are_the_whole(settings: dict[str, Any], first_clip: int) -> None
         pytest.param(lambda: video("mov"), id="quicktime"),
         pytest.param(lambda: video(**{"x264-params": "open-gop=1:bframes=3"}), id="open groups of pictures"),
         pytest.param(lambda: video("mkv", **{"x264-params": "open-gop=1:bframes=3"}), id="open, matroska"),
+        pytest.param(lambda: hevc("mp4"), id="HEVC, whose groups are open"),
+        pytest.param(lambda: hevc("mkv"), id="HEVC, matroska"),
         pytest.param(lambda: rotated(video(), quarter_turns=1), id="rotated"),
     ],
 )
