@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench-one-shard bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage check-parquet clean bench-peers
+.PHONY: bench-one-shard bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage bench-pieces check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -226,6 +226,9 @@ bench-video: setup
 	nice $(BIN)/python -m benchmarks.memory.video_opens --json docs/results/video-opens.json
 
 # Damaged copies of the clips: how many are told, with the second, and whether the frames before it are good (docs/results/video.md).
+bench-pieces: setup
+	nice $(BIN)/python -m benchmarks.robustness.pieces $(VIDEOS) --json docs/results/video-pieces.json
+
 bench-damage: setup
 	nice $(BIN)/python -m benchmarks.robustness.damage $(VIDEOS) --json docs/results/video-damage.json
 

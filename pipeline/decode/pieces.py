@@ -25,7 +25,7 @@ ELSEWHERE = "elsewhere"
 """Reason of a piece's reject where its file is not on this machine; no row's."""
 
 _LONG_BYTES = 32 << 20
-_PIECE_BYTES = 32 << 20  # of pixels: what waits for its turn at whoever has decoded it
+_PIECE_BYTES = 12 << 20  # of pixels: what waits for its turn at whoever has decoded it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
