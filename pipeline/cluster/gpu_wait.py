@@ -12,6 +12,7 @@ import ray  # isort: skip
 from tatok.pipeline.monitoring.events import Notice, OnEvent
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.job import JobConfig
+from tatok.schemas.records import count_text
 
 __all__ = ["size_with_gpus"]
 
@@ -74,8 +75,8 @@ def _wait(most_s: float | None, on_event: OnEvent, *, num_asked: int = 0) -> Clu
             told_at = now
             on_event(
                 Notice(
-                    message=f"still waiting for a GPU after {now - started:.0f} s: Ray has {size.num_nodes} node(s), "
-                    f"{size.num_cpus:g} CPUs and no GPU"
+                    message=f"still waiting for a GPU after {now - started:.0f} s: Ray has "
+                    f"{count_text(size.num_nodes, 'node')}, {size.num_cpus:g} CPUs and no GPU"
                 )
             )
         time.sleep(_POLL_S)

@@ -87,10 +87,10 @@ def test_a_job_for_gpus_waits_until_one_joins_and_runs_there(
     try:
         process.wait_for("Ray has no GPU: asked it for 2, and wait for a node that has one (device: cuda)")
         for _ in range(2):
-            assert "Ray has 1 node(s), 3 CPUs and no GPU" in process.wait_for("still waiting for a GPU after")
+            assert "Ray has 1 node, 3 CPUs and no GPU" in process.wait_for("still waiting for a GPU after")
         assert not (tmp_path / "mark").exists(), "nothing is loaded, least of all on a CPU"
         node = nodes.add_node(num_cpus=2, num_gpus=1)
-        process.wait_for("Ray has 1 GPU(s) for 2 tokenizers; the others wait for theirs")
+        process.wait_for("Ray has 1 GPU for 2 tokenizers; the others wait for theirs")
         process.wait_for("complete 6")
         assert process.end() == 0, process.said
     finally:
