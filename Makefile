@@ -225,10 +225,11 @@ bench-fault-cost: setup
 bench-video: setup
 	nice $(BIN)/python -m benchmarks.memory.video_opens --json docs/results/video-opens.json
 
-# Damaged copies of the clips: how many are told, with the second, and whether the frames before it are good (docs/results/video.md).
+# Clips and damaged copies of them, whole and in pieces: do pieces ever say other than the whole does (docs/results/video.md)?
 bench-pieces: setup
 	nice $(BIN)/python -m benchmarks.robustness.pieces $(VIDEOS) --json docs/results/video-pieces.json
 
+# Damaged copies of the clips: how many are told, with the second, and whether the frames before it are good (docs/results/video.md).
 bench-damage: setup
 	nice $(BIN)/python -m benchmarks.robustness.damage $(VIDEOS) --json docs/results/video-damage.json
 

@@ -172,8 +172,7 @@ def _text(forecast: Forecast, price: float | None) -> str:
     )
     lines = [
         f"forecast: {count_text(forecast.num_samples, 'sample')} at {forecast.samples_per_s:,.1f} a second: "
-        f"{time}{gpus}, "
-        f"{bytes_text(forecast.output_bytes)} of tokens; {bottleneck}"
+        f"{time}{gpus}, {bytes_text(forecast.output_bytes)} of tokens; {bottleneck}"
     ]
     if (recorded := forecast.recorded) is not None:
         lines.append(

@@ -139,11 +139,8 @@ def _pieces(
 
 def _taken(frames: Iterator[Frame], piece: VideoPiece, prepare: PreparedViews) -> Iterator[TakenClip[list[np.ndarray]]]:
     """The piece's clips, one in memory at a time, if the frames are those that it expects."""
-    wanted, held, given = (
-        {number for clip in piece.clips for number in clip},
-        dict[int, TakenFrame[list[np.ndarray]]](),
-        0,
-    )
+    wanted = {number for clip in piece.clips for number in clip}
+    held, given = dict[int, TakenFrame[list[np.ndarray]]](), 0
     for offset, stamp_s in enumerate(piece.stamps_s.tolist()):
         frame = next(frames, None)
         if frame is None or frame.pts_s != stamp_s:

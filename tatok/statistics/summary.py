@@ -171,8 +171,7 @@ class DatasetStatistics:
         mean = self.num_tokens / max(self.num_rows, 1)
         return (
             f"DatasetStatistics({name[:40]}: {count_text(self.num_rows, 'row')}, {self.num_tokens:,} tokens, "
-            f"{mean:.1f} a row; "
-            f"{count_text(self.num_rejects, 'reject')})"
+            f"{mean:.1f} a row; {count_text(self.num_rejects, 'reject')})"
         )
 
     def distribution(self, column: str) -> Distribution:
