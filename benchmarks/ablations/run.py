@@ -2,16 +2,17 @@
 
     make bench-ablations
 
-Trainings and results are kept in --work. Several processes may share the work: each takes every `--of`-th training,
-from `--part` on, and writes the page of all that there is by then. Hours of two idle cores.
+Trainings and results are kept in --work; those on record in --json, of the same settings, are not done again. Several
+processes may share the work: each takes every `--of`-th training, from `--part` on, and writes the page of all that
+there is by then. Hours of two idle cores.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -27,19 +28,27 @@ from tatok.evaluation.calibration import EncodedPhotos
 from tatok.evaluation.comparison import PolicyScore, evaluate
 from tatok.evaluation.distances import ImageFeatures, load_features
 from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED, standard_policies
-from tatok.training.config import TrainingConfig, load_training_config
+from tatok.training.config import AutoencoderSetting, TrainingConfig, load_training_config
 from tatok.training.photos import centre_crops, expand_sources
 from tatok.training.run import train
 
-__all__ = ["MARK", "OTHER_SETS", "train_and_measure", "trainings"]
+__all__ = ["MARK", "OTHER_SETS", "on_record", "train_and_measure", "trainings"]
 
 MARK = "ablations"
+_PLACES = {"output", "photos", "heldout"}
+_TEACHER = "benchmarks.latents.tiny_autoencoder:load"
 OTHER_SETS = ("fixed k by distance", "uniform grid", "random")  # on the weights of the whole recipe
 
 
-def trainings(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Variant, int]]:
-    """All variants, or those named, with the first seed, then all with the next."""
-    chosen = [variant for variant in VARIANTS if not names or variant.name in names]
+def trainings(
+    seeds: Sequence[int], names: Sequence[str] = (), *, has_teacher: bool = True
+) -> list[tuple[Variant, int]]:
+    """All variants, or those named, with the first seed, then all with the next; of a teacher's where there is one."""
+    chosen = [
+        variant
+        for variant in VARIANTS
+        if (not names or variant.name in names) and (has_teacher or not variant.has_teacher)
+    ]
     return [(variant, seed) for seed in seeds for variant in chosen]
 
 
@@ -57,6 +66,21 @@ def train_and_measure(
     return Trained(variant=variant.name, seed=seed, scores=tuple(scores))
 
 
+def on_record(results: Path, settings: Mapping[str, Any]) -> list[Trained]:
+    """The trainings in a file of figures, if it is of these settings; keys that are younger have their defaults."""
+    if not results.exists():
+        return []
+    recorded = json.loads(results.read_text(encoding="utf-8"))
+    recipe = {**recorded["settings"]["recipe"], "output": "", "photos": ["photos"]}
+    try:
+        told = TrainingConfig.model_validate(recipe).model_dump(mode="json", exclude=_PLACES)
+    except ValueError:
+        return []
+    if {**recorded["settings"], "recipe": told} != settings:
+        return []
+    return TypeAdapter(list[Trained]).validate_python(recorded["trained"])
+
+
 def main(
     images: Annotated[str, typer.Option(help="Photos to train on.")],
     heldout: Annotated[str, typer.Option(help="Photos to measure on.")],
@@ -64,6 +88,9 @@ def main(
     seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 2,
     part: Annotated[int, typer.Option(help="Which part of the trainings, from 0 on.")] = 0,
     of: Annotated[int, typer.Option(help="How many parts there are.")] = 1,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of the tiny autoencoder that teaches; without it, no such variants.")
+    ] = None,
     mean_tokens: Annotated[float, typer.Option(help="Mean count that DTF is calibrated to.")] = 30.0,
     num_photos: Annotated[int, typer.Option(help="Held-out photos.")] = 1000,
     recipe: Annotated[Path, typer.Option(help="The whole recipe.")] = RECIPE,
@@ -73,19 +100,28 @@ def main(
 ) -> None:
     """Train and measure what is missing; write the figures, and the tables of the page."""
     settings = {
-        "recipe": load_training_config(recipe).model_dump(mode="json", exclude={"output", "photos", "heldout"}),
+        "recipe": load_training_config(recipe).model_dump(mode="json", exclude=_PLACES),
         "images": images,
         "heldout": heldout,
         "mean_tokens": mean_tokens,
         "num_photos": num_photos,
     }
     same_settings(work / "settings.json", settings)
-    wanted = trainings(range(seeds), names or ())
+    for each in on_record(results, settings):
+        once(work / f"{each.variant}-{each.seed}.json", Trained, lambda each=each: each)  # type: ignore[misc]
+    wanted = trainings(range(seeds), names or (), has_teacher=teacher is not None)
+    setting = (
+        None
+        if teacher is None
+        else AutoencoderSetting(autoencoder=_TEACHER, autoencoder_options={"path": str(teacher)})
+    )
     for variant, seed in wanted[part::of]:
         place = work / f"{variant.name}-{seed}"
 
         def made(variant: Variant = variant, seed: int = seed, place: Path = place) -> Trained:
-            config = configured(variant, seed, photos=images, heldout=heldout, output=place, recipe=recipe)
+            config = configured(
+                variant, seed, photos=images, heldout=heldout, output=place, recipe=recipe, teacher=setting
+            )
             return train_and_measure(variant, seed, config, mean_tokens=mean_tokens, num_photos=num_photos)
 
         once(place.with_suffix(".json"), Trained, made)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tatok.training.config import Stage, TrainingConfig, load_training_config
+from tatok.schemas.errors import ConfigError
+from tatok.training.config import AutoencoderSetting, Stage, TrainingConfig, load_training_config
 
 __all__ = ["RECIPE", "VARIANTS", "WHOLE", "Variant", "configured"]
 
@@ -26,6 +27,11 @@ class Variant:
     model: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it can be trained only where there is one."""
+        return "teacher_weight" in self.losses
 
     def changed(self, stage: Stage) -> Stage:
         """The stage with what is changed of it; raises ValidationError where that is no stage."""
@@ -77,13 +83,32 @@ VARIANTS = (
         title="no convolutional stem: patches are embedded by one linear map",
         model={"has_stem": False},
     ),
+    Variant(
+        name="teacher",
+        title="a teacher beside the feature losses: the squared error of a frozen autoencoder's latents",
+        losses={"teacher_weight": 0.3},
+    ),
+    Variant(
+        name="teacher-alone",
+        title="the teacher in place of the feature losses",
+        losses={"teacher_weight": 0.6, **_NO_FEATURES},
+    ),
 )
 
 
 def configured(
-    variant: Variant, seed: int, *, photos: str, heldout: str, output: Path, recipe: Path = RECIPE
+    variant: Variant,
+    seed: int,
+    *,
+    photos: str,
+    heldout: str,
+    output: Path,
+    recipe: Path = RECIPE,
+    teacher: AutoencoderSetting | None = None,
 ) -> TrainingConfig:
-    """The training of a variant; raises ConfigError where the recipe does not fit it."""
+    """The training of a variant; raises ConfigError where the recipe does not fit it, or its teacher is missing."""
+    if variant.has_teacher and teacher is None:
+        raise ConfigError(f"the variant {variant.name} needs a teacher")
     config = load_training_config(recipe)
     return config.model_copy(
         update={
@@ -91,6 +116,7 @@ def configured(
             "heldout": (heldout,),
             "output": str(output),
             "seed": seed,
+            "teacher": teacher if variant.has_teacher else None,
             "model": replace(config.model, **variant.model),
             "stages": tuple(variant.changed(stage) for stage in config.stages),
         }

@@ -156,6 +156,7 @@ def _placed(config: TrainingConfig, start_from: str | None) -> tuple[TrainingCon
         "videos": tuple(placed(path) for path in expand_sources(config.videos, VIDEO_EXTENSIONS)),
         "heldout": tuple(placed(path) for path in expand_sources(config.heldout)),
         "latents": None if config.latents is None else config.latents.from_anywhere(),
+        "teacher": None if config.teacher is None else config.teacher.from_anywhere(),
     }
     return config.model_copy(update=update), None if start_from is None else placed(start_from)
 

@@ -23,6 +23,7 @@ from tatok.training.stream import digest_of
 
 __all__ = [
     "autoencoder_beneath",
+    "frozen_teacher",
     "latent_memory",
     "on_canvas",
     "put_beneath",
@@ -56,11 +57,27 @@ def put_beneath(canvas: Canvas, autoencoder: FrozenAutoencoder | None) -> None:
         canvas.attach(autoencoder)
 
 
-def refuse_another(sha256: str | None, autoencoder: FrozenAutoencoder | None, path: str) -> None:
-    """Raise ConfigError if a state in `path` was written over another autoencoder; one that does not say may resume."""
+def frozen_teacher(config: TrainingConfig, device: torch.device) -> FrozenAutoencoder | None:
+    """The autoencoder that compares images for a `teacher_weight`; None where no stage has one."""
+    taught = [stage for stage in config.stages if stage.teacher_weight]
+    if not taught or config.teacher is None:
+        return None
+    teacher = open_autoencoder(config.teacher.choice, device)
+    for stage in taught:
+        side = min(stage.image_size, stage.perceptual_size)
+        if side < teacher.space.factor:
+            raise ConfigError(
+                f"stage {stage.name}: windows of {side} pixels are smaller than the {teacher.space.factor} of a latent "
+                f"of the teacher {config.teacher.autoencoder}; raise image_size and perceptual_size"
+            )
+    return teacher
+
+
+def refuse_another(sha256: str | None, autoencoder: FrozenAutoencoder | None, path: str, role: str) -> None:
+    """Raise ConfigError if a state in `path` was written with another one; one that does not say may resume."""
     if autoencoder is not None and sha256 not in (None, autoencoder.space.sha256):
         raise ConfigError(
-            f"{path} was written over another autoencoder, whose weights have the SHA-256 {str(sha256)[:16]}, not "
+            f"{path} was written with another {role}, whose weights have the SHA-256 {str(sha256)[:16]}, not "
             f"{autoencoder.space.sha256[:16]}; put that one back, or choose another output"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from tatok.schemas.settings_file import read_settings
 from tatok.watching.pace import StageWork
 
 __all__ = [
+    "AutoencoderSetting",
     "CameraMoves",
     "KeptMixture",
     "Latents",
@@ -101,6 +102,9 @@ class Stage(Section):
     )
     adversarial_ramp: int = Field(500, ge=1, description="Steps over which that weight grows to its full size.")
     adversary_learning_rate: float = Field(2e-4, gt=0)
+    teacher_weight: float = Field(
+        0.0, ge=0, description="Weight of the squared error between the teacher's latents of rebuilt and real images."
+    )
     perceptual_size: int = Field(128, ge=32, description="Side of the crop that networks look at in losses.")
     base_weight: float = Field(0.3, ge=0, description="Weight of the base image's own pixel loss.")
     commitment_weight: float = Field(0.25, ge=0, description="Weight of the quantization error, in pixel units.")
@@ -122,6 +126,12 @@ class Stage(Section):
     def is_on_clips(self) -> bool:
         """Whether its batches are clips [B, T, 3, H, W]."""
         return self.num_frames > 1
+
+    @property
+    def looks_at_windows(self) -> bool:
+        """Whether any loss looks at a window of the images, beside the squared error of all of them."""
+        weights = (self.drawn_weight, self.perceptual_weight, self.lpips_weight, self.teacher_weight)
+        return any((*weights, self.adversarial_weight))
 
     @property
     def judged_by(self) -> str:
@@ -149,13 +159,28 @@ class Stage(Section):
         return min(1.0, max(step / self.steps, by_time))
 
 
-class Latents(Section):
-    """The frozen autoencoder on whose latents the model works in place of pixels."""
+class AutoencoderSetting(Section):
+    """A frozen autoencoder."""
 
     autoencoder: str = Field(
         description="diffusers, or a function of your own: my_package.my_module:load, my_autoencoder.py:load."
     )
     autoencoder_options: dict[str, Any] = Field({}, description="What it is called with, beside the device.")
+
+    @property
+    def choice(self) -> AutoencoderChoice:
+        """Which autoencoder, by absolute paths."""
+        return AutoencoderChoice(autoencoder=self.autoencoder, options=self.autoencoder_options).from_anywhere()
+
+    def from_anywhere(self) -> Self:
+        """The same for processes that have another current folder."""
+        choice = self.choice
+        return self.model_copy(update={"autoencoder": choice.autoencoder, "autoencoder_options": dict(choice.options)})
+
+
+class Latents(AutoencoderSetting):
+    """The frozen autoencoder on whose latents the model works in place of pixels."""
+
     distances: Literal["picture", "channels"] = Field(
         "picture",
         description="What squared distances between latents mean: how far the picture that the autoencoder draws of "
@@ -168,16 +193,6 @@ class Latents(Section):
         "train on windows of them. 0: every step encodes crops of its own.",
     )
     smallest_crop: float = Field(0.85, gt=0, le=1, description="As a stage's, of the crops that are kept.")
-
-    @property
-    def choice(self) -> AutoencoderChoice:
-        """Which autoencoder, by absolute paths."""
-        return AutoencoderChoice(autoencoder=self.autoencoder, options=self.autoencoder_options).from_anywhere()
-
-    def from_anywhere(self) -> Latents:
-        """The same for processes that have another current folder."""
-        choice = self.choice
-        return self.model_copy(update={"autoencoder": choice.autoencoder, "autoencoder_options": dict(choice.options)})
 
 
 class TrainingConfig(Section):
@@ -209,6 +224,9 @@ class TrainingConfig(Section):
         False, description="Write figures and pictures for TensorBoard, too, into the output's folder tensorboard."
     )
     latents: Latents | None = None
+    teacher: AutoencoderSetting | None = Field(
+        None, description="Whose encoder compares images for a teacher_weight; no weight of it is in the checkpoint."
+    )
     model: TaTokConfig = TaTokConfig()
     dtf: DTFSettings = DTFSettings()
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -219,6 +237,13 @@ class TrainingConfig(Section):
         for stage in self.stages:
             if stage.is_on_clips and not has_cells:
                 raise ValueError(f"stage {stage.name} is on clips (num_frames), which need anchored globals")
+        return self
+
+    @model_validator(mode="after")
+    def _a_weight_needs_a_teacher(self) -> TrainingConfig:
+        taught = [stage.name for stage in self.stages if stage.teacher_weight]
+        if taught and self.teacher is None:
+            raise ValueError(f"stage {taught[0]} has a teacher_weight, but there is no teacher; name its autoencoder")
         return self
 
     @model_validator(mode="after")

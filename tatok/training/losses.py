@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tatok.autoencoders.frozen import FrozenAutoencoder
 from tatok.distributed import num_ranks, sum_over_ranks
 from tatok.evaluation.features import EfficientNetLiteFeatures, LearnedDistance, perceptual_distance
 from tatok.model.autoencoder import Encoded, TaTok
@@ -76,6 +77,7 @@ class Losses:
     dtf: DTFSettings
     perceptual: EfficientNetLiteFeatures | None = None
     lpips: LearnedDistance | None = None
+    teacher: FrozenAutoencoder | None = None
     adversary: Adversary | None = None
     adversarial_scale: float = 1.0
     """Of the stage's adversarial weight; below 1 while it is ramped up."""
@@ -207,7 +209,7 @@ class Losses:
         self, rebuilt: Tensor, images: Tensor, stage: Stage
     ) -> tuple[dict[str, Tensor], Views | None, Views | None]:
         terms = {"pixel": stage.pixel_weight * F.mse_loss(rebuilt, images)}
-        if not (stage.drawn_weight or stage.perceptual_weight or stage.lpips_weight or stage.adversarial_weight):
+        if not stage.looks_at_windows:
             return terms, None, None
         size = min(stage.perceptual_size // self.model.config.factor, images.shape[-2], images.shape[-1])
         top = int(torch.randint(images.shape[-2] - size + 1, ()))
@@ -235,7 +237,16 @@ class Losses:
             with torch.no_grad():
                 reference = self.lpips.features(real)
             terms["lpips"] = stage.lpips_weight * self.lpips(fake, reference).mean()
+        if stage.teacher_weight:
+            terms["teacher"] = stage.teacher_weight * self._by_teacher(fake, real)
         return terms, *views
+
+    def _by_teacher(self, fake: Tensor, real: Tensor) -> Tensor:
+        assert self.teacher is not None
+        height, width = (side - side % self.teacher.space.factor for side in real.shape[-2:])
+        with torch.no_grad():
+            wanted = self.teacher.encode(real[..., :height, :width])
+        return F.mse_loss(self.teacher.encode(fake[..., :height, :width]), wanted)
 
     def _rate(self, encoded: Encoded, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Bits a pixel value that the kept codes cost given the globals, with a gradient for codes and globals."""

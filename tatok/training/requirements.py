@@ -179,6 +179,8 @@ def _look_at_settings(config: TrainingConfig, num_workers: int, start_from: str 
             f"stage {first.name} trains [{', '.join(first.train)}] of a tokenizer that has learned nothing yet; a "
             "model that was trained is taken with --start-from"
         )
+    if config.teacher is not None and not any(stage.teacher_weight for stage in config.stages):
+        found.notes.append("the teacher has no effect: no stage has a teacher_weight")
     num_vectors = config.num_start_crops * (config.stages[0].image_size // patch) ** 2
     if start_from is None and num_vectors < config.model.codebook_size:
         found.notes.append(
@@ -190,6 +192,8 @@ def _look_at_settings(config: TrainingConfig, num_workers: int, start_from: str 
 def _odd_in(stage: Stage, config: TrainingConfig) -> Iterator[str]:
     if stage.native_share and (not config.photos_in_memory or stage.is_on_clips):
         yield f"stage {stage.name}: native_share has no effect without photos_in_memory, nor on clips"
+    if stage.teacher_weight and "tokenizer" not in stage.train and "decoder" not in stage.train:
+        yield f"stage {stage.name}: teacher_weight has no effect, for nothing is rebuilt"
     if stage.adversarial_weight and stage.adversarial_start >= stage.steps:
         yield f"stage {stage.name}: the adversary is not heard: adversarial_start is not below its {stage.steps} steps"
     if "camera" in stage.model_fields_set and not stage.is_on_clips:

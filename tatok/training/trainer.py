@@ -51,6 +51,7 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, device: torch.device, start_from: str | None = None) -> None:
         config, self.autoencoder = canvases.autoencoder_beneath(config, device)
+        self.teacher = canvases.frozen_teacher(config, device)
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
@@ -124,6 +125,7 @@ class Trainer:
             "adversary": self._saved_adversary[0] if self.adversary is None else self.adversary.state_dict(),
             "adversary_optimizer": None if self.adversary_optimizer is None else self.adversary_optimizer.state_dict(),
             "autoencoder": None if self.autoencoder is None else self.autoencoder.space.sha256,
+            "teacher": None if self.teacher is None else self.teacher.space.sha256,
             "num_records": self.folder.num_records,
             "run": None if run is None else dict(run),
         }
@@ -157,7 +159,8 @@ class Trainer:
 
     def _restore(self, data: bytes, path: str) -> None:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=self.device)
-        canvases.refuse_another(state.get("autoencoder"), self.autoencoder, path)
+        canvases.refuse_another(state.get("autoencoder"), self.autoencoder, path, "autoencoder")
+        canvases.refuse_another(state.get("teacher"), self.teacher, path, "teacher")
         try:
             self.modules.load_state_dict(state["modules"])
         except RuntimeError as error:
@@ -223,6 +226,7 @@ class Trainer:
             dtf=self.config.dtf,
             perceptual=self.perceptual,
             lpips=self.lpips,
+            teacher=self.teacher,
             adversary=self.adversary,
             adversarial_scale=min(1.0, max(0.0, (self.step - stage.adversarial_start) / stage.adversarial_ramp)),
         )

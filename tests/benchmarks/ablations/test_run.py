@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -15,13 +16,15 @@ from benchmarks.ablations.report import tables
 from benchmarks.ablations.run import OTHER_SETS, main, trainings
 from benchmarks.ablations.variants import RECIPE, VARIANTS, WHOLE, configured
 from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY
-from tatok.training.config import TrainingConfig
+from tatok.schemas.errors import ConfigError
+from tatok.training.config import AutoencoderSetting, TrainingConfig
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
 def of(name: str, seed: int = 0) -> TrainingConfig:
-    return configured(BY_NAME[name], seed, photos="a.tar", heldout="b.tar", output=Path("out"))
+    places: dict[str, Any] = {"photos": "a.tar", "heldout": "b.tar", "output": Path("out")}
+    return configured(BY_NAME[name], seed, **places, teacher=AutoencoderSetting(autoencoder="a.py:load"))
 
 
 def test_each_variant_changes_what_it_says_and_nothing_else() -> None:
@@ -38,6 +41,16 @@ def test_each_variant_changes_what_it_says_and_nothing_else() -> None:
     assert [stage.perceptual_weight for stage in of("features-x3").stages] == pytest.approx([0.6, 0.6])
     assert [stage.rate_weight > 0 for stage in of("rate-distortion").stages] == [True, False]
     assert of("whole", seed=3).seed == 3
+
+
+def test_a_teacher_is_asked_only_where_there_is_one() -> None:
+    taught = {name for name, variant in BY_NAME.items() if variant.has_teacher}
+    assert taught == {"teacher", "teacher-alone"}
+    assert taught.isdisjoint(variant.name for variant, _ in trainings([0], has_teacher=False))
+    assert of("teacher").teacher is not None
+    assert of("whole").teacher is None
+    with pytest.raises(ConfigError, match="teacher needs a teacher"):
+        configured(BY_NAME["teacher"], 0, photos="a.tar", heldout="b.tar", output=Path("out"))
 
 
 def test_parts_share_all_trainings() -> None:
@@ -101,6 +114,12 @@ def test_two_trainings_are_measured_and_not_done_again(
     assert "Not trained: linear-pixels, " in text
     assert "nan" in text, "six photos are too few for a kernel distance"
 
+    for path in (tmp_path / "work").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    run("whole")  # by what is on record
+    assert not list((tmp_path / "work").rglob("state.pt")), "it was trained again"
+    assert page.read_text() == text
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*-0.json")}
     assert len(before) == 2
     run("whole", "squared-error")
