@@ -36,7 +36,13 @@ def planned_views(width: int, height: int, preprocessing: Preprocessing, sample_
     for number in range(_num_crops(preprocessing)):
         chance = _chance(preprocessing.seed, sample_id, number)
         crop, (out_width, out_height) = _crop(width, height, preprocessing, chance)
-        flips = {"none": [False], "both": [False, True], "random": [next(chance) < 0.5]}[preprocessing.flips]
+        match preprocessing.flips:
+            case "none":
+                flips = [False]
+            case "both":
+                flips = [False, True]
+            case "random":
+                flips = [next(chance) < 0.5]
         views += [ViewPlan(crop=crop, width=out_width, height=out_height, flipped=flipped) for flipped in flips]
     return views
 

@@ -120,7 +120,7 @@ def views_of_picture(
     the file, pixels that are missing at its end are not always seen, and `decoder` is about resizing alone. Raises
     DecodeError as `decode_image` does.
     """
-    with _damage_named(b"", limits):
+    with _damage_named(b"", limits), _unwarned():
         rgb = _upright_rgb(picture, None, preprocessing, limits)
     yield from _views(rgb, b"", preprocessing, limits, sample_id)
 
@@ -155,7 +155,7 @@ def _decoded(
         ) from None
     retold = beside.pixels_alone(payload, animated=preprocessing.animation == "clip")
     while True:
-        with _damage_named(payload, limits):
+        with _damage_named(payload, limits), _unwarned():
             alone = next(retold, None)
         if alone is None:
             raise first_error
@@ -169,7 +169,7 @@ def _decoded(
 def _opened(
     payload: bytes, preprocessing: Preprocessing, limits: Limits, sample_id: str, extension: str
 ) -> Image.Image | np.ndarray | list[View]:
-    with _damage_named(payload, limits):
+    with _damage_named(payload, limits), _unwarned():
         formats = _formats(payload, limits, extension)
         with Image.open(io.BytesIO(payload), formats=formats) as image:
             if preprocessing.animation == "clip" and image.format in _ANIMATED:
@@ -230,15 +230,21 @@ def _animation(
 
 
 @contextmanager
+def _unwarned() -> Iterator[None]:
+    """Files are opened and read without warnings, but that of too many pixels, which is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
 def _damage_named(payload: bytes, limits: Limits) -> Iterator[None]:
     """Whatever Pillow raises within becomes a DecodeError."""
     # Pillow knows the size once it has read the header, and some plug-ins ask for the limit before they allocate.
     previous_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        yield
     except DecodeError:
         raise
     except UnidentifiedImageError:

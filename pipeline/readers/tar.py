@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from tatok.pipeline.readers.formats import ATTACHMENTS, HEAD_BYTES, is_media, media_of
 from tatok.pipeline.readers.tar_headers import (
@@ -22,7 +23,6 @@ from tatok.pipeline.readers.tar_headers import (
     is_data,
     is_hidden,
     open_tar,
-    split_member_name,
 )
 from tatok.pipeline.readers.tar_links import LinkTargets
 from tatok.pipeline.readers.unreadable import Unreadable, unreadable_reject
@@ -90,7 +90,7 @@ def _to_sample(
         if image_field in members
         else []
         if image_field
-        else [name for name in members if is_media("." + name)]
+        else [name for name in members if _is_payload("." + name, None)]
     )
     if len(names) != 1:
         found = ", ".join(f".{name}" if name else "a file without extension" for name in members)
@@ -116,6 +116,7 @@ def _to_sample(
     )
 
 
+@lru_cache(maxsize=256)  # asked of every member, and there are few extensions
 def _is_payload(extension: str, image_field: str | None) -> bool:
     return extension.removeprefix(".") == image_field if image_field else is_media(extension)
 
@@ -168,7 +169,7 @@ class _Members:
                 index, group, group_bytes = index + 1, {}, 0
                 if self._shard.stop is not None and index >= self._shard.stop:
                     return
-            key, extension = split_member_name(member.name)
+            key, extension = names.last
             value: bytes | Unreadable = b""
             is_unsupported = member.issparse() or not (member.isreg() or member.issym() or member.islnk())
             if is_unsupported:
@@ -222,12 +223,15 @@ class _Members:
 
 
 def _read(tar: CheckedTar, member: tarfile.TarInfo) -> bytes | Unreadable:
-    file = tar.extractfile(member)
-    assert file is not None, "regular members have content"
+    stream = tar.fileobj  # whose `extractfile` would put two objects between, for every member
     try:
-        return file.read()
+        stream.seek(member.offset_data)
+        content: bytes = stream.read(member.size)
+        if len(content) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError) as error:
         return Unreadable(reason=damage_reason(error), detail=f"{error} in {member.name}", ends_archive=True)
+    return content
 
 
 def _unsupported(member: tarfile.TarInfo) -> Unreadable:

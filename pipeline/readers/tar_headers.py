@@ -169,9 +169,10 @@ def split_member_name(name: str) -> tuple[str, str]:
 
 
 class SampleNames:
-    """Members one after the other -> which of them begin a sample."""
+    """Members one after the other -> which of them begin a sample; `last` is the last one's name, split."""
 
     def __init__(self) -> None:
+        self.last = "", ""
         self._key: str | None = None
         self._extensions = set[str]()
 
@@ -180,7 +181,7 @@ class SampleNames:
 
         So do those without an extension, and what follows them.
         """
-        key, extension = split_member_name(name)
+        self.last = key, extension = split_member_name(name)
         has_extension = "." in name.rpartition("/")[2]
         begins = not has_extension or key != self._key or extension in self._extensions
         if begins:

@@ -82,7 +82,7 @@ class EncodeAhead:
     def now(self, pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
         """The sequences of the clips, waited for."""
         encoded = self(pixels_BTCHW)
-        return encoded.result() if isinstance(encoded, Encoded) else encoded
+        return encoded if isinstance(encoded, Sequence) else encoded.result()
 
     def encode_again(self, pixels_BTCHW: torch.Tensor) -> Sequence[TokenSequence | TooLarge]:
         """A batch for which there was no memory beside others."""

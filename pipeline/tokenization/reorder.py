@@ -63,23 +63,21 @@ class _Sent:
     def __init__(self, encoded: Encoded | Sequence[TokenSequence | TooLarge], num_clips: int) -> None:
         self._encoded = encoded
         self._num_clips = num_clips
-        self._results: Sequence[TokenSequence | TooLarge] | None = None
 
     @property
     def is_done(self) -> bool:
-        return not isinstance(self._encoded, Encoded) or self._encoded.is_done()
+        return isinstance(self._encoded, Sequence) or self._encoded.is_done()
 
     @property
     def results(self) -> Sequence[TokenSequence | TooLarge]:
-        if self._results is None:
-            results = self._encoded.result() if isinstance(self._encoded, Encoded) else self._encoded
-            if len(results) != self._num_clips:
-                raise TatokError(
-                    f"the tokenizer returned {count_text(len(results), 'sequence')} for "
-                    f"{count_text(self._num_clips, 'image')}"
-                )
-            self._results = results
-        return self._results
+        if not isinstance(self._encoded, Sequence):  # asking whether it is an Encoded would take ten times as long
+            self._encoded = self._encoded.result()
+        if len(self._encoded) != self._num_clips:
+            raise TatokError(
+                f"the tokenizer returned {count_text(len(self._encoded), 'sequence')} for "
+                f"{count_text(self._num_clips, 'image')}"
+            )
+        return self._encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
