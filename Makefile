@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench-one-shard bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage bench-pieces check-parquet clean bench-peers
+.PHONY: bench-one-shard bench-clips setup demo test test-long lint format heldout bench-loader claims claims-report bench-speed bench-quick bench-scale bench-decode bench-read-ahead bench-filtering bench-temporal bench-clip-training chaos interruptions fuzz bench-messages bench-memory bench-memory-over-time bench-fault-cost bench-video bench-damage bench-silent-decoder bench-pieces check-parquet clean bench-peers
 
 setup: $(STAMP)
 
@@ -162,7 +162,7 @@ bench-adapt-latents: setup
 # What each part of the training recipe is worth (docs/results/ablations.md): hours of two idle cores, on which two
 # processes share the trainings; the same command goes on. The last line writes the page of them all.
 ABLATIONS := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations.run --images '$(IMAGES)' \
-	--heldout '$(TEST_IMAGES)'
+	--heldout '$(TEST_IMAGES)' $(addprefix --teacher ,$(wildcard ../shared/corpus/taef2))
 .PHONY: bench-ablations
 bench-ablations: setup
 	$(ABLATIONS) --part 0 --of 2 & $(ABLATIONS) --part 1 --of 2; wait
@@ -232,6 +232,10 @@ bench-pieces: setup
 # Damaged copies of the clips: how many are told, with the second, and whether the frames before it are good (docs/results/video.md).
 bench-damage: setup
 	nice $(BIN)/python -m benchmarks.robustness.damage $(VIDEOS) --json docs/results/video-damage.json
+
+# Of that damage: what would pass, did the decoder itself say nothing, as a GPU's does (docs/decisions/videos-on-cpus.md)?
+bench-silent-decoder: setup
+	nice $(BIN)/python -m benchmarks.robustness.silent_decoder $(VIDEOS) --json docs/results/video-silent-decoder.json
 
 # CIFAR-10 through the Parquet source and through a tar: equal row for row? All by the tests' fake model, some by the real one.
 ROWS := 2000
