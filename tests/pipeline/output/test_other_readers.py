@@ -29,8 +29,9 @@ def test_pyarrow(data: Path) -> None:
 
 
 def test_datasets(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
+    # Not the variable: huggingface_hub, imported while it is set, would stay offline for the tests that follow.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
     loaded = datasets.load_dataset(
         "parquet", data_files=f"{data}/*.parquet", split="train", cache_dir=str(tmp_path / "cache")
