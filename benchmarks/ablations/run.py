@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,7 +110,7 @@ def main(
     }
     same_settings(work / "settings.json", settings)
     for each in on_record(results, settings):
-        once(work / f"{each.variant}-{each.seed}.json", Trained, lambda each=each: each)  # type: ignore[misc]
+        once(work / f"{each.variant}-{each.seed}.json", Trained, partial(replace, each))
     wanted = trainings(range(seeds), names or (), has_teacher=teacher is not None)
     setting = (
         None

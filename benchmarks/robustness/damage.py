@@ -15,10 +15,10 @@ import random
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tatok.pipeline.video.pyav import PyAVReader
 from tatok.pipeline.video.reader import VideoDamage
@@ -67,6 +67,12 @@ KINDS: Mapping[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
+def damaged_copies(name: str, video: bytes, kind: str, num_copies: int) -> Iterator[bytes]:
+    """Copies of a video, damaged in one way at places that its name decides."""
+    generator = random.Random(f"{name} {kind}")
+    return (KINDS[kind](video, generator) for _ in range(num_copies))
+
+
 def measure(videos: Mapping[str, bytes], copies: Mapping[str, int]) -> list[DamageReport]:
     """Damage each video `copies[kind]` times in each way; raises ValueError for one that is damaged as it is."""
     reports = []
@@ -77,8 +83,7 @@ def measure(videos: Mapping[str, bytes], copies: Mapping[str, int]) -> list[Dama
         if damage is not None:
             raise ValueError(f"{name} is damaged before anything was done to it: {damage.detail}")
         for kind, num_copies in copies.items():
-            generator = random.Random(f"{name} {kind}")
-            outcomes = Counter(outcome(KINDS[kind](video, generator), good) for _ in range(num_copies))
+            outcomes = Counter(outcome(copy, good) for copy in damaged_copies(name, video, kind, num_copies))
             reports.append(
                 DamageReport(
                     video=name,
@@ -115,8 +120,11 @@ def decode(video: bytes) -> tuple[list[tuple[float, int]], DecodeError | None]:
     return frames, None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def command(
+    description: str | None, measure: Callable[[Mapping[str, bytes], Mapping[str, int]], Sequence[Any]]
+) -> None:
+    """The command of a bench that damages the videos of a folder: `measure` gives reports, which are dataclasses."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--flips", type=int, default=40)
     parser.add_argument("--others", type=int, default=15)
@@ -132,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure)

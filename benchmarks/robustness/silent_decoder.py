@@ -10,23 +10,19 @@ stamps and missing frames say. The copies are those of `make bench-damage`.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import random
 import sys
 import time
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import av
 from av.error import FFmpegError
 
-from benchmarks.robustness.damage import KINDS, decode
+from benchmarks.robustness.damage import command, damaged_copies, decode
 from benchmarks.robustness.damage import outcome as with_its_word
 from tatok.pipeline.video.integrity import trusted_frames
 from tatok.schemas.errors import DecodeError
@@ -115,8 +111,7 @@ def measure(videos: Mapping[str, bytes], copies: Mapping[str, int]) -> list[Sile
             raise ValueError(f"{name} is decoded otherwise without the decoder's word, or damaged as it is")
         outcomes = {}
         for kind, num_copies in copies.items():
-            generator = random.Random(f"{name} {kind}")
-            damaged = [KINDS[kind](video, generator) for _ in range(num_copies)]
+            damaged = damaged_copies(name, video, kind, num_copies)
             told = [copy for copy in damaged if with_its_word(copy, good).startswith("told")]
             outcomes[kind] = dict(sorted(Counter(outcome(copy, good) for copy in told).items()))
         reports.append(SilentReport(video=name, num_frames=len(good), decode_s=decode_s, outcomes=outcomes))
@@ -124,21 +119,5 @@ def measure(videos: Mapping[str, bytes], copies: Mapping[str, int]) -> list[Sile
     return reports
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--flips", type=int, default=40)
-    parser.add_argument("--others", type=int, default=15)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    paths = sorted(path for path in options.folder.iterdir() if path.is_file())
-    copies = {kind: options.flips if kind == "one bit flipped" else options.others for kind in KINDS}
-    reports = measure({path.name: path.read_bytes() for path in paths}, copies)
-    text = json.dumps([asdict(report) for report in reports], indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure)
