@@ -68,7 +68,7 @@ def list_below(fs: AbstractFileSystem, folder: str, left_out: Counter[LeftOut] |
 
 def hidden_part(path: str) -> str | None:
     """A path up to its first name that begins with a dot; None where there is none ("." and ".." are no names)."""
-    if "." not in path or not ("/." in path or path.startswith(".")):
+    if not (path.startswith(".") or "/." in path):
         return None  # as nearly all; members of tars are asked one by one
     names = path.split("/")
     hidden = next((n for n, name in enumerate(names) if name.startswith(".") and name not in (".", "..")), None)
