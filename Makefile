@@ -11,17 +11,17 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tatok needs Python 3.11 or later; run make PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup
 	@rm -rf demo-output
 	$(BIN)/tatok demo --output demo-output
 
-# Two at a time: most tests wait for Ray or for a time that must pass. A file's tests share what is dear to set up; the
-# longest files go first (tests/conftest.py).
+# Three at a time, on two cores: many tests wait for Ray or for a time that must pass. A file's tests share what is dear to
+# set up; the longest files go first (tests/conftest.py).
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # The tests of az:// need Azurite, a server of Azure's storage, from npm; without it they skip and say so.
 AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob
@@ -167,6 +167,12 @@ ABLATIONS := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations.run --image
 bench-ablations: setup
 	$(ABLATIONS) --part 0 --of 2 & $(ABLATIONS) --part 1 --of 2; wait
 	$(ABLATIONS)
+
+# What gets tokens, by the limit to the texture (docs/results/textures.md): a quarter of an hour of one core.
+.PHONY: bench-textures
+bench-textures: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.textures.run --heldout $(HELDOUT) --json docs/results/textures.json \
+		--document docs/results/textures.md
 
 # The driver with a million shards and a thousand GPU actors, simulated (docs/results/scale.md).
 bench-scale: setup

@@ -33,6 +33,11 @@ class DTFOverride(Section):
     """DTF settings that differ from the checkpoint's own; null leaves the checkpoint's."""
 
     threshold: float | None = Field(default=None, ge=0, description="DTF's threshold; see `tatok calibrate`.")
+    texture_bits: float | None = Field(
+        default=None,
+        ge=0,
+        description="Patches with more texture than so many bits a pixel value are kept, too; 0: none for its texture.",
+    )
     max_tokens: int | None = Field(
         default=None, ge=1, description="Upper bound on the tokens of an image, globals included."
     )

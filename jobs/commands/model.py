@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -44,6 +45,13 @@ Features = Annotated[
 CriterionOption = Annotated[
     Literal["entropy", "surprisal", "content", "distance", "residual"] | None,
     typer.Option(help="DTF criterion; default: the checkpoint's."),
+]
+TextureOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Patches with more texture than so many bits a pixel value are kept, too; 0: none for its texture; "
+        "default: the checkpoint's."
+    ),
 ]
 
 
@@ -198,6 +206,7 @@ def calibrate(
     tokens: Annotated[float, typer.Option(help="Wanted mean number of tokens an image, globals included.")],
     checkpoint: CheckpointOption = None,
     criterion: CriterionOption = None,
+    texture_bits: TextureOption = None,
     image_size: ImageSize = 256,
     limit: Limit = None,
     device: Device = None,
@@ -226,7 +235,11 @@ def calibrate(
     if write:
         check_writable(str(checkpoint))
     tokenizer, files = loaded(photos, checkpoint, device, image_size, tokens)
-    found = find(encoded(tokenizer, files, image_size, limit), tokens, tokenizer.dtf.with_criterion(criterion))
+    settings = tokenizer.dtf.with_criterion(criterion)
+    if texture_bits is not None:
+        settings = replace(settings, texture_bits=texture_bits)
+    photos_at_full_rate = encoded(tokenizer.with_dtf(settings), files, image_size, limit)
+    found = find(photos_at_full_rate, tokens, settings)
     print(
         f"{found.num_images} photos: threshold {found.dtf.threshold:g} ({found.dtf.criterion}, "
         f"{found.dtf.threshold_kind}) keeps {found.mean_tokens:.2f} tokens on average "
@@ -236,7 +249,8 @@ def calibrate(
         write_dtf(Path(str(checkpoint)), found.dtf)
         print(f"written to {checkpoint}")
     else:
-        print(f"use it with: tatok tokenize --threshold {found.dtf.threshold:g} ..., or keep it with --write")
+        others = "" if texture_bits is None else f" --texture-bits {texture_bits:g}"
+        print(f"use it with: tatok tokenize --threshold {found.dtf.threshold:g}{others} ..., or keep it with --write")
 
 
 def evaluate(

@@ -55,6 +55,9 @@ def tokenize(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square that is tokenized, in pixels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="DTF threshold; see `tatok calibrate`.")] = None,
+    texture_bits: Annotated[
+        float | None, typer.Option(help="Keep patches of more texture than so many bits a pixel value, too; 0: off.")
+    ] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Fewest tokens of an image, globals included.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an image, globals included.")] = None,
     batch_size: Annotated[
@@ -118,6 +121,7 @@ def tokenize(
         "label_from_folder": label_from_folder,
         "preprocessing.image_size": image_size,
         "dtf.threshold": threshold,
+        "dtf.texture_bits": texture_bits,
         "dtf.min_tokens": min_tokens,
         "dtf.max_tokens": max_tokens,
         "resources.batch_size": batch_size,

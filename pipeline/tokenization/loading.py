@@ -33,6 +33,7 @@ def load_configured_tokenizer(
     *,
     precision: Precision,
     threshold: float | None,
+    texture_bits: float | None,
     min_tokens: int | None,
     max_tokens: int | None,
     temporal: bool | None,
@@ -41,9 +42,15 @@ def load_configured_tokenizer(
     from tatok.tokenizer.tokenizer import Tokenizer  # torch takes seconds to import
 
     tokenizer = Tokenizer.load(checkpoint, device=device, precision=_precision_on(device, precision))
-    if threshold is None and min_tokens is None and max_tokens is None and temporal is None:
+    if all(value is None for value in (threshold, texture_bits, min_tokens, max_tokens, temporal)):
         return tokenizer
-    return tokenizer.with_dtf(threshold=threshold, min_tokens=min_tokens, max_tokens=max_tokens, temporal=temporal)
+    return tokenizer.with_dtf(
+        threshold=threshold,
+        texture_bits=texture_bits,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        temporal=temporal,
+    )
 
 
 def load_named_tokenizer(named: NamedTokenizer, device: str, *, precision: Precision) -> AnyTokenizer:
@@ -93,6 +100,7 @@ def configured_loader(config: JobConfig) -> LoadTokenizer:
         checkpoint,
         precision=config.precision,
         threshold=config.dtf.threshold,
+        texture_bits=config.dtf.texture_bits,
         min_tokens=config.dtf.min_tokens,
         max_tokens=config.dtf.max_tokens,
         temporal=config.dtf.temporal,

@@ -88,6 +88,8 @@ class AdaptationConfig(TrainingConfig):
             raise ValueError("latents are of `tatok train`; leave them out")
         if self.dtf.temporal:
             raise ValueError("each frame of a clip is an image here; set dtf: {temporal: false}")
+        if self.dtf.texture_bits:
+            raise ValueError("dtf.texture_bits are of pixels, which the model does not see here")
         for stage in self.stages:
             if "decoder" in stage.train or stage.is_on_clips or stage.rate_weight:
                 raise ValueError(

@@ -81,6 +81,7 @@ class EncodedPhotos:
             settings=settings,
             device=full.codes.patch_BN.device,
             residual_BN=full.residual_BN,
+            texture_BN=full.texture_BN,
         )
 
     def counts(self, settings: DTFSettings) -> Tensor:
@@ -96,9 +97,10 @@ def calibrate(photos: EncodedPhotos, wanted_tokens: float, settings: DTFSettings
     """Find the threshold of `settings` at which the mean count is nearest to `wanted_tokens`.
 
     With one round the count never grows with the threshold (for a fraction: never shrinks) and bisection finds it;
-    ties between positions may keep it from being met exactly. With more rounds each trial costs passes of the prior:
-    the search starts from the threshold of one round, mostly on a sample, and ends within 0.05 tokens or at the best
-    of a few trials. Raises ConfigError where no threshold can give the count.
+    ties between positions may keep it from being met exactly, bounds on the counts and what is kept for its texture
+    from being met at all: then the nearest is found. With more rounds each trial costs passes of the prior: the search
+    starts from the threshold of one round, mostly on a sample, and ends within 0.05 tokens or at the best of a few
+    trials. Raises ConfigError where no image can have the count.
     """
     return calibrated_sets(photos, wanted_tokens, settings)[0]
 

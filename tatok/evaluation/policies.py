@@ -70,7 +70,8 @@ def standard_policies(
     entropy, surprisal = _one_round("entropy"), _one_round("surprisal")
     content, distance, residual = _one_round("content"), _one_round("distance"), _one_round("residual")
     fraction = DTFSettings(criterion="entropy", threshold_kind="fraction")
-    shipped = f"{SHIPPED}: {settings.criterion}, {settings.threshold_kind}, R={settings.rounds}"
+    texture = f", texture over {settings.texture_bits:g} bits" if settings.texture_bits else ""
+    shipped = f"{SHIPPED}: {settings.criterion}, {settings.threshold_kind}, R={settings.rounds}{texture}"
     policies = [
         Policy(name=FULL_RATE, choose=_each_batch(lambda full, first: first.entropy >= 0), needs_positions=False),
         _dtf(shipped, settings, mean_tokens),

@@ -10,6 +10,7 @@ Shapes: B batch, N patch positions.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -49,6 +50,10 @@ class DTFSettings:
     distortion: no position that holds bits at this distortion is dropped (reverse water-filling); the threshold is
     squared pixel error in [-1, 1] units summed over a patch.
     A threshold of 0 bits or 0 distortion keeps every patch; so does a fraction of 1.
+    texture_bits: under a distortion, a patch of an image is kept, too, if what the globals leave of it has more texture
+    than so many bits a pixel value (patches.texture_bits); it then holds these bits less the limit, or the criterion's,
+    whichever are more. Squared error alone is blind to what no code can say: noise, and much of grass. 0: not looked
+    at. It is not of the paper.
     `rounds` = R: entropies are estimated anew after each of R rounds. `min_tokens` and `max_tokens` bound an image's
     count, globals included; in a clip, `max_tokens` that of each frame, `min_tokens` that of frames with globals.
     `temporal`: frames of a clip may follow the frame before them (clips.py); else each is coded as an image.
@@ -61,6 +66,7 @@ class DTFSettings:
     min_tokens: int = 0
     max_tokens: int | None = None
     temporal: bool = True
+    texture_bits: float = 0.0
 
     def __post_init__(self) -> None:
         if self.criterion not in get_args(Criterion):
@@ -73,22 +79,31 @@ class DTFSettings:
             raise ConfigError(f"dtf.threshold_kind is {self.threshold_kind!r}; for {self.criterion!r} it is {fitting}")
         if not self.threshold >= 0 or (self.threshold_kind == "fraction" and self.threshold > 1):
             raise ConfigError(f"dtf.threshold is {self.threshold}; it must be at least 0, and at most 1 for a fraction")
+        if not 0 <= self.texture_bits < math.inf:
+            raise ConfigError(f"dtf.texture_bits is {self.texture_bits}; it must be at least 0, which turns it off")
+        if self.texture_bits and not by_distortion:
+            raise ConfigError(
+                f"dtf.texture_bits is {self.texture_bits:g}, which goes with a distortion alone: criterion "
+                f"{', '.join(_BY_DISTORTION[:-1])} or {_BY_DISTORTION[-1]}; this one is {self.criterion!r}"
+            )
         if self.rounds < 1:
             raise ConfigError(f"dtf.rounds is {self.rounds}; it must be at least 1")
         if self.max_tokens is not None and not self.min_tokens <= self.max_tokens:
             raise ConfigError(f"dtf.max_tokens {self.max_tokens} is below dtf.min_tokens {self.min_tokens}")
 
     def document(self) -> dict[str, Any]:
-        """As JSON-ready values; `temporal` is there only where it is off: images keep their fingerprint."""
+        """As JSON-ready values; settings that came later are there where they matter: fingerprints stay the same."""
         values = asdict(self)
         if self.temporal:
             del values["temporal"]
+        if not self.texture_bits:
+            del values["texture_bits"]
         return values
 
     @property
     def needs_positions(self) -> bool:
         """Whether the kept set carries information that the globals do not: it is not a function of them alone."""
-        return self.rounds > 1 or self.criterion in ("surprisal", "distance", "residual")
+        return self.rounds > 1 or self.criterion in ("surprisal", "distance", "residual") or self.texture_bits > 0
 
     def with_threshold(self, threshold: float) -> DTFSettings:
         """The same settings with another threshold."""
@@ -98,8 +113,16 @@ class DTFSettings:
         """The same bounds and rounds under another criterion (None: this one), whose threshold is still to be found."""
         if criterion is None or criterion == self.criterion:
             return self
-        kind: Threshold = "distortion" if criterion in _BY_DISTORTION else "residual_bits"
-        return replace(self, criterion=criterion, threshold_kind=kind, threshold=0.0)
+        by_distortion = criterion in _BY_DISTORTION
+        kind: Threshold = "distortion" if by_distortion else "residual_bits"
+        texture = self.texture_bits if by_distortion else 0.0
+        return replace(self, criterion=criterion, threshold_kind=kind, threshold=0.0, texture_bits=texture)
+
+    def ranking_all(self) -> DTFSettings:
+        """The same ranking by the criterion alone, in which no position is cut off at 0 bits."""
+        if self.threshold_kind != "distortion":
+            return self
+        return replace(self, threshold=1e-6, texture_bits=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +142,17 @@ class Filtered:
     worth_BN: Tensor
 
 
-def position_bits(statistics: CodeStatistics, settings: DTFSettings, residual_BN: Tensor | None = None) -> Tensor:
+def position_bits(
+    statistics: CodeStatistics,
+    settings: DTFSettings,
+    residual_BN: Tensor | None = None,
+    texture_BN: Tensor | None = None,
+) -> Tensor:
     """What each position holds under the criterion, int64 [B, N] in units of 1/1024 bit, at least 0.
 
     `residual_BN`, float [B, N], is needed by the criterion `residual` alone: each patch's squared difference from what
-    is in the base image's place, in [-1, 1] pixel units summed over the patch. Without it ValueError is raised.
+    is in the base image's place, in [-1, 1] pixel units summed over the patch. `texture_BN`, float [B, N], is needed
+    where there is a limit to the texture: the texture bits of that difference. Without them ValueError is raised.
     """
     if settings.criterion in ("entropy", "surprisal"):
         bits = statistics.entropy if settings.criterion == "entropy" else statistics.surprisal
@@ -138,14 +167,11 @@ def position_bits(statistics: CodeStatistics, settings: DTFSettings, residual_BN
     # A threshold near 0 would make the quotient infinite, which is no number of units.
     quotient = (energy.double() / settings.threshold).clamp(_LEAST_ENERGY / settings.threshold, sys.float_info.max)
     bits = 0.5 * torch.log2(quotient)
+    if settings.texture_bits:
+        if texture_BN is None:
+            raise ValueError("a limit to the texture needs texture_BN")
+        bits = bits.maximum(texture_BN.double() - settings.texture_bits)
     return (bits * UNITS_PER_BIT).round().long().clamp_min(0)
-
-
-def _worth(first_units_BN: Tensor, first: CodeStatistics, settings: DTFSettings, residual_BN: Tensor | None) -> Tensor:
-    """`Filtered.worth_BN`, from the first round's units."""
-    if settings.threshold_kind == "distortion" and settings.threshold == 0:
-        first_units_BN = position_bits(first, settings.with_threshold(1.0), residual_BN)
-    return first_units_BN.float() / UNITS_PER_BIT
 
 
 def keep_most(units_BN: Tensor, num_kept_B: Tensor) -> Tensor:
@@ -185,12 +211,13 @@ def filter_tokens(
     settings: DTFSettings,
     device: torch.device,
     residual_BN: Tensor | None = None,
+    texture_BN: Tensor | None = None,
 ) -> Filtered:
     """Choose the kept patches of a batch.
 
     `estimate(visible_BN)` gives the prior's statistics where the codes at `visible_BN` (bool) are known; it is called
-    once a round. `num_global` globals, of every image or int64 [B], count towards the bounds. `residual_BN` is what
-    `position_bits` takes. An image's result does not depend on the other images of the batch.
+    once a round. `num_global` globals, of every image or int64 [B], count towards the bounds. `residual_BN` and
+    `texture_BN` are what `position_bits` takes. An image's result does not depend on the other images of the batch.
     """
     kept = torch.zeros(num_images, num_positions, dtype=torch.bool, device=device)
     first = statistics = estimate(kept)
@@ -204,9 +231,11 @@ def filter_tokens(
         if round_:
             statistics = estimate(kept)
             entropy_when_kept = torch.where(kept, entropy_when_kept, statistics.entropy)
-        units = position_bits(statistics, settings, residual_BN)
+        units = position_bits(statistics, settings, residual_BN, texture_BN)
         if not round_:
-            worth = _worth(units, first, settings, residual_BN)
+            worth = units
+            if settings.threshold_kind == "distortion" and settings.threshold == 0:
+                worth = position_bits(first, settings.with_threshold(1.0), residual_BN, texture_BN)
         if settings.threshold_kind == "fraction" and not round_:
             target = (units.sum(1).double() * (1 - settings.threshold)).floor().long()
         # Kept positions sort last: they hold 0 units, and -1 puts them behind unkept positions that hold 0 as well.
@@ -219,4 +248,5 @@ def filter_tokens(
         if rounds_left > 1:
             quota = torch.div(quota + rounds_left - 1, rounds_left, rounding_mode="floor")
         kept = kept | _first_of(order, quota)
+    worth = worth.float() / UNITS_PER_BIT
     return Filtered(kept_BN=kept, first=first, entropy_when_kept_BN=entropy_when_kept, worth_BN=worth)

@@ -1,9 +1,11 @@
-"""Canvases <-> patches, and where patches and the cells of anchored globals lie in an image.
+"""Canvases <-> patches, where patches and the cells of anchored globals lie in an image, and how rough a patch is.
 
 Shapes: B batch, A channels of the canvas, N patches in raster order, M globals, P = A * patch * patch numbers of one.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from tatok.model.tables import table
 
-__all__ = ["anchor_grid", "cell_of_patches", "patch_coordinates", "to_images", "to_patches"]
+__all__ = ["anchor_grid", "cell_of_patches", "patch_coordinates", "texture_bits", "to_images", "to_patches"]
+
+TEXTURE_DEVIATION = 0.1  # of pixels in [-1, 1]: 13 grey levels
 
 
 def anchor_grid(num_global: int) -> tuple[int, int]:
@@ -60,3 +64,30 @@ def to_patches(canvas_BAhw: Tensor, patch: int) -> Tensor:
 def to_images(patches_BNP: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Canvases [B, A, h, w] of patches that fill a grid of rows and columns."""
     return F.pixel_shuffle(patches_BNP.transpose(1, 2).unflatten(2, grid), patch)
+
+
+def texture_bits(patches_BNP: Tensor, patch: int) -> Tensor:
+    """How many bits a pixel value it takes to tell patches to a deviation of 0.1, float32 [B, N], at least 0.
+
+    Reverse water-filling over the coefficients c of each channel's cosine transform (DCT-II, orthonormal): the mean of
+    max(0, log2(|c| / 0.1)). What is smooth has few coefficients and few bits; noise has as many as there are pixels,
+    however small its energy. Where the bits start, at 0.1, is not given by the paper.
+    """
+    basis_VV = _cosines(patch, patches_BNP.device)
+    deviations = basis_VV @ patches_BNP.float().unflatten(2, (-1, patch, patch)) @ basis_VV.T
+    return deviations.abs().clamp_min(1).log2().mean((-3, -2, -1))
+
+
+def _cosines(side: int, device: torch.device) -> Tensor:
+    """The orthonormal DCT-II of `side` values, a row a frequency, float32 [V, V]; a table: not to be changed.
+
+    Twice applied, down and across, it gives coefficients in deviations of 0.1.
+    """
+
+    def build(device: torch.device) -> Tensor:
+        places = torch.arange(side, device=device, dtype=torch.float64)
+        basis = torch.cos(math.pi * (2 * places + 1) * places[:, None] / (2 * side)) * math.sqrt(2 / side)
+        basis[0] /= math.sqrt(2)
+        return (basis / math.sqrt(TEXTURE_DEVIATION)).float()
+
+    return table("cosines", (side,), device, build)

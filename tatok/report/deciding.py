@@ -36,6 +36,11 @@ def decision_words(dtf: Mapping[str, Any], *, noun: Noun, tokenizer: str | None 
         return f"Dynamic Token Filtering decided, by {criterion} at the threshold {threshold} ({kind})."
     sentences = [f"Dynamic Token Filtering ranked the patches of each {noun} by {ranked_by}."]
     sentences.append(_threshold_words(str(kind), float(threshold), noun))
+    texture = dtf.get("texture_bits")
+    if isinstance(texture, int | float) and texture > 0 and threshold > 0:
+        sentences.append(
+            f"It kept those, too, in which the global tokens leave over {texture:.4g} bits of texture a pixel value."
+        )
     rounds = dtf.get("rounds", 1)
     if isinstance(rounds, int) and rounds > 1:
         sentences.append(f"It did so in {rounds} rounds, and asked the prior anew after each.")

@@ -75,6 +75,8 @@ class Codec:
             raise ConfigError(
                 f"dtf.max_tokens is {self.dtf.max_tokens}, but every image has {self.num_global} global tokens"
             )
+        if self.dtf.texture_bits and self._model.config.factor != 1:
+            raise ConfigError("dtf.texture_bits are of pixels, which this checkpoint's model does not see")
 
     @property
     def patch_size(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tatok.model.autoencoder import Codes, TaTok, TrunkOutput
 from tatok.model.dtf import DTFSettings, Filtered, filter_tokens
+from tatok.model.patches import texture_bits
 from tatok.model.pixels import to_float, to_pixels
 from tatok.model.prior import CodeStatistics, Prior
 from tatok.model.quantizer import Quantized
@@ -32,7 +33,8 @@ __all__ = ["Encoding", "FullRate", "Seen", "batch", "pack"]
 class FullRate:
     """A batch with all its codes, before filtering: B images, M globals, N patches of P pixels.
 
-    `residual_BN` is the squared difference of each patch's own pixels and its base, in [-1, 1] units, summed over it.
+    `residual_BN` is the squared difference of each patch's own pixels and its base, in [-1, 1] units, summed over it;
+    `texture_BN` are the texture bits of that difference, where DTF looks at them.
     """
 
     codes: Codes
@@ -40,6 +42,7 @@ class FullRate:
     patches_BNC: Tensor
     base_BNP: Tensor
     residual_BN: Tensor
+    texture_BN: Tensor | None
     grid: tuple[int, int]
 
 
@@ -70,12 +73,14 @@ class Encoding:
         """All codes of uint8 images [B, 3, H, W]."""
         images = self.model.canvas.working(to_float(pixels))
         encoded = self.model.encode(images)
+        left_BNP = self.model.patches(images) - encoded.base_BNP
         return FullRate(
             codes=Codes(encoded.globals_BMC.codes, encoded.patches_BNC.codes),
             globals_BMC=encoded.globals_BMC.vectors,
             patches_BNC=encoded.patches_BNC.vectors,
             base_BNP=encoded.base_BNP,
-            residual_BN=(self.model.patches(images) - encoded.base_BNP).square().sum(-1),
+            residual_BN=left_BNP.square().sum(-1),
+            texture_BN=self._texture(left_BNP),
             grid=self.model.grid(images),
         )
 
@@ -89,12 +94,15 @@ class Encoding:
     def full_rate_seen(self, seen: Seen) -> FullRate:
         """`full_rate` of frames that have been looked at."""
         grid = self.model.grid(seen.pixels_B3HW)
-        return self._refined(seen, seen.globals_BMC, seen.global_BM, self.model.base(seen.globals_BMC, grid))
+        base_BNP = self.model.base(seen.globals_BMC, grid)
+        full = self._refined(seen, seen.globals_BMC, seen.global_BM, base_BNP)
+        return replace(full, texture_BN=self._texture(seen.patches_BNP - base_BNP))
 
     def full_rate_after(self, seen: Seen, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
         """All patch codes of frames that follow the decoded frames `before`, uint8 [B, 3, H, W].
 
-        `global_BM` are the codes of the latest globals, of which those at `renewed_BM` (bool) are new.
+        `global_BM` are the codes of the latest globals, of which those at `renewed_BM` (bool) are new. Texture is
+        looked at in images alone: a decoded frame has texture of its own, and what is left would be as rough each time.
         """
         globals_BMC = self.model.global_quantizer.decode(global_BM)
         base_BNP = self.model.base_after(globals_BMC, renewed_BM, to_float(before))
@@ -111,8 +119,12 @@ class Encoding:
             patches_BNC=patches.vectors,
             base_BNP=base_BNP,
             residual_BN=(seen.patches_BNP - base_BNP).square().sum(-1),
+            texture_BN=None,
             grid=grid,
         )
+
+    def _texture(self, left_BNP: Tensor) -> Tensor | None:
+        return texture_bits(left_BNP, self.model.config.patch_size) if self.dtf.texture_bits else None
 
     def rebuild(self, codes: Codes, kept_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images, uint8 [B, 3, H, W], from the globals and the patches at `kept_BN` (bool)."""
@@ -153,17 +165,21 @@ class Encoding:
     def filter(self, full: FullRate, new_globals_B: Tensor | None = None) -> Filtered:
         """DTF's kept sets of images, or of frames that have `new_globals_B` globals.
 
-        The lower bound on the count is for images: it would make a frame spend tokens on nothing new.
+        The lower bound on the count is for images: it would make a frame spend tokens on nothing new. So is texture.
         """
         num_images, num_positions = full.codes.patch_BN.shape
+        settings = self.dtf
+        if new_globals_B is not None:
+            settings = replace(settings, min_tokens=0, texture_bits=0.0)
         return filter_tokens(
             self._estimator(full),
             num_images=num_images,
             num_positions=num_positions,
             num_global=self.model.config.num_global if new_globals_B is None else new_globals_B,
-            settings=self.dtf if new_globals_B is None else replace(self.dtf, min_tokens=0),
+            settings=settings,
             device=full.codes.patch_BN.device,
             residual_BN=full.residual_BN,
+            texture_BN=full.texture_BN,
         )
 
 

@@ -257,6 +257,8 @@ class TrainingConfig(Section):
             return self
         if self.dtf.temporal:
             raise ValueError("over latents each frame of a clip is an image; set dtf: {temporal: false}")
+        if self.dtf.texture_bits:
+            raise ValueError("dtf.texture_bits are of pixels, which a model of latents does not see")
         if self.photos_in_memory:
             raise ValueError("photos_in_memory does not go with latents; set latents.num_cached_crops")
         for stage in self.stages:

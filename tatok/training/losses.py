@@ -175,9 +175,7 @@ class Losses:
                 nothing = torch.zeros(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
                 codes, codebook = encoded.patches_BNC.codes, self.model.patch_quantizer.codebook_KC
                 statistics = code_statistics(self._logits(encoded, nothing, grid), codes, codebook)
-                # A tiny threshold, so that all positions are told apart and none is cut off at 0 bits.
-                settings = self.dtf.with_threshold(1e-6) if self.dtf.threshold_kind == "distortion" else self.dtf
-                by_dtf = position_bits(statistics, settings, residual_BN)
+                by_dtf = position_bits(statistics, self.dtf.ranking_all(), residual_BN)
         by_residual = residual_BN if stage.kept.residual else None
         return choose_kept(vectors.detach().square().sum(-1), by_dtf, stage.kept, by_residual)
 

@@ -83,12 +83,11 @@ def look_at(
 
 
 def _worth(model: TaTok, encoded: Encoded, canvas: Tensor, statistics: CodeStatistics, dtf: DTFSettings) -> Tensor:
-    """What DTF ranks by, [B, N]; under a tiny threshold, so that none is cut off at 0 bits."""
+    """What DTF ranks by, [B, N], and none is cut off at 0 bits."""
     residual = None
     if dtf.criterion == "residual":
         residual = (model.patches(canvas) - encoded.base_BNP).square().sum(-1)
-    settings = dtf.with_threshold(1e-6) if dtf.threshold_kind == "distortion" else dtf
-    return position_bits(statistics, settings, residual)
+    return position_bits(statistics, dtf.ranking_all(), residual)
 
 
 def _most(worth_BN: Tensor) -> Tensor:

@@ -136,8 +136,17 @@ def test_debug_shows_the_traceback() -> None:
     assert "name SOURCE" in str(result.exception)
 
 
-def test_interrupts_stop_cleanly_and_the_run_goes_on(photo_shards: Callable[..., str], tmp_path: Path) -> None:
-    """SIGTERM, then Ctrl-C, in the middle of shards: nothing half-written, no process left; then resume."""
+@pytest.mark.parametrize(
+    "interrupts",
+    [
+        pytest.param([(signal.SIGINT, 130)], id="ctrl-c"),
+        pytest.param([(signal.SIGTERM, 143), (signal.SIGINT, 130)], id="both", marks=pytest.mark.long),
+    ],
+)
+def test_interrupts_stop_cleanly_and_the_run_goes_on(
+    photo_shards: Callable[..., str], tmp_path: Path, interrupts: list[tuple[signal.Signals, int]]
+) -> None:
+    """Signals in the middle of shards: nothing half-written, no process left; then resume."""
     source = photo_shards(num_shards=5, photos_per_shard=8)
     output = tmp_path / "out"
     script = textwrap.dedent(
@@ -177,7 +186,7 @@ def test_interrupts_stop_cleanly_and_the_run_goes_on(photo_shards: Callable[...,
             preexec_fn=heed_interrupts,
         )
 
-    for num_before, (number, exit_code) in enumerate([(signal.SIGTERM, 143), (signal.SIGINT, 130)]):
+    for num_before, (number, exit_code) in enumerate(interrupts):
         num_parts = len(list(output.glob("data/*")))
         assert num_parts >= num_before
         with start(delay_s=1.5) as process:

@@ -31,11 +31,20 @@ RUN = Interrupted(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", [pytest.param("clips", marks=pytest.mark.long), "generator"])
-def test_commands_that_signals_stop_end_as_those_that_none_has(kind: Kind, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "signals"),
+    [
+        ("generator", (signal.SIGINT,)),
+        pytest.param("generator", (signal.SIGINT, signal.SIGTERM), marks=pytest.mark.long),
+        pytest.param("clips", (signal.SIGINT, signal.SIGTERM), marks=pytest.mark.long),
+    ],
+)
+def test_commands_that_signals_stop_end_as_those_that_none_has(
+    kind: Kind, signals: tuple[signal.Signals, ...], tmp_path: Path
+) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    [run] = interruptions([kind], [0], seed, tmp_path, signals=(signal.SIGINT, signal.SIGTERM))
+    [run] = interruptions([kind], [0], seed, tmp_path, signals=signals)
     assert run.findings == [], run
 
 

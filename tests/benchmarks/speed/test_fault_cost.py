@@ -20,6 +20,7 @@ def test_ratios_are_of_pairs() -> None:
     assert report.ratios["steady"].pairs == (0.5, 1.0, 3.5)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_tree_against_itself(tmp_path: Path) -> None:
     report = measure(ROOT, "fake", 1, tmp_path, num_shards=3, photos_a_shard=4, is_warmed_up=False)

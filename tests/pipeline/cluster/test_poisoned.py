@@ -82,7 +82,7 @@ def run_poisoned(
     [
         pytest.param(ILLEGAL, 0, id="illegal-in-place"),
         pytest.param(LAUNCH, 1, id="cublas-decoders"),
-        pytest.param(ODD, 0, id="odd-in-place"),
+        pytest.param(ODD, 0, id="odd-in-place", marks=pytest.mark.long),
         pytest.param(ILLEGAL, 1, id="illegal-decoders", marks=pytest.mark.long),
         pytest.param(LAUNCH, 0, id="cublas-in-place", marks=pytest.mark.long),
         pytest.param(ODD, 1, id="odd-decoders", marks=pytest.mark.long),

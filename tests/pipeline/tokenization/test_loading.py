@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -28,6 +29,21 @@ def test_the_jobs_precision_is_the_tokenizers_and_in_the_fingerprint(checkpoint:
         assert (tokenizer.precision, tokenizer.device.type) == (precision, "cpu")
         fingerprint = run_fingerprint(job, load_spec(job, configured_loader(job)))
         assert fingerprint["tokenizer.precision"] == precision
+
+
+def test_a_jobs_limit_to_the_texture_is_the_tokenizers_and_in_the_fingerprint(tmp_path: Path) -> None:
+    photos = config(tiny_checkpoint(tmp_path), dtf={"threshold": 2.0})
+    textured = config(tiny_checkpoint(tmp_path), dtf={"threshold": 2.0, "texture_bits": 0.25})
+    assert [configured_loader(job)("cpu").dtf.texture_bits for job in (photos, textured)] == [0.0, 0.25]
+    before, after = (
+        run_fingerprint(job, load_spec(job, configured_loader(job)))["tokenizer.dtf"] for job in (photos, textured)
+    )
+    assert json.loads(after) == {**json.loads(before), "texture_bits": 0.25}
+
+
+def test_the_bundled_limit_can_be_turned_off() -> None:
+    job = JobConfig.model_validate({"source": "a", "output": "o", "dtf": {"texture_bits": 0}})
+    assert configured_loader(job)("cpu").dtf.texture_bits == 0
 
 
 def test_a_driver_without_a_gpu_knows_a_tokenizer_in_tf32(checkpoint: Path) -> None:

@@ -135,6 +135,10 @@ def test_globals_learn_from_the_prior_only_where_both_are_trained() -> None:
         ({"model": {"patch_size": 8}}, "model.patch_size is the frozen tokenizer's"),
         ({"model": {"has_stem": True}}, "model.has_stem"),
         ({"dtf": {"criterion": "entropy"}}, "temporal: false"),
+        (
+            {"dtf": {"criterion": "distance", "threshold_kind": "distortion", "temporal": False, "texture_bits": 0.5}},
+            "texture_bits are of pixels",
+        ),
         ({"stages": [STAGE | {"name": "late", "train": ["decoder"]}]}, "stage late: the decoder is the frozen"),
         ({"stages": [STAGE | {"name": "c", "train": ["prior"], "num_frames": 2}]}, "clips are single frames"),
         ({"model": {"num_global": 0}, "stages": [STAGE | {"name": "g", "train": ["tokenizer"]}]}, "num_global is 0"),

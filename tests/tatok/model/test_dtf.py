@@ -231,6 +231,54 @@ def test_worth_is_finite_and_in_the_order_of_what_is_ranked(
         assert float(worth[kept].min()) >= float(worth[~kept].max())
 
 
+# --- texture ----------------------------------------------------------------------------------------------------
+
+TEXTURED = DTFSettings(criterion="residual", threshold_kind="distortion", threshold=4.0, texture_bits=0.5)
+
+
+def by_texture(texture: list[float], residual: list[float], **changes: float | int):
+    """DTF by residual and texture, for a prior to whom all positions are alike."""
+    row = torch.ones(1, len(residual))
+    return filter_tokens(
+        lambda visible: CodeStatistics(row, row, row, row),
+        num_images=1, num_positions=len(residual), num_global=1, settings=replace(TEXTURED, **changes),
+        device=torch.device("cpu"), residual_BN=torch.tensor([residual]), texture_BN=torch.tensor([texture]),
+    )  # fmt: skip
+
+
+def test_texture_is_kept_whatever_the_criterion_says() -> None:
+    filtered = by_texture([0.75, 0.5, 2.0, 0.0], [0.0, 0.0, 16.0, 16.0])
+    assert filtered.kept_BN.tolist() == [[True, False, True, True]]
+    assert filtered.worth_BN.tolist() == [[0.25, 0.0, 1.5, 1.0]]  # the more of texture - 0.5 and 1/2 log2(16 / 4)
+    most = by_texture([0.75, 0.5, 2.0, 0.0], [0.0, 0.0, 16.0, 16.0], max_tokens=3)
+    assert most.kept_BN.tolist() == [[False, False, True, True]]
+    assert bool(by_texture([0.75, 0.5, 2.0, 0.0], [0.0] * 4, threshold=0.0).kept_BN.all())
+
+
+@given(values=bits, threshold=st.floats(0.001, 50), factor=st.floats(1, 50), data=st.data())
+def test_texture_adds_to_what_is_kept_and_says_so(
+    values: list[float], threshold: float, factor: float, data: st.DataObject
+) -> None:
+    texture = data.draw(st.lists(st.floats(0, 4), min_size=len(values), max_size=len(values)))
+    filtered = by_texture(texture, values, threshold=threshold)
+    assert torch.equal(filtered.kept_BN, filtered.worth_BN > 0)
+    assert not bool((by_residual(values, threshold).kept_BN & ~filtered.kept_BN).any())
+    fewer = by_texture(texture, values, threshold=threshold * factor).kept_BN
+    assert not bool((fewer & ~filtered.kept_BN).any())  # nested, as without it
+
+
+def test_texture_has_a_place_in_the_settings_where_it_matters() -> None:
+    assert TEXTURED.document()["texture_bits"] == 0.5
+    assert "texture_bits" not in replace(TEXTURED, texture_bits=0.0).document()  # fingerprints of datasets without it
+    assert replace(TEXTURED, criterion="content").needs_positions
+    assert TEXTURED.with_criterion("entropy").texture_bits == 0
+    assert TEXTURED.with_criterion("distance").texture_bits == 0.5
+    row = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="needs texture_BN"):
+        position_bits(CodeStatistics(row, row, row, row), TEXTURED, residual_BN=row)
+    assert position_bits(CodeStatistics(row, row, row, row), TEXTURED.ranking_all(), row).min() > 0
+
+
 def test_ties_go_to_the_earlier_position() -> None:
     assert keep_most(torch.tensor([[5, 7, 7, 7]]), torch.tensor([2])).tolist() == [[False, True, True, False]]
 
@@ -253,6 +301,9 @@ def test_a_relative_threshold_keeps_a_share_of_even_a_flat_image() -> None:
         ({"threshold": math.nan}, "at least 0"),
         ({"threshold_kind": "fraction", "threshold": 1.5}, "at most 1"),
         ({"rounds": 0}, "at least 1"),
+        ({"texture_bits": 0.5}, "criterion content, distance or residual; this one is 'entropy'"),
+        ({"criterion": "content", "threshold_kind": "distortion", "texture_bits": -0.5}, "at least 0, which turns it"),
+        ({"criterion": "content", "threshold_kind": "distortion", "texture_bits": math.inf}, "at least 0, which turns"),
         ({"min_tokens": 9, "max_tokens": 3}, "below"),
     ],
 )

@@ -32,6 +32,10 @@ def test_every_criterion_is_named_and_explained(criterion: Criterion) -> None:
         ({"threshold_kind": "fraction", "threshold": 0.9}, "until they held 0.9 of an image's bits"),
         ({"threshold_kind": "fraction", "threshold": 1.0}, "threshold, 1, keeps every patch"),
         ({"criterion": "distance", "threshold_kind": "distortion"}, "threshold, 0, keeps every patch"),
+        (
+            {"criterion": "distance", "threshold_kind": "distortion", "threshold": 9.0, "texture_bits": 0.75},
+            "It kept those, too, in which the global tokens leave over 0.75 bits of texture a pixel value.",
+        ),
         ({"threshold": 9.0, "rounds": 3}, "in 3 rounds"),
         ({"threshold": 9.0, "max_tokens": 2000}, "An image has at most 2,000 tokens."),
         ({"threshold": 9.0, "min_tokens": 8, "max_tokens": 64}, "An image has at least 8 and at most 64 tokens."),

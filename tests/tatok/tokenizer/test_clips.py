@@ -115,6 +115,17 @@ def test_errors_do_not_add_up_over_many_frames(tokenizer: Tokenizer) -> None:
     assert spent[32:].sum() == 0  # the noise of a sensor is not worth a token
 
 
+def test_texture_is_told_once(tokenizer: Tokenizer) -> None:
+    """Noise is kept where a picture begins; of a decoded frame it differs as much in each that follows."""
+    generator = torch.Generator().manual_seed(0)
+    frame = (128 + 50 * torch.randn(3, 64, 64, generator=generator)).clamp(0, 255).byte()
+    (sequence,) = tokenizer.encode_clips(frame.expand(1, 4, -1, -1, -1))
+    assert np.bincount(sequence.positions.astype(int) // 16, minlength=4).tolist() == [16, 0, 0, 0]
+    assert [len(each.positions) for each in split_frames(sequence)][:1] == [
+        len(tokenizer.encode(frame[None])[0].positions)
+    ]
+
+
 def test_frame_by_frame_is_every_frame_as_an_image(tiny: Tokenizer) -> None:
     clips = tiny_clips()
     sequences = tiny.with_dtf(temporal=False).encode_clips(clips)

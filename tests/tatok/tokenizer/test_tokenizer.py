@@ -7,12 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tatok import Grid, Tokenizer
@@ -24,6 +26,20 @@ from tests.support.places import EXAMPLES
 from tests.support.real_data import demo_photos
 
 DEMO = EXAMPLES / "photos"
+SCENES = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def demo_pictures() -> dict[str, Tensor]:
+    """The demo's photos by their names, uint8 [3, H, W], pixel for pixel."""
+    pictures = {}
+    for path in sorted(DEMO.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.name.endswith((".png", ".jpg")):
+                    with Image.open(archive.extractfile(member)) as image:
+                        pixels = np.array(image.convert("RGB"))
+                    pictures[Path(member.name).stem] = torch.from_numpy(pixels).permute(2, 0, 1)
+    return pictures
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +126,36 @@ def test_a_constant_image_keeps_fewer_tokens_than_a_photo_and_a_photo_fewer_than
     assert max(counts[4:13]) < min(counts[13:])
 
 
-def test_noise_that_no_code_can_express_gets_no_tokens(tokenizer: Tokenizer) -> None:
-    """White noise averages out within a patch's code, so by content a token would tell nothing of it."""
+def test_noise_that_no_code_can_express_is_kept_for_its_texture_alone(tokenizer: Tokenizer) -> None:
+    """White noise averages out within a patch's code, so by distance a token would tell nothing of it."""
     (sequence,) = tokenizer.encode(noise(1))
+    assert sequence.num_tokens == tokenizer.num_global + 256
+    (sequence,) = tokenizer.with_dtf(texture_bits=0.0).encode(noise(1))
     assert sequence.num_tokens == tokenizer.num_global
+
+
+def test_more_tokens_where_there_is_more_to_see(tokenizer: Tokenizer) -> None:
+    """In means over crops of 128x128: a flat area < photos < grass, gravel < noise."""
+
+    def mean_kept(crops: list[Tensor]) -> float:
+        sequences = tokenizer.encode(torch.stack(crops))
+        return float(np.mean([sequence.num_tokens for sequence in sequences])) - tokenizer.num_global
+
+    def crops_of(picture: Tensor) -> list[Tensor]:
+        tops, lefts = (torch.linspace(0, side - 128, 4).long().tolist() for side in picture.shape[1:])
+        return [picture[:, top : top + 128, left : left + 128] for top in tops for left in lefts]
+
+    pictures = demo_pictures()
+    flat = mean_kept([torch.full((3, 128, 128), grey, dtype=torch.uint8) for grey in range(10, 250, 24)])
+    photos = mean_kept([crop for name in SCENES for crop in crops_of(pictures[name])])
+    grass, gravel = mean_kept(crops_of(pictures["grass"])), mean_kept(crops_of(pictures["gravel"]))
+    generator = torch.Generator().manual_seed(0)
+    quiet, loud = (
+        mean_kept([(128 + d * torch.randn(3, 128, 128, generator=generator)).clamp(0, 255).byte() for _ in range(10)])
+        for d in (32, 64)
+    )
+    assert flat == 0
+    assert flat < photos < min(grass, gravel) < max(grass, gravel) < quiet <= loud
 
 
 def test_an_image_alone_equals_the_image_in_a_batch(tokenizer: Tokenizer) -> None:

@@ -93,6 +93,8 @@ def test_residuals_and_distances_are_those_of_latents(config: TrainingConfig) ->
     assert torch.allclose(full.residual_BN, wanted, atol=1e-5)
     by_residual = tokenizer.with_dtf(replace(tokenizer.dtf, criterion="residual", threshold=1e-4))
     assert all(sequence.num_tokens == 4 + 16 for sequence in by_residual.encode(pixels))
+    with pytest.raises(ConfigError, match=r"dtf\.texture_bits are of pixels"):
+        by_residual.with_dtf(texture_bits=0.5)
 
 
 def test_a_stopped_run_resumes_to_the_bit_without_encoding_again(
@@ -194,6 +196,7 @@ def stage(**values: Any) -> list[dict[str, Any]]:
 
 WRONG = {
     "temporal": ({"dtf": {"temporal": True}}, "temporal: false"),
+    "texture": ({"dtf": {"texture_bits": 0.5}}, "texture_bits are of pixels"),
     "clips": ({"stages": stage(num_frames=3)}, "train on images"),
     "crops by the stage": ({"stages": stage(smallest_crop=0.5)}, "latents.smallest_crop"),
     "pixels in memory": ({"photos_in_memory": True}, "num_cached_crops"),

@@ -135,7 +135,10 @@ def published(output: Path) -> dict[str, bytes]:
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("fate", ["lives", "lender killed", "lender's device breaks", "owner killed"])
+@pytest.mark.parametrize(
+    "fate",
+    ["lives", "lender killed", "owner killed", pytest.param("lender's device breaks", marks=pytest.mark.long)],
+)
 def test_two_tokenizers_encode_one_shard_and_its_part_is_that_of_one(tmp_path: Path, fate: Fate) -> None:
     events: list[Event] = []
     run_shared(tmp_path, IN_PLACE, fate=fate, events=events)

@@ -1,0 +1,1 @@
+"""What gets tokens: flat areas, sky, photos, texture and noise, by the limit to the texture."""
