@@ -19,10 +19,10 @@ demo: setup
 	@rm -rf demo-output
 	$(BIN)/tatok demo --output demo-output
 
-# Three at a time, on two cores: many tests wait for Ray or for a time that must pass. A file's tests share what is dear to
-# set up; the longest files go first (tests/conftest.py).
+# Two at a time: most tests wait for Ray or for a time that must pass; with three, some wait in vain on two cores. A file's
+# tests share what is dear to set up; the longest files go first (tests/conftest.py).
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The tests of az:// need Azurite, a server of Azure's storage, from npm; without it they skip and say so.
 AZURITE := $(VENV)/azurite/node_modules/.bin/azurite-blob

@@ -116,6 +116,7 @@ def test_the_main_job_verify_and_the_loader_among_modules_of_the_same_names(inst
     assert str(installed.packages) in loaded.stdout
 
 
+@pytest.mark.long
 def test_the_demo_and_the_recipes_are_installed(installed: Installed) -> None:
     demo = installed.run("tatok", "demo", "--output", "demo-output")
     assert demo.returncode == 0, demo.stdout + demo.stderr

@@ -279,6 +279,7 @@ def test_a_running_job_is_detached_from_and_stopped(place: Place, tmp_path: Path
     assert "committed" in events
 
 
+@pytest.mark.long
 def test_a_doctor_on_the_cluster_passes_its_findings_on(place: Place) -> None:
     missing = ("--set", "source=s3://photos-in/none-{0..3}.tar", "--samples", "1")
     code, printed = place.tatok("doctor", place.job, "--address", place.head.address, *missing)

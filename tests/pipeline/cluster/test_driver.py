@@ -28,7 +28,7 @@ from tatok.schemas.errors import CommitError, ConfigError
 from tatok.schemas.records import TokenSequence
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake, load_other_fake
 from tests.support.photos import encoded, jpeg, photo_members, png_bomb, tar_bytes, write_photo_shards
-from tests.support.runs import IN_PLACE_TOO, job, rejects, rows, run
+from tests.support.runs import MOSTLY_BY_DECODERS, job, rejects, rows, run
 from tests.support.tiny_checkpoint import tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -228,7 +228,7 @@ def load_noting(mark: str, device: str) -> FakeTokenizer:
     return NotingTokenizer(mark=mark)
 
 
-@IN_PLACE_TOO
+@MOSTLY_BY_DECODERS
 def test_batches_are_as_large_as_the_job_says(
     photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
 ) -> None:

@@ -22,7 +22,7 @@ from tatok.pipeline.monitoring.events import (
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.photos import endless_jpeg, photo_members, tar_bytes
 from tests.support.processes import descendants
-from tests.support.runs import IN_PLACE_TOO, MOSTLY_BY_DECODERS, MOSTLY_IN_PLACE, job, rejects, rows, run
+from tests.support.runs import MOSTLY_BY_DECODERS, MOSTLY_IN_PLACE, job, rejects, rows, run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -48,7 +48,7 @@ def test_killed_decoders_cost_nothing(photo_shards: Callable[..., str], tmp_path
     assert [row["key"] for row in rows(tmp_path / "out")] == [f"photo-{i:04}" for i in range(60)]
 
 
-@IN_PLACE_TOO
+@MOSTLY_BY_DECODERS
 def test_killed_tokenizer_is_replaced(photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int) -> None:
     source = photo_shards(num_shards=2)
     events: list[Event] = []

@@ -139,9 +139,8 @@ def test_what_cannot_be_done_is_said_before_anything_starts(recipe: Path, local_
         run_training(config, num_workers=2, device="cuda")
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
-)
+@pytest.mark.long  # what `make test` stops and resumes is training on one machine, and a worker that dies
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_driver_has_the_workers_save_their_step_and_the_same_command_goes_on(
     recipe: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
