@@ -74,8 +74,11 @@ def texture_bits(patches_BNP: Tensor, patch: int) -> Tensor:
     however small its energy. Where the bits start, at 0.1, is not given by the paper.
     """
     basis_VV = _cosines(patch, patches_BNP.device)
-    deviations = basis_VV @ patches_BNP.float().unflatten(2, (-1, patch, patch)) @ basis_VV.T
-    return deviations.abs().clamp_min(1).log2().mean((-3, -2, -1))
+    # Across, then down, each as one product of many rows: many products of small matrices take twice as long. The
+    # coefficients come out transposed, and their mean is the same.
+    across = patches_BNP.float().unflatten(2, (-1, patch, patch)) @ basis_VV.T
+    deviations = across.transpose(-1, -2) @ basis_VV.T
+    return deviations.abs_().clamp_min_(1).log2_().mean((-3, -2, -1))
 
 
 def _cosines(side: int, device: torch.device) -> Tensor:
