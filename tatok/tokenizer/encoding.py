@@ -93,10 +93,8 @@ class Encoding:
 
     def full_rate_seen(self, seen: Seen) -> FullRate:
         """`full_rate` of frames that have been looked at."""
-        grid = self.model.grid(seen.pixels_B3HW)
-        base_BNP = self.model.base(seen.globals_BMC, grid)
-        full = self._refined(seen, seen.globals_BMC, seen.global_BM, base_BNP)
-        return replace(full, texture_BN=self._texture(seen.patches_BNP - base_BNP))
+        base_BNP = self.model.base(seen.globals_BMC, self.model.grid(seen.pixels_B3HW))
+        return self._refined(seen, seen.globals_BMC, seen.global_BM, base_BNP, is_image=True)
 
     def full_rate_after(self, seen: Seen, before: Tensor, global_BM: Tensor, renewed_BM: Tensor) -> FullRate:
         """All patch codes of frames that follow the decoded frames `before`, uint8 [B, 3, H, W].
@@ -106,20 +104,23 @@ class Encoding:
         """
         globals_BMC = self.model.global_quantizer.decode(global_BM)
         base_BNP = self.model.base_after(globals_BMC, renewed_BM, to_float(before))
-        return self._refined(seen, globals_BMC, global_BM, base_BNP)
+        return self._refined(seen, globals_BMC, global_BM, base_BNP, is_image=False)
 
-    def _refined(self, seen: Seen, globals_BMC: Tensor, global_BM: Tensor, base_BNP: Tensor) -> FullRate:
+    def _refined(
+        self, seen: Seen, globals_BMC: Tensor, global_BM: Tensor, base_BNP: Tensor, *, is_image: bool
+    ) -> FullRate:
         grid = self.model.grid(seen.pixels_B3HW)
         globals_ = Quantized(globals_BMC, global_BM, globals_BMC.new_zeros(()))
         trunk = TrunkOutput(seen.patches_BNP, seen.states_BLD, globals_)
         patches = self.model.refine(trunk, globals_BMC, base_BNP, grid)
+        left_BNP = seen.patches_BNP - base_BNP
         return FullRate(
             codes=Codes(global_BM, patches.codes),
             globals_BMC=globals_BMC,
             patches_BNC=patches.vectors,
             base_BNP=base_BNP,
-            residual_BN=(seen.patches_BNP - base_BNP).square().sum(-1),
-            texture_BN=None,
+            residual_BN=left_BNP.square().sum(-1),
+            texture_BN=self._texture(left_BNP) if is_image else None,
             grid=grid,
         )
 
@@ -165,7 +166,8 @@ class Encoding:
     def filter(self, full: FullRate, new_globals_B: Tensor | None = None) -> Filtered:
         """DTF's kept sets of images, or of frames that have `new_globals_B` globals.
 
-        The lower bound on the count is for images: it would make a frame spend tokens on nothing new. So is texture.
+        The lower bound on the count and the limit to the texture are for images: a frame would spend tokens by them on
+        nothing new.
         """
         num_images, num_positions = full.codes.patch_BN.shape
         settings = self.dtf
