@@ -83,7 +83,8 @@ class ShardLedger:
     repeated; one that is no fault of the shard does not count. Processes die for reasons of their own: all deaths of a
     shard's processes together count as one attempt, and blameless ones not at all; only a shard that costs one process
     after the other is given up for it. At the end of a run a straggler may be handed out once more; the first commit
-    settles both attempts.
+    settles both attempts, and where both fail the later failure counts. There is no third one beside them: what hangs
+    for longer than a straggler may take would have one twin after the other, and never fail.
     `clock` gives seconds and never goes back.
     """
 
@@ -97,6 +98,7 @@ class ShardLedger:
         self._clock = clock
         self._failures: dict[str, list[Failure]] = {}
         self._at_work: dict[str, dict[Attempt, float]] = {}  # shard id -> attempt -> leased at
+        self._twinned = set[str]()  # ids of those at work that were handed out once more
         self.reports: list[ShardReport] = []
         self.committed = Throughput(num_rows=0, num_tokens=0, num_rejects=0)
         self._latest_s: deque[float] = deque(maxlen=_LATEST)  # that shards took
@@ -131,10 +133,13 @@ class ShardLedger:
         """Take the shard that has been at work longest once more, where all are out and it takes far too long.
 
         None where shards wait, where no shard has been at work for `STRAGGLER_S` and for several times as long as
-        committed ones took, or where the one that has is at work twice already.
+        committed ones took, or where the one that has is at work twice. One of which a twin has failed has no other.
         """
         shard = self._straggler
-        return None if shard is None else self._lease(shard)
+        if shard is None:
+            return None
+        self._twinned.add(shard.shard_id)
+        return self._lease(shard)
 
     @property
     def has_straggler(self) -> bool:
@@ -143,12 +148,17 @@ class ShardLedger:
 
     @property
     def _straggler(self) -> Shard | None:
-        if self._fresh or self._delayed or not self._at_work:
+        if self._fresh or self._delayed:
             return None
-        attempts = min(self._at_work.values(), key=lambda attempts: min(attempts.values()))
+        at_work = (
+            attempts
+            for shard_id, attempts in self._at_work.items()
+            if len(attempts) > 1 or shard_id not in self._twinned
+        )
+        attempts = min(at_work, key=lambda attempts: min(attempts.values()), default={})
         took = self._latest_s
         patience_s = max(STRAGGLER_S, STRAGGLER_RATIO * statistics.median(took) if took else math.inf)
-        if len(attempts) > 1 or self._clock() - min(attempts.values()) < patience_s:
+        if len(attempts) != 1 or self._clock() - min(attempts.values()) < patience_s:
             return None
         return next(iter(attempts)).shard
 
@@ -175,7 +185,7 @@ class ShardLedger:
         """There is nothing left to do for the attempt's shard; False where that was so before."""
         if not self.is_open(attempt):
             return False
-        del self._at_work[attempt.shard.shard_id]
+        self._end(attempt.shard)
         return True
 
     def fail(self, attempt: Attempt, failure: Failure) -> Literal["again", "given_up", "elsewhere"]:
@@ -187,7 +197,7 @@ class ShardLedger:
         del attempts[attempt]
         if attempts:
             return "elsewhere"
-        del self._at_work[shard.shard_id]
+        self._end(shard)
         if failure.kind == "tokenizer_replaced":
             self._fresh.appendleft(shard)
             return "again"
@@ -208,6 +218,10 @@ class ShardLedger:
         for report in self.reports:
             counts.update(report.rejects)
         return counts
+
+    def _end(self, shard: Shard) -> None:
+        del self._at_work[shard.shard_id]
+        self._twinned.discard(shard.shard_id)
 
     def _lease(self, shard: Shard) -> Attempt:
         failures = self._failures.get(shard.shard_id, [])

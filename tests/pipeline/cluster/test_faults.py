@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tatok.pipeline.cluster import crew, driver
+from tatok.pipeline.cluster import crew, driver, leases
 from tatok.pipeline.monitoring.events import (
     Event,
     ShardFailed,
@@ -84,19 +84,21 @@ def test_decoders_make_room_for_a_tokenizer_where_a_node_is_lost_before_any_has_
 
 @MOSTLY_IN_PLACE
 def test_hanging_source_is_given_up_and_named(
-    photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
+    photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo_shards(num_shards=2)
     os.mkfifo(tmp_path / "source" / "hangs.tar")
     source = f"{tmp_path}/source/{{hangs,photos-0000,photos-0001}}.tar"
     events: list[Event] = []
+    monkeypatch.setattr(leases, "STRAGGLER_S", 2.0)  # it hangs for longer than a straggler may take
     config = job(source, tmp_path / "out", resources={"decode_timeout_s": 3, "num_decoders": num_decoders})
     summary = run(config, events)
     assert summary.status == "shards_failed"
     assert [Path(shard.uri).name for shard in summary.failed] == ["hangs.tar"]
     assert summary.num_rows == 20
     assert not (tmp_path / "out" / "_SUCCESS").exists()
-    assert sum(isinstance(event, ShardRetried) for event in events) == 1
+    retried = [Path(event.shard.uri).name for event in events if isinstance(event, ShardRetried)]
+    assert retried.count("hangs.tar") == 1  # on a busy machine the good ones may take so long, too
     (failed,) = [event for event in events if isinstance(event, ShardFailed)]
     assert "decode_timeout_s" in failed.reason
 

@@ -141,7 +141,42 @@ def test_a_twin_that_fails_leaves_the_other_at_work() -> None:
     assert twin is not None
     assert ledger.fail(slow, LOST) == "elsewhere"
     assert ledger.is_open(twin)
+    clock.now *= 2
+    assert ledger.lease_straggler() is None, "or one twin after the other would hang, and the shard never fail"
     assert ledger.fail(twin, LOST) == "again"
+
+
+def test_one_whose_twin_has_failed_is_not_in_the_way_of_another_straggler() -> None:
+    clock = Clock()
+    ledger = ShardLedger([shard("a"), shard("b"), shard("c")], clock=clock)
+    quick, first, second = ledger.lease(), ledger.lease(), ledger.lease()
+    ledger.commit(quick, report(quick))
+    clock.now = STRAGGLER_S
+    twin = ledger.lease_straggler()
+    assert twin is not None
+    assert ledger.fail(twin, LOST) == "elsewhere"
+    other = ledger.lease_straggler()
+    assert other is not None
+    assert (twin.shard, other.shard) == (first.shard, second.shard)
+
+
+@pytest.mark.parametrize("kind", ["decode_timeout", "tokenizer_died", "source", "no_progress"])
+def test_what_hangs_for_longer_than_a_straggler_may_take_ends(kind: FailureKind) -> None:
+    clock, deadline_s = Clock(), 1.5 * STRAGGLER_S
+    ledger = ShardLedger([shard("quick"), shard("hangs")], clock=clock)
+    quick, hangs = ledger.lease(), ledger.lease()
+    ledger.commit(quick, report(quick))
+    at_work = [(hangs, clock.now)]
+    while not ledger.is_finished:
+        clock.now += 1.0
+        assert clock.now < 2 * (MAX_DEATHS + 1) * (deadline_s + MOST_BACKOFF_S), "it goes on for ever"
+        overdue = [attempt for attempt, since in at_work if clock.now - since >= deadline_s]
+        at_work = [(attempt, since) for attempt, since in at_work if attempt not in overdue]
+        for attempt in overdue:
+            ledger.fail(attempt, Failure(kind=kind, message=""))
+        leased = ledger.lease() if ledger.has_waiting else ledger.lease_straggler()
+        at_work += [] if leased is None else [(leased, clock.now)]
+    assert list(ledger.failed) == [hangs.shard]
 
 
 def test_no_twin_while_shards_wait() -> None:
