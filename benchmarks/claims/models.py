@@ -41,7 +41,8 @@ class Setting:
     in the tables with a spread are trained with all `seeds`, the others with the first. `num_heldout` images are
     evaluated. A generator is trained on `generator_tokens` tokens, and samples `num_samples` images, which are
     compared with the first as many held-out ones; sampling is timed in `speed_rounds` turns at batches of
-    `speed_batch` full-rate images.
+    `speed_batch` full-rate images. `grids` are coarse grids beside those of the headline, `fewer_globals` TaTok's
+    ablations.
     """
 
     name: str
@@ -61,6 +62,8 @@ class Setting:
     speed_batch: int
     speed_rounds: int
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    grids: tuple[int, ...] = (16, 20, 25)
+    fewer_globals: tuple[int, ...] = (0, 4, 8)
 
 
 BACKBONE = TaTokConfig(
@@ -98,6 +101,8 @@ SETTINGS = {
             num_samples=64,
             speed_batch=8,
             speed_rounds=2,
+            grids=(16,),
+            fewer_globals=(0,),
         ),
         Setting(
             name="small",
@@ -219,7 +224,7 @@ def variants(setting: Setting) -> list[Variant]:
             fixed_tokens=count,
             has_spread=True,
         ),
-        *(grid(num) for num in (16, 20, 25)),
+        *(grid(num) for num in setting.grids),
         Variant(
             name="patch-8",
             title="2-D patch tokens of 8x8 pixels, 16",
@@ -228,7 +233,7 @@ def variants(setting: Setting) -> list[Variant]:
             kept=KEPT_ALL,
             fixed_tokens=(setting.image_size // 8) ** 2,
         ),
-        *(ablation(f"globals-{m}", f"M = {m}", replace(backbone, num_global=m)) for m in (0, 4, 8)),
+        *(ablation(f"globals-{m}", f"M = {m}", replace(backbone, num_global=m)) for m in setting.fewer_globals),
         ablation("zeros", "zeros as filler", replace(backbone, filler="zeros")),
         ablation("joint", "prior and tokenizer jointly", backbone, is_joint=True),
     ]

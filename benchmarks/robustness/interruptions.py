@@ -238,9 +238,15 @@ def _without_times(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def interruptions(
-    kinds: Sequence[Kind], numbers: Sequence[int], seed: int, work: Path, *, signals: Sequence[signal.Signals] = SIGNALS
+    kinds: Sequence[Kind],
+    numbers: Sequence[int],
+    seed: int,
+    work: Path,
+    *,
+    signals: Sequence[signal.Signals] = SIGNALS,
+    times: Sequence[int] = (1, 2, 3),
 ) -> list[Interrupted]:
-    """Runs of each kind, each interrupted one to three times; the same moments for the same seed, kind and number."""
+    """Runs of each kind, each interrupted one of so many `times`; the same moments for the same seed, kind, number."""
     write_photo_shards(work, 2, 8)
     (work / "clip.mp4").write_bytes(video_bytes(40))
     write_synthetic(str(work / "tokens"), 200)
@@ -256,7 +262,7 @@ def interruptions(
             rng = random.Random(f"{seed} {kind} {number}")
             output = work / f"{kind}-{number}".replace(" ", "-")
             command = _command(kind, work, output)
-            moments = sorted(rng.randrange(num_records) for _ in range(rng.choice((1, 2, 3))))
+            moments = sorted(rng.randrange(num_records) for _ in range(rng.choice(times)))
             tried = [_interrupt(command, output, rng.choice(signals), at, num_records, rng) for at in moments]
             process = _start(command)
             text = _finish(process)

@@ -32,19 +32,19 @@ RUN = Interrupted(
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("kind", "signals"),
+    ("kind", "signals", "times"),
     [
-        ("generator", (signal.SIGINT,)),
-        pytest.param("generator", (signal.SIGINT, signal.SIGTERM), marks=pytest.mark.long),
-        pytest.param("clips", (signal.SIGINT, signal.SIGTERM), marks=pytest.mark.long),
+        ("generator", (signal.SIGINT,), (1,)),
+        pytest.param("generator", (signal.SIGINT, signal.SIGTERM), (1, 2, 3), marks=pytest.mark.long),
+        pytest.param("clips", (signal.SIGINT, signal.SIGTERM), (1, 2, 3), marks=pytest.mark.long),
     ],
 )
 def test_commands_that_signals_stop_end_as_those_that_none_has(
-    kind: Kind, signals: tuple[signal.Signals, ...], tmp_path: Path
+    kind: Kind, signals: tuple[signal.Signals, ...], times: tuple[int, ...], tmp_path: Path
 ) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    [run] = interruptions([kind], [0], seed, tmp_path, signals=signals)
+    [run] = interruptions([kind], [0], seed, tmp_path, signals=signals, times=times)
     assert run.findings == [], run
 
 

@@ -81,7 +81,7 @@ def run_poisoned(
     ("error", "num_decoders"),
     [
         pytest.param(ILLEGAL, 0, id="illegal-in-place"),
-        pytest.param(LAUNCH, 1, id="cublas-decoders"),
+        pytest.param(LAUNCH, 1, id="cublas-decoders", marks=pytest.mark.long),
         pytest.param(ODD, 0, id="odd-in-place", marks=pytest.mark.long),
         pytest.param(ILLEGAL, 1, id="illegal-decoders", marks=pytest.mark.long),
         pytest.param(LAUNCH, 0, id="cublas-in-place", marks=pytest.mark.long),
@@ -142,6 +142,6 @@ def test_devices_that_fail_everywhere_end_the_run(
 ) -> None:
     monkeypatch.setattr(leases, "DEATHS_APART_S", 0.0)
     monkeypatch.setattr(leases, "RESTART_BACKOFF_S", 0.0)
-    monkeypatch.setattr(leases, "MAX_DEATHS_IN_A_ROW", 4)
+    monkeypatch.setattr(leases, "MAX_DEATHS_IN_A_ROW", 2)
     with pytest.raises(TatokError, match=r"busy or unavailable\nlook after the GPUs"):
         run(job(photo_shards(1, 1), tmp_path / "out"), load_tokenizer=load_where_nothing_works)
