@@ -192,6 +192,7 @@ def head_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long  # test_submit.py submits from a checkout, the test above runs what was installed
 def test_a_submitted_job_runs_what_was_installed(installed: Installed, head_folder: Path) -> None:
     with ray_head(head_folder, environment={}) as head:
         submitted = installed.run(

@@ -86,7 +86,7 @@ SETTINGS = {
     for setting in (
         Setting(
             name="tiny",
-            recipe=Recipe(batch_size=8, tokenizer_steps=4, prior_steps=4, decoder_steps=2, num_start_crops=64),
+            recipe=Recipe(batch_size=8, tokenizer_steps=2, prior_steps=2, decoder_steps=1, num_start_crops=64),
             backbone=replace(BACKBONE, codebook_size=32, width=32, num_heads=2, num_decoder_layers=1),
             image_size=32,
             headline=30,

@@ -30,6 +30,7 @@ def test_a_child_counts_with_its_parent() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long  # test_over_time.py watches a run's memory, too
 def test_large_photos_stay_within_the_bound(tmp_path: Path) -> None:
     photos = Photos(num=8, width=2000, height=1500, num_shards=2)
     report = measure(photos, tmp_path / "work", ["--image-size", "64"])

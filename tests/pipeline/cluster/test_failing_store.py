@@ -56,7 +56,8 @@ def test_trouble_that_passes(s3_bucket: str, failing_s3: FaultyS3) -> None:
     check_whole(config, 200)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("slow_down", marks=pytest.mark.long), "drop"])
+@pytest.mark.long  # test_trouble_that_passes and test_what_is_forbidden_is_not_tried_again are its like
+@pytest.mark.parametrize("kind", ["slow_down", "drop"])
 def test_trouble_that_outlasts_the_client(s3_bucket: str, failing_s3: FaultyS3, kind: str) -> None:
     config = bucket_job(s3_bucket, kind, num_shards=2)
     fault = Fault(kind=kind, method="GET", path=f"{kind}/source/photos-1", times=14)  # type: ignore[arg-type]
@@ -85,7 +86,7 @@ def test_what_is_forbidden_is_not_tried_again(s3_bucket: str, failing_s3: Faulty
     check_whole(config, 120)
 
 
-@pytest.mark.long  # test_trouble_that_outlasts_the_client is its like
+@pytest.mark.long
 def test_an_output_that_cannot_be_written_for_long(s3_bucket: str, failing_s3: FaultyS3) -> None:
     config = bucket_job(s3_bucket, "unwritable", num_shards=1)
     failing_s3.set(Fault(kind="slow_down", method="PUT", path="unwritable/tokens/data", times=1000))

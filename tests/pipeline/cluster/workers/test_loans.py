@@ -137,7 +137,12 @@ def published(output: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "fate",
-    ["lives", "lender killed", "owner killed", pytest.param("lender's device breaks", marks=pytest.mark.long)],
+    [
+        "lives",
+        pytest.param("lender killed", marks=pytest.mark.long),
+        "owner killed",
+        pytest.param("lender's device breaks", marks=pytest.mark.long),
+    ],
 )
 def test_two_tokenizers_encode_one_shard_and_its_part_is_that_of_one(tmp_path: Path, fate: Fate) -> None:
     events: list[Event] = []
@@ -158,6 +163,7 @@ def test_where_encoding_costs_little_the_other_tokenizer_decodes(tmp_path: Path)
     assert sum(decoded) == NUM_PHOTOS
 
 
+@pytest.mark.long  # as does the one below, of which one dies
 def test_every_decoder_decodes_for_the_only_shard(tmp_path: Path) -> None:
     run_shared(tmp_path, DECODERS, fate="alone", num_decoders=3)
     decoded = [path.stat().st_size for path in tmp_path.glob("decoder-*")]
@@ -177,9 +183,10 @@ def test_a_decoder_that_dies_costs_the_shard_nothing_or_its_attempt(tmp_path: Pa
     assert killed
 
 
+@pytest.mark.long  # test_faults.py has one in a shard of its own process
 @pytest.mark.parametrize(
     "resources",
-    [pytest.param(IN_PLACE, id="in-place", marks=pytest.mark.long), pytest.param(DECODERS, id="decoders")],
+    [pytest.param(IN_PLACE, id="in-place"), pytest.param(DECODERS, id="decoders")],
 )
 def test_a_sample_that_hangs_its_decoder_is_the_same_reject_as_alone(tmp_path: Path, resources: dict[str, int]) -> None:
     endless = ("endless.jpg", endless_jpeg())
