@@ -24,6 +24,7 @@ from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.schemas.errors import TatokError
 from tatok.schemas.identity import require_equal
 from tatok.schemas.job import JobConfig
+from tatok.schemas.records import Shard
 
 __all__ = ["Calls", "Crew"]
 
@@ -175,24 +176,32 @@ class Crew:
             require_equal("decoder", self._decoding, ready.told)
             self.idle_decoders.add(Decoder(actor=started, node=ready.node))
 
-    def condemn(self, slot: TokenizerSlot, failure: Failure) -> None:
-        """Replace a tokenizer that answers, because it can do nothing any more."""
+    def condemn(self, slot: TokenizerSlot, failure: Failure, shard: Shard | None = None) -> None:
+        """Replace a tokenizer that answers, because it can do nothing any more, as was seen at this shard."""
         slot.is_condemned = True
         if slot not in self.slots:
             return
         self.replace_tokenizer(slot)
         self._on_event(Notice(message=f"a tokenizer can do nothing any more and is replaced: {failure.message}"))
-        if failure.kind in ("device_lost", "tokenizer_replaced"):
+        if failure.kind in ("device_lost", "tokenizer_replaced") and not self._is_repeated(shard, failure):
             self.count_death(failure.message, "look after the GPUs (nvidia-smi, dmesg), or take those nodes out")
 
-    def bury(self, slot: TokenizerSlot, failure: Failure) -> None:
-        """Replace a tokenizer that died under a lease; of several leases that report one death the first does it."""
+    def bury(self, slot: TokenizerSlot, failure: Failure, shard: Shard | None = None) -> None:
+        """Replace a tokenizer that died, under a lease of this shard; of several that report one death the first does.
+
+        Of a shard that has cost a process before it is the shard that counts them: where only such shards are left,
+        their deaths come in a row, and they are to be given up by their names.
+        """
         if slot not in self.slots:
             return
-        if failure.kind in ("tokenizer_died", "no_progress") or failure.is_blameless:
+        counts = failure.kind in ("tokenizer_died", "no_progress") and not self._is_repeated(shard, failure)
+        if counts or failure.is_blameless:
             self.count_death(failure.message)
             self._announce_backoff(failure.message)
         self.replace_tokenizer(slot)
+
+    def _is_repeated(self, shard: Shard | None, failure: Failure) -> bool:
+        return shard is not None and not failure.is_blameless and self._ledger.has_cost_a_process(shard)
 
     def replace_tokenizer(self, slot: TokenizerSlot) -> None:
         """End its process and start another in its place, after a while where processes die in a row."""

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 from tatok.pipeline.monitoring.events import Throughput
@@ -40,6 +41,7 @@ MAX_DEATHS_IN_A_ROW = 10  # with their back-off and what a start takes, about fi
 DEATHS_APART_S = 10.0
 RESTART_BACKOFF_S = 2.0  # before a process is started after a second death in a row; doubled after each further one
 _DEATHS = ("decoder_died", "tokenizer_died")
+_COSTLY = (*_DEATHS, "no_progress", "device_lost")
 # What may be one sample's doing: the next attempt decodes in a process that finds out which.
 SAMPLES_FAULT = ("decode_timeout", "decoder_died")
 
@@ -93,6 +95,7 @@ class ShardLedger:
     ) -> None:
         self._fresh = deque(shards)
         self._delayed: list[tuple[float, int, Shard]] = []  # a heap: ready at, order, shard
+        self._num_delayed = count()  # a node that is lost fails several leases at one moment
         self._num_leases = 0
         self._backoff_s = backoff_s
         self._clock = clock
@@ -162,6 +165,10 @@ class ShardLedger:
             return None
         return next(iter(attempts)).shard
 
+    def has_cost_a_process(self, shard: Shard) -> bool:
+        """Whether one died under it before, or had to be replaced, by no known fault of another."""
+        return any(each.kind in _COSTLY and not each.is_blameless for each in self._failures.get(shard.shard_id, ()))
+
     def is_open(self, attempt: Attempt) -> bool:
         """Whether the attempt's shard still waits for its outcome; another one may have settled it."""
         return attempt in self._at_work.get(attempt.shard.shard_id, {})
@@ -209,7 +216,7 @@ class ShardLedger:
             self.failed[shard] = failure
             return "given_up"
         ready_at = self._clock() + min(self._backoff_s * 2 ** (len(failures) - 1), MOST_BACKOFF_S)
-        heapq.heappush(self._delayed, (ready_at, self._num_leases, shard))
+        heapq.heappush(self._delayed, (ready_at, next(self._num_delayed), shard))
         return "again"
 
     def rejects(self) -> Counter[str]:

@@ -187,7 +187,7 @@ class Scheduler:
             result = Failure(kind="error", message=first_line(error.cause))
         except RayError as error:  # of whatever kind: see was_killed
             result = self._death(lease, error)
-            self._crew.bury(lease.slot, result)
+            self._crew.bury(lease.slot, result, lease.attempt.shard)
         if isinstance(result, ShardReport):
             self._crew.note_commit()
             lease.slot.note_commit()
@@ -218,7 +218,7 @@ class Scheduler:
         if slot.is_condemned and not is_lost:
             return Failure(kind="tokenizer_replaced", message=f"its tokenizer is replaced; here: {failure.message}")
         if is_lost or (slot in self._slots and slot.note_failure(lease, failure, len(self._ledger.reports))):
-            self._crew.condemn(slot, failure)
+            self._crew.condemn(slot, failure, lease.attempt.shard)
             if not is_lost:
                 return Failure(kind="tokenizer_replaced", message=f"its tokenizer is replaced; {failure.message}")
         return failure

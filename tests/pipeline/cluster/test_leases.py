@@ -46,6 +46,13 @@ def test_a_failed_shard_waits_and_goes_behind_the_others() -> None:
     assert ledger.lease() == Attempt(shard=first.shard, number=3, guarded=False)
 
 
+def test_shards_that_fail_at_one_moment_come_in_that_order() -> None:
+    ledger = ShardLedger([shard("b"), shard("a"), shard("c")], backoff_s=0, clock=Clock())
+    for attempt in [ledger.lease() for _ in range(3)]:
+        assert ledger.fail(attempt, LOST) == "again"
+    assert [ledger.lease().shard.shard_id for _ in range(3)] == ["b", "a", "c"]
+
+
 def test_back_off_doubles() -> None:
     clock = Clock()
     ledger = ShardLedger([shard("a")], clock=clock)
