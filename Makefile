@@ -8,7 +8,10 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# Without bytecode, which takes a minute to make of all that comes along; Python makes that of what it imports.
+# pip would take a minute to make bytecode of all that comes along; Python makes that of what it imports, once, if it may.
+# Where it may not, every process compiles torch and Ray anew, and all takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tatok needs Python 3.11 or later; run make PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
