@@ -46,6 +46,7 @@ def test_peers_decode_as_tatok_does(decoder: Literal["pillow", "simplejpeg"], pa
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_two_peers_do_the_same_work(tmp_path: Path) -> None:
     tars = repeated(own_photos(tmp_path / "own", 2, 6, 64), tmp_path / "tars", 3)
     work = Work(

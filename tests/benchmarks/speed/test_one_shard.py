@@ -12,6 +12,7 @@ from tests.support.fake_tokenizer import load_fake
 from tests.support.photos import photo_members, tar_bytes
 
 
+@pytest.mark.long  # test_loans.py compares the parts
 @pytest.mark.usefixtures("local_ray")
 def test_a_pair_of_runs_gives_the_same_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "_PIECE_BYTES", 1 << 10)

@@ -90,6 +90,7 @@ def test_a_run_with_an_adversary_gives_a_tokenizer(document: dict[str, Any]) -> 
     assert tokenizer.decode(tokenizer.encode(pixels)).shape == pixels.shape
 
 
+@pytest.mark.long  # test_interruption.py has one with an adversary
 def test_a_killed_run_goes_on_to_the_same_weights(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The adversary, its optimizer and its averages are part of the state."""
 

@@ -21,7 +21,7 @@ from tatok.schemas.job import JobConfig
 from tests.support.fake_tokenizer import FakeTokenizer, load_fake
 from tests.support.places import ROOT
 from tests.support.processes import TalkingProcess
-from tests.support.runs import MOSTLY_IN_PLACE
+from tests.support.runs import IN_PLACE_TOO
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def load_slowly_at_first(mark: Path, device: str) -> FakeTokenizer:
     return load_fake(device)
 
 
-@MOSTLY_IN_PLACE
+@pytest.mark.long  # the chaos bench's twin kills a raylet, too
+@IN_PLACE_TOO
 @pytest.mark.timeout(600)
 def test_a_raylet_is_killed_as_the_actors_start(
     head: Any, photo_shards: Callable[..., str], tmp_path: Path, num_decoders: int
