@@ -166,7 +166,6 @@ def test_work_by_itself_is_done_in_a_process_that_ends() -> None:
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(600)
-@pytest.mark.long  # `make bench-quick` measures a job in CI
 def test_a_job_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_nothing(*_: object, **__: object) -> None:
         raise AssertionError("the driver would hold a device")

@@ -61,7 +61,6 @@ def document(source: str, output: Path, **options: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.long  # the one below waits, too, and is given its GPU
 def test_a_job_that_names_no_device_waits_for_a_while_and_then_takes_the_cpus(
     nodes: Any, photo_shards: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -115,7 +115,6 @@ def refuse_on_one(marker: str, config: TrainingConfig, device: torch.device, **o
     return train(config, device, **options)
 
 
-@pytest.mark.long
 def test_an_error_that_would_come_again_ends_the_run_at_once(recipe: Path, tmp_path: Path, local_ray: None) -> None:
     from tatok.pipeline.cluster.training import run_training
 

@@ -38,9 +38,9 @@ def test_all_samples_are_the_same(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_all_rows_are_the_same(corpus: Path, tmp_path: Path) -> None:
     """The tiny twin of `make check-parquet`."""
-    table = pq.read_table(corpus / "cifar10-test.parquet").slice(0, 200)
-    report = compare(table, tmp_path, image_size=64, load_tokenizer=load_fake, row_group_rows=50)
-    assert report.num_rows == (200, 200)
+    table = pq.read_table(corpus / "cifar10-test.parquet").slice(0, 1000)
+    report = compare(table, tmp_path, image_size=64, load_tokenizer=load_fake, row_group_rows=250)
+    assert report.num_rows == (1000, 1000)
     assert report.differing == ()
     assert report.is_equal
     assert {"tokens", "positions", "key", "label", "metadata", "sha256", "entropy_bits"} <= set(report.columns)
