@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# pip would take a minute to make bytecode of all that comes along; Python makes that of what it imports, once, if it may.
-# Where it may not, every process compiles torch and Ray anew, and all takes twice as long.
+# pip would take a minute to make bytecode of all that comes along; Python makes that of what it imports, once, if it
+# may. Where it may not, every process compiles torch and Ray anew, and all takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 $(STAMP): pyproject.toml constraints.txt

@@ -46,7 +46,7 @@ def test_peers_decode_as_tatok_does(decoder: Literal["pillow", "simplejpeg"], pa
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.long
+@pytest.mark.long  # starts every peer; what is compared, and how they decode, is above
 def test_two_peers_do_the_same_work(tmp_path: Path) -> None:
     tars = repeated(own_photos(tmp_path / "own", 2, 6, 64), tmp_path / "tars", 3)
     work = Work(

@@ -1,6 +1,6 @@
 """The chaos bench's tiny twin: victims killed in the middle of a run, and nothing is lost or doubled.
 
-`make test-long` has each kind of victim once.
+One run is in `make test`, two are in `make test-long`: together each kind of victim once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KILLED: dict[int, tuple[Victim, ...]] = {  # by the runs' numbers; runs are dear
 }
 
 
-@pytest.mark.timeout(900)  # a calm run and one with victims, or all, on a Ray of three nodes
+@pytest.mark.timeout(900)  # a calm run, and one or two with victims, on a Ray of three nodes
 @pytest.mark.parametrize(
     "numbers",
     [

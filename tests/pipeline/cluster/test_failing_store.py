@@ -56,7 +56,7 @@ def test_trouble_that_passes(s3_bucket: str, failing_s3: FaultyS3) -> None:
     check_whole(config, 200)
 
 
-@pytest.mark.long  # test_trouble_that_passes and test_what_is_forbidden_is_not_tried_again are its like
+@pytest.mark.long  # test_faults.py has a file that is cut on its way and read again
 @pytest.mark.parametrize("kind", ["slow_down", "drop"])
 def test_trouble_that_outlasts_the_client(s3_bucket: str, failing_s3: FaultyS3, kind: str) -> None:
     config = bucket_job(s3_bucket, kind, num_shards=2)
