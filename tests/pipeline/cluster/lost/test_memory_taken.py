@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from ray._common.utils import get_system_memory
 from ray._private.utils import get_used_memory
 
@@ -17,7 +21,8 @@ from tatok.pipeline.monitoring.events import Event, Notice, ShardRetried, Throug
 from tatok.pipeline.run import run_job
 from tatok.pipeline.verify.dataset import verify_output
 from tatok.schemas.job import JobConfig
-from tests.support.fake_tokenizer import FakeTokenizer, load_fake
+from tatok.schemas.records import TokenSequence
+from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.processes import TalkingProcess
 from tests.support.runs import MOSTLY_BY_DECODERS
 
@@ -73,13 +78,16 @@ def test_the_monitor_kills_and_the_run_finishes(
         "preprocessing": {"image_size": 64},
         "resources": {"batch_size": 2, "num_tokenizers": 2, "num_decoders": 2 * num_decoders},
     }
-    driver = TalkingProcess(__name__, json.dumps(config), environment=monitored)
+    held = tmp_path / "held"
+    driver = TalkingProcess(__name__, json.dumps(config), str(held), environment=monitored)
     try:
         driver.wait_for("at work", seconds=240)
+        held.touch()  # the run must not be over before somebody is killed
         with memory_taken():
             driver.wait_for("running low on memory", seconds=240)
             # Whatever starts meanwhile dies, too, and then waits for a while.
             assert "running low on memory" in driver.wait_for("processes die in a row", seconds=240)
+        held.unlink()
         driver.wait_for("complete 40 failed 0", seconds=240)
         assert driver.end() == 0, driver.said
     finally:
@@ -89,8 +97,20 @@ def test_the_monitor_kills_and_the_run_finishes(
     assert (found.num_rows, found.num_rejects, found.num_samples) == (40, 0, 40)
 
 
-def load_slow(device: str) -> FakeTokenizer:
-    return load_fake(device, delay_s=1.0)
+@dataclass(frozen=True, kw_only=True)
+class HeldTokenizer(FakeTokenizer):
+    """Slow, and gives nothing while the file `held` is there."""
+
+    held: str
+
+    def encode(self, pixels: torch.Tensor) -> list[TokenSequence]:
+        while Path(self.held).exists():
+            time.sleep(0.1)
+        return super().encode(pixels)
+
+
+def load_held(held: str, device: str) -> HeldTokenizer:
+    return HeldTokenizer(held=held, device_name=device, delay_s=1.0)
 
 
 def main() -> None:
@@ -107,8 +127,9 @@ def main() -> None:
             is_at_work = True
             print("at work", flush=True)
 
-    from tests.pipeline.cluster.lost.test_memory_taken import load_slow as load  # by the name that workers know
+    from tests.pipeline.cluster.lost import test_memory_taken as known  # by the name that workers know
 
+    load = partial(known.load_held, sys.argv[2])
     summary = run_job(JobConfig.model_validate(json.loads(sys.argv[1])), load_tokenizer=load, on_event=tell)
     print(summary.status, summary.num_rows, "failed", len(summary.failed), flush=True)
 
