@@ -127,9 +127,9 @@ def main() -> None:
             is_at_work = True
             print("at work", flush=True)
 
-    from tests.pipeline.cluster.lost import test_memory_taken as known  # by the name that workers know
+    from tests.pipeline.cluster.lost.test_memory_taken import load_held  # by the name that workers know
 
-    load = partial(known.load_held, sys.argv[2])
+    load = partial(load_held, sys.argv[2])
     summary = run_job(JobConfig.model_validate(json.loads(sys.argv[1])), load_tokenizer=load, on_event=tell)
     print(summary.status, summary.num_rows, "failed", len(summary.failed), flush=True)
 
