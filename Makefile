@@ -163,14 +163,31 @@ bench-adapt-latents: setup
 	$(BIN)/python -m benchmarks.latents.distances --autoencoder $(AUTOENCODER) --photos '$(PHOTOS)' \
 		--heldout $(HELDOUT) --output $(ADAPT_LATENTS) --json docs/results/latent-distances.json
 
-# What each part of the training recipe is worth (docs/results/ablations.md): hours of two idle cores, on which two
-# processes share the trainings; the same command goes on. The last line writes the page of them all.
-ABLATIONS := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations.run --images '$(IMAGES)' \
-	--heldout '$(TEST_IMAGES)' $(addprefix --teacher ,$(wildcard ../shared/corpus/taef2))
-.PHONY: bench-ablations
+# What each part of the training recipe is worth, and fixed rates trained alike (docs/results/ablations.md): many hours of
+# two idle cores, on which two processes share the trainings; the same command goes on. The last line writes the page of
+# them all. ONLY="whole patches" trains those alone.
+ABLATE := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations.run \
+	$(addprefix --teacher ,$(wildcard ../shared/corpus/taef2)) $(ONLY)
+ABLATIONS := $(ABLATE) --images '$(IMAGES)' --heldout '$(TEST_IMAGES)' --grid-cell 7
+IMAGES_64 ?= ../shared/corpus/mini64-train.parquet
+TEST_IMAGES_64 ?= ../shared/corpus/mini64-test.parquet
+ABLATIONS_64 := $(ABLATE) --images '$(IMAGES_64)' --heldout '$(TEST_IMAGES_64)' --mean-tokens 56 \
+	--recipe benchmarks/ablations/recipe-64.yaml --work runs/ablations-64 --json docs/results/ablations-64.json \
+	--mark ablations-64
+.PHONY: bench-ablations bench-ablations-64
 bench-ablations: setup
 	$(ABLATIONS) --part 0 --of 2 & $(ABLATIONS) --part 1 --of 2; wait
 	$(ABLATIONS)
+
+bench-ablations-64: setup
+	$(ABLATIONS_64) --part 0 --of 2 & $(ABLATIONS_64) --part 1 --of 2; wait
+	$(ABLATIONS_64)
+
+# Training files of the fixed rates that a training file's TaTok has to beat, to be trained beside it.
+RIVALS_OF ?= examples/train-photos-256-gpu.yaml
+.PHONY: rivals
+rivals: setup
+	$(BIN)/python -m benchmarks.ablations.rivals $(RIVALS_OF) runs/rivals
 
 # What gets tokens, by the limit to the texture (docs/results/textures.md): a quarter of an hour of one core.
 .PHONY: bench-textures

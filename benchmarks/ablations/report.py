@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.ablations.variants import VARIANTS, WHOLE
+from benchmarks.ablations.variants import WHOLE, Variant
 from tatok.evaluation.comparison import PolicyScore
 from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY, SHIPPED
 from tatok.schemas.records import count_text
@@ -33,15 +33,15 @@ class Trained:
         return next(score for score in self.scores if score.name.startswith(start))
 
 
-def tables(trained: Sequence[Trained]) -> str:
-    """One of the variants; one of kept sets on the whole recipe's weights; those not trained yet are named."""
-    titles = {variant.name: variant.title for variant in VARIANTS}
-    by_variant = {name: [each for each in trained if each.variant == name] for name in titles}
-    there = {name: of_one for name, of_one in by_variant.items() if of_one}
+def tables(trained: Sequence[Trained], variants: Sequence[Variant]) -> str:
+    """One of the variants; one of the rivals; one of kept sets on the whole recipe's weights; what is not there."""
+    titles = {variant.name: variant.title for variant in variants if variant.fixed_tokens is None}
+    by_variant = {each.name: [one for one in trained if one.variant == each.name] for each in variants}
+    there = {name: by_variant[name] for name in titles if by_variant[name]}
     if not there:
         return "Nothing is trained yet."
     first = next(iter(there.values()))[0]
-    count = statistics.mean(each.score(SHIPPED).mean_tokens for each in trained)
+    count = statistics.mean(each.score(SHIPPED).mean_tokens for of_one in there.values() for each in of_one)
     full = first.score(FULL_RATE)
     parts = [
         f"{full.num_images:,} held-out photos; lower is better but for PSNR (dB); kernel and perceptual distances are "
@@ -55,12 +55,35 @@ def tables(trained: Sequence[Trained]) -> str:
             for name, of_one in there.items()
         ),
     ]
-    missing = [name for name in titles if name not in there]
+    missing = [name for name, of_one in by_variant.items() if not of_one]
     if missing:
         parts += ["", f"Not trained: {', '.join(missing)}."]
     if WHOLE.name in there:
-        parts += ["", *_kept_sets(there[WHOLE.name])]
+        rivals = [
+            (each.title, by_variant[each.name]) for each in variants if each.fixed_tokens and by_variant[each.name]
+        ]
+        parts += ["", *_rivals(there[WHOLE.name], rivals), *_kept_sets(there[WHOLE.name])]
     return "\n".join(parts)
+
+
+def _rivals(whole: Sequence[Trained], rivals: Sequence[tuple[str, Sequence[Trained]]]) -> list[str]:
+    """TaTok beside fixed rates."""
+    if not rivals:
+        return []
+    rows = [("TaTok, DTF as shipped", [each.score(SHIPPED) for each in whole])]
+    rows += [(title, [each.scores[0] for each in trained]) for title, trained in rivals]
+    return [
+        "Fixed rates, trained alike:",
+        "",
+        f"| tokenizer | seeds | tokens | bits, with positions | {' | '.join(head for head, _, _ in _COLUMNS)} |",
+        "|---" * (4 + len(_COLUMNS)) + "|",
+        *(
+            f"| {title} | {len(scores)} | {statistics.mean(score.mean_tokens for score in scores):.1f} | "
+            f"{statistics.mean(score.bits_with_positions for score in scores):.0f} | {_cells(scores)} |"
+            for title, scores in rows
+        ),
+        "",
+    ]
 
 
 def _kept_sets(whole: Sequence[Trained]) -> list[str]:

@@ -21,6 +21,7 @@ import typer
 from pydantic import TypeAdapter
 
 from benchmarks.ablations.report import Trained, tables
+from benchmarks.ablations.rivals import rivals
 from benchmarks.ablations.variants import RECIPE, VARIANTS, WHOLE, Variant, configured
 from benchmarks.document import put_between
 from benchmarks.kept_results import once, same_settings
@@ -43,12 +44,12 @@ OTHER_SETS = ("fixed k by distance", "uniform grid", "random")  # on the weights
 
 
 def trainings(
-    seeds: Sequence[int], names: Sequence[str] = (), *, has_teacher: bool = True
+    variants: Sequence[Variant], seeds: Sequence[int], names: Sequence[str] = (), *, has_teacher: bool = True
 ) -> list[tuple[Variant, int]]:
     """All variants, or those named, with the first seed, then all with the next; of a teacher's where there is one."""
     chosen = [
         variant
-        for variant in VARIANTS
+        for variant in variants
         if (not names or variant.name in names) and (has_teacher or not variant.has_teacher)
     ]
     return [(variant, seed) for seed in seeds for variant in chosen]
@@ -57,11 +58,13 @@ def trainings(
 def train_and_measure(
     variant: Variant, seed: int, config: TrainingConfig, *, mean_tokens: float, num_photos: int
 ) -> Trained:
-    """Train, or go on, and measure at full rate, by DTF at a mean count, and by the globals alone."""
+    """Train, or go on, and measure at full rate, by DTF at a mean count, and by the globals alone; a rival as it is."""
     tokenizer = Tokenizer.load(train(config, torch.device("cpu")), device="cpu")
     side = max(stage.image_size for stage in config.stages)
     photos = list(centre_crops(expand_sources(config.heldout), side, num_photos))
     patterns = [FULL_RATE, f"{SHIPPED}*", GLOBALS_ONLY, *(OTHER_SETS if variant == WHOLE else ())]
+    if variant.fixed_tokens is not None:
+        patterns, mean_tokens = [GLOBALS_ONLY if tokenizer.num_global else FULL_RATE], tokenizer.num_global
     policies = standard_policies(tokenizer.dtf, tokenizer.num_global, mean_tokens, patterns=patterns)
     features = ImageFeatures(load_features("mobilenet"), [photo[None] for photo in photos])
     scores: list[PolicyScore] = evaluate(EncodedPhotos(tokenizer, photos), policies, features=features)
@@ -96,13 +99,19 @@ def main(
     mean_tokens: Annotated[float, typer.Option(help="Mean count that DTF is calibrated to.")] = 30.0,
     num_photos: Annotated[int, typer.Option(help="Held-out photos.")] = 1000,
     recipe: Annotated[Path, typer.Option(help="The whole recipe.")] = RECIPE,
+    grid_cell: Annotated[
+        int | None, typer.Option(help="Pixels of the side of a coarse grid's cell; default: a patch's.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Folder of trainings and single results.")] = Path("runs/ablations"),
     results: Annotated[Path, typer.Option("--json", help="File of all figures.")] = Path("docs/results/ablations.json"),
     page: Annotated[Path, typer.Option("--document", help="The page.")] = Path("docs/results/ablations.md"),
+    mark: Annotated[str, typer.Option(help="Where on the page.")] = MARK,
 ) -> None:
     """Train and measure what is missing; write the figures, and the tables of the page."""
+    whole = load_training_config(recipe)
+    variants = (*VARIANTS, *rivals(whole, mean_tokens, grid_cell))
     settings = {
-        "recipe": load_training_config(recipe).model_dump(mode="json", exclude=_PLACES),
+        "recipe": whole.model_dump(mode="json", exclude=_PLACES),
         "images": images,
         "heldout": heldout,
         "mean_tokens": mean_tokens,
@@ -111,7 +120,7 @@ def main(
     same_settings(work / "settings.json", settings)
     for each in on_record(results, settings):
         once(work / f"{each.variant}-{each.seed}.json", Trained, partial(replace, each))
-    wanted = trainings(range(seeds), names or (), has_teacher=teacher is not None)
+    wanted = trainings(variants, range(seeds), names or (), has_teacher=teacher is not None)
     setting = (
         None
         if teacher is None
@@ -128,12 +137,12 @@ def main(
 
         once(place.with_suffix(".json"), Trained, made)
     adapter = TypeAdapter(Trained)
-    files = [work / f"{variant.name}-{seed}.json" for variant, seed in trainings(range(seeds))]
+    files = [work / f"{variant.name}-{seed}.json" for variant, seed in trainings(variants, range(seeds))]
     found = [adapter.validate_json(file.read_bytes()) for file in files if file.exists()]
     about = {"machine": {"processor": processor(), **versions(("torch", "torchmetrics"))}, "settings": settings}
     trained = [adapter.dump_python(each, mode="json") for each in found]
     results.write_text(json.dumps({**about, "trained": trained}, indent=1) + "\n", encoding="utf-8")
-    page.write_text(put_between(page.read_text(encoding="utf-8"), MARK, tables(found)), encoding="utf-8")
+    page.write_text(put_between(page.read_text(encoding="utf-8"), mark, tables(found, variants)), encoding="utf-8")
     print(f"{len(found)} of {len(files)} trainings; figures: {results}; tables: {page}")
 
 

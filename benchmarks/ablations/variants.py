@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tatok.schemas.errors import ConfigError
-from tatok.training.config import AutoencoderSetting, Stage, TrainingConfig, load_training_config
+from tatok.training.config import AutoencoderSetting, KeptMixture, Stage, TrainingConfig, load_training_config
 
 __all__ = ["RECIPE", "VARIANTS", "WHOLE", "Variant", "configured"]
 
@@ -19,7 +19,8 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 class Variant:
     """`model` and `losses` replace values of the recipe: those of the model, and those of every stage that trains it.
 
-    `factors` multiply values of the stages.
+    `factors` multiply values of the stages. `fixed_tokens` is what a rival spends on every image (rivals.py): it is
+    trained under `kept`, and has no prior to train.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Variant:
     model: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+    kept: KeptMixture | None = None
+    fixed_tokens: int | None = None
 
     @property
     def has_teacher(self) -> bool:
@@ -37,9 +40,16 @@ class Variant:
         """The stage with what is changed of it; raises ValidationError where that is no stage."""
         scaled = {name: getattr(stage, name) * factor for name, factor in self.factors.items()}
         losses = dict(self.losses)
+        if self.kept is not None:
+            losses |= {"kept": self.kept.model_dump(), "train": [part for part in stage.train if part != "prior"]}
         if not {"tokenizer", "prior"} <= set(stage.train):
             losses.pop("rate_weight", None)  # the codes are final, so no rate can become lower
         return Stage.model_validate(stage.model_dump() | losses | scaled)
+
+    def of(self, recipe: TrainingConfig) -> TrainingConfig:
+        """The recipe with what is changed of it."""
+        stages = tuple(self.changed(stage) for stage in recipe.stages)
+        return recipe.model_copy(update={"model": replace(recipe.model, **self.model), "stages": stages})
 
 
 _NO_FEATURES = {"perceptual_weight": 0.0, "lpips_weight": 0.0}
@@ -109,15 +119,12 @@ def configured(
     """The training of a variant; raises ConfigError where the recipe does not fit it, or its teacher is missing."""
     if variant.has_teacher and teacher is None:
         raise ConfigError(f"the variant {variant.name} needs a teacher")
-    config = load_training_config(recipe)
-    return config.model_copy(
+    return variant.of(load_training_config(recipe)).model_copy(
         update={
             "photos": (photos,),
             "heldout": (heldout,),
             "output": str(output),
             "seed": seed,
             "teacher": teacher if variant.has_teacher else None,
-            "model": replace(config.model, **variant.model),
-            "stages": tuple(variant.changed(stage) for stage in config.stages),
         }
     )

@@ -3,7 +3,8 @@
 #   benchmarks/gpu/phase.sh PHASE SECONDS OUT CARRIED
 # CARRIED holds site.zip (packages that the machine lacks), a/ and b/ with photos.tar, a/validation.tar, a/raw.tar and,
 # where a run is to go on from weights alone, checkpoint/ (benchmarks/gpu/travel packs it and unpacks OUT).
-# Training runs on between calls, as long as the machine is kept; RUN is its folder there.
+# Training runs on between calls, as long as the machine is kept; RUN is its folder there. RECIPE is the training file;
+# with RIVAL=1 it is a fixed-rate rival's, which is brought home as it is, not calibrated and timed as the next bundled one.
 set -uo pipefail
 phase=$1 seconds=$2 out=$3 carried=$4
 started=$(date +%s)
@@ -47,7 +48,7 @@ if [ -e "$run/train/checkpoint" ]; then
   (cd "$run" && tar -czf "$out/train.tgz" train.log train/metrics.jsonl $(ls -t train/samples/*.png | head -4))
 fi
 tail -c 3500 "$run/train.log"
-if [ -e "$run/done" ] && [ "$(left)" -gt 45 ]; then  # the new checkpoint, measured as the old one was
+if [ -e "$run/done" ] && [ "${RIVAL:-0}" = 0 ] && [ "$(left)" -gt 45 ]; then  # the new checkpoint, measured as the old one was
   cp "$run"/train/checkpoint/* tatok/weights/
   python3 -m benchmarks.gpu.training.calibrated tatok/weights "$carried/a/validation.tar" --tokens 56 --device cuda
   cp tatok/weights/config.json "$out/config.json"

@@ -51,6 +51,11 @@ class KeptMixture(Section):
             raise ValueError("all shares are 0; give one of them a share")
         return self
 
+    @property
+    def shows_patches(self) -> bool:
+        """Whether the decoder sees a patch token at all."""
+        return any(getattr(self, name) for name in KeptMixture.model_fields if name != "none")
+
 
 class CameraMoves(Section):
     """How a camera moves over photos to make clips of them; each number is the most of what is drawn for a clip."""

@@ -133,7 +133,8 @@ class Losses:
             # As an error a pixel, like the other terms: a code's dimensions span cell_pixels or patch_pixels pixels.
             config = self.model.config
             commitment = encoded.globals_BMC.commitment * (config.code_dim / config.cell_pixels)
-            commitment = commitment + encoded.patches_BNC.commitment * (config.code_dim / config.patch_pixels)
+            if stage.kept.shows_patches:  # else they would draw the encoder to codes that nobody sees
+                commitment = commitment + encoded.patches_BNC.commitment * (config.code_dim / config.patch_pixels)
             terms["commitment"] = stage.commitment_weight * commitment
         return terms, encoded, rebuilt
 
@@ -278,7 +279,7 @@ class Losses:
             rebuilt = model.decode_after(globals_BMC, patches.vectors, kept_BN, renewed_BM, before.pixels_B3HW)
             if "tokenizer" in stage.train or "decoder" in stage.train:
                 terms["pixel_after"] = F.mse_loss(rebuilt, images)
-        if "tokenizer" in stage.train:
+        if "tokenizer" in stage.train and stage.kept.shows_patches:
             share = model.config.code_dim / model.config.patch_pixels
             terms["commitment_after"] = stage.commitment_weight * patches.commitment * share
         return terms, _Shown(_as_shown(rebuilt), torch.where(renewed_BM, new.codes, before.global_BM))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typer.testing import CliRunner
 
 from benchmarks import ROOT
 from benchmarks.ablations.report import tables
+from benchmarks.ablations.rivals import bits_as_tokens, rivals
+from benchmarks.ablations.rivals import main as write_rivals
 from benchmarks.ablations.run import OTHER_SETS, main, trainings
 from benchmarks.ablations.variants import RECIPE, VARIANTS, WHOLE, configured
 from tatok.evaluation.policies import FULL_RATE, GLOBALS_ONLY
 from tatok.schemas.errors import ConfigError
-from tatok.training.config import AutoencoderSetting, TrainingConfig
+from tatok.training.config import AutoencoderSetting, TrainingConfig, load_training_config
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
@@ -46,15 +49,49 @@ def test_each_variant_changes_what_it_says_and_nothing_else() -> None:
 def test_a_teacher_is_asked_only_where_there_is_one() -> None:
     taught = {name for name, variant in BY_NAME.items() if variant.has_teacher}
     assert taught == {"teacher", "teacher-alone"}
-    assert taught.isdisjoint(variant.name for variant, _ in trainings([0], has_teacher=False))
+    assert taught.isdisjoint(variant.name for variant, _ in trainings(VARIANTS, [0], has_teacher=False))
     assert of("teacher").teacher is not None
     assert of("whole").teacher is None
     with pytest.raises(ConfigError, match="teacher needs a teacher"):
         configured(BY_NAME["teacher"], 0, photos="a.tar", heldout="b.tar", output=Path("out"))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "tokens", "counts"),
+    [
+        (RECIPE, 30.0, [30, 36, 64]),
+        (RECIPE.with_name("recipe-64.yaml"), 56.0, [56, 72, 256]),
+        (ROOT / "examples" / "train-photos-256-gpu.yaml", 56.0, [56, 72, 256]),
+    ],
+    ids=["32", "64", "256"],
+)
+def test_rivals_are_the_recipe_with_one_fixed_rate(
+    recipe: Path, tokens: float, counts: list[int], tmp_path: Path
+) -> None:
+    whole = load_training_config(recipe)
+    *grids, full = rivals(whole, tokens)
+    assert [each.fixed_tokens for each in (*grids, full)] == counts
+    num_patches, of_codes = counts[-1], whole.model.codebook_size
+    bits = bits_as_tokens(tokens, whole.model.num_global, num_patches, of_codes)
+    positions = math.log(math.comb(num_patches, int(tokens) - whole.model.num_global), of_codes)
+    assert bits == pytest.approx(tokens + positions)
+    assert tokens <= counts[0] < bits <= counts[1], "one grid of TaTok's tokens, one of at least its bits"
+    app = typer.Typer()
+    app.command()(write_rivals)
+    result = CliRunner().invoke(app, [str(recipe), str(tmp_path), "--tokens", str(tokens)])
+    assert result.exit_code == 0, result.output
+    for variant in (*grids, full):
+        config = load_training_config(tmp_path / f"{variant.name}.yaml")
+        assert config == variant.of(whole).model_copy(update={"output": f"{whole.output}-{variant.name}"})
+        assert config.model.num_global == (0 if variant is full else variant.fixed_tokens)
+        assert [stage.kept.shows_patches for stage in config.stages] == [variant is full] * len(config.stages)
+        assert not any("prior" in stage.train for stage in config.stages)
+        for stage, of_whole in zip(config.stages, whole.stages, strict=True):
+            assert stage.model_copy(update={"kept": of_whole.kept, "train": of_whole.train}) == of_whole
+
+
 def test_parts_share_all_trainings() -> None:
-    wanted = trainings(range(2))
+    wanted = trainings(VARIANTS, range(2))
     assert len(wanted) == 2 * len(VARIANTS)
     assert sorted(map(str, [*wanted[0::2], *wanted[1::2]])) == sorted(map(str, wanted))
     assert {seed for _, seed in wanted[: len(VARIANTS)]} == {0}, "every variant once before any a second time"
@@ -103,8 +140,16 @@ def test_two_trainings_are_measured_and_not_done_again(
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert f"2 of {len(VARIANTS)} trainings" in run("whole", "squared-error")
+    num_rivals = 3
+    assert f"2 of {len(VARIANTS) + num_rivals} trainings" in run("whole", "squared-error")
     text = page.read_text()
+    assert "Fixed rates" not in text
+    run("patches", "grid-30-cell-4")
+    text = page.read_text()
+    fixed = text[text.index("Fixed rates, trained alike:") : text.index("Kept sets on")]
+    assert "| TaTok, DTF as shipped | 1 | 30.0 |" in fixed
+    assert "| coarse grid, cells of 4 pixels | 1 | 30.0 | 150 |" in fixed
+    assert "| every patch, no globals | 1 | 64.0 | 320 |" in fixed
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     titles = [row[0].removeprefix("| ") for row in rows]
     assert WHOLE.title in titles
@@ -121,7 +166,7 @@ def test_two_trainings_are_measured_and_not_done_again(
     assert not list((tmp_path / "work").rglob("state.pt")), "it was trained again"
     assert page.read_text() == text
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*-0.json")}
-    assert len(before) == 2
+    assert len(before) == 4
     run("whole", "squared-error")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     refused = CliRunner().invoke(app, ["whole", *map(str, options), "--num-photos", "5"])
@@ -129,4 +174,4 @@ def test_two_trainings_are_measured_and_not_done_again(
 
 
 def test_no_training_no_table() -> None:
-    assert tables([]) == "Nothing is trained yet."
+    assert tables([], VARIANTS) == "Nothing is trained yet."

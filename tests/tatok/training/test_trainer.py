@@ -10,6 +10,7 @@ import torch
 
 from tatok.model.autoencoder import TaTokConfig
 from tatok.model.checkpoint import load_checkpoint
+from tatok.model.pixels import to_float
 from tatok.schemas.errors import ConfigError
 from tatok.training.config import KeptMixture, Stage, TrainingConfig
 from tatok.training.photos import RandomCrops, expand_sources
@@ -80,6 +81,21 @@ def test_another_prior_starts_anew_on_the_same_codes(config: TrainingConfig, tmp
     assert after.model.config == other
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(tensor, after.model.state_dict()[name]), f"{name} is the tokenizer's"
+
+
+def test_codes_that_nobody_sees_draw_nothing(config: TrainingConfig) -> None:
+    """A coarse grid's encoder owes nothing to patch codes that no decoder is shown."""
+
+    def moved_by(kept: KeptMixture) -> bool:
+        stage = config.stages[0].model_copy(update={"kept": kept, "perceptual_weight": 0.0})
+        trainer = Trainer(config.model_copy(update={"stages": (stage,)}), torch.device("cpu"))
+        pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+        trainer.losses(to_float(pixels), stage)["commitment"].backward()
+        gradient = trainer.model.encoder.patch_head.weight.grad
+        return gradient is not None and bool(gradient.any())
+
+    assert moved_by(KeptMixture())
+    assert not moved_by(KeptMixture(none=1, full=0, random=0, energy=0))
 
 
 def test_the_rate_reaches_the_encoder_and_the_prior(config: TrainingConfig) -> None:
