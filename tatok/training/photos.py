@@ -215,11 +215,40 @@ def this_stream() -> tuple[int, int]:
     return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
+class _FewPhotos:
+    """The encoded images of files, kept after the first reading as long as all of them are `most` at most.
+
+    A handful of photos would else be read dozens of times for the first block alone.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._room = most
+        self._known: dict[str, list[bytes]] = {}
+
+    def of(self, path: str) -> Iterator[bytes]:
+        """Those of one file, in its order."""
+        if path in self._known:
+            yield from self._known[path]
+            return
+        found: list[bytes] = []
+        for payload in encoded_photos(path):
+            self._room -= 1
+            if self._room >= 0:
+                found.append(payload)
+            else:
+                found.clear()
+                self._known.clear()
+            yield payload
+        if self._room >= 0:
+            self._known[path] = found
+
+
 class RandomCrops(IterableDataset[Tensor]):
     """An endless stream of random crops and mirror images, uint8 [3, S, S].
 
     Files are visited in a new order each pass, and photos are mixed within blocks of `shuffle_buffer` encoded images,
-    which may span files and passes. A crop's side is drawn from `smallest_crop` .. 1 of the photo's shorter side.
+    which may span files and passes; where a block has room for all photos, each file is read once. A crop's side is
+    drawn from `smallest_crop` .. 1 of the photo's shorter side.
     The same (seed, number of workers) gives the same stream; each `rank` of a run on several processes has its own.
 
     `placed` resumes a stream at a place that it reported: (block, photos of it that were given, then where the block
@@ -252,11 +281,12 @@ class RandomCrops(IterableDataset[Tensor]):
     def _photos(self, name: str, place: tuple[int, int, int]) -> Iterator[tuple[EncodedPhoto, tuple[int, int, int]]]:
         """Photos without end from a place on, each with its own place."""
         first_pass, first_file, first_photo = place
+        few = _FewPhotos(self.shuffle_buffer)
         for number in itertools.count(first_pass):
             is_whole, num_seen = not (first_file or first_photo), 0
             order = random_of(name, "pass", number).sample(self.paths, len(self.paths))
             for file in range(first_file, len(order)):
-                for photo, payload in enumerate(encoded_photos(order[file])):
+                for photo, payload in enumerate(few.of(order[file])):
                     num_seen += 1
                     if photo >= first_photo:
                         yield EncodedPhoto(payload, order[file], photo), (number, file, photo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,6 +102,29 @@ def test_the_crop_stream_repeats_for_a_seed(config: TrainingConfig) -> None:
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
     assert not torch.equal(first(1), first(1, rank=1))  # each rank sees other crops
+
+
+@pytest.mark.parametrize(("buffer", "num_readings"), [(8, 3), (3, 3 * 7)], ids=["few", "many"])
+def test_files_are_read_once_where_a_block_holds_all_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer: int, num_readings: int
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.tar").write_bytes(tar_bytes(photo_members(10 * number, 2)))
+    files, read = expand_sources([str(tmp_path)]), list[str]()
+
+    def counted(path: str) -> Iterator[bytes]:
+        read.append(path)
+        return encoded_photos(path)
+
+    def given() -> list[torch.Tensor]:
+        return [crop for crop, _ in zip(RandomCrops(files, 16, seed=0, shuffle_buffer=buffer), range(38), strict=False)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tatok.training.photos._FewPhotos.of", lambda few, path: encoded_photos(path))
+        always_read = given()
+    monkeypatch.setattr("tatok.training.photos.encoded_photos", counted)
+    assert all(map(torch.equal, given(), always_read))
+    assert len(read) == num_readings
 
 
 def test_missing_photos_are_named(tmp_path: Path) -> None:
