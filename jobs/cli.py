@@ -14,7 +14,6 @@ import typer
 
 from tatok.jobs.commands.bench import bench
 from tatok.jobs.commands.config import config as config_commands
-from tatok.jobs.commands.demo import demo
 from tatok.jobs.commands.doctor import check_tokenizer, doctor
 from tatok.jobs.commands.export import compact, exports
 from tatok.jobs.commands.generator import generator
@@ -24,7 +23,7 @@ from tatok.jobs.commands.plan import plan
 from tatok.jobs.commands.statistics import query, stats
 from tatok.jobs.commands.submit import jobs as jobs_commands
 from tatok.jobs.commands.submit import submit
-from tatok.jobs.commands.tokenize import tokenize
+from tatok.jobs.commands.tokenize import demo, tokenize
 from tatok.jobs.commands.verify import verify
 from tatok.jobs.exit_codes import EXIT_ERROR, TOKENIZE_EPILOG, TRAIN_EPILOG, exit_code_of
 from tatok.jobs.help import HelpedGroup, group_commands

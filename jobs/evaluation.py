@@ -28,9 +28,9 @@ def loaded(
     photos: Sequence[str], checkpoint: str | None, device: str | None, image_size: int, tokens: float
 ) -> tuple[Tokenizer, list[str]]:
     """The tokenizer and the photos' files; raises TatokError where no photo could be encoded, or not so."""
+    from tatok.device import device_named
     from tatok.evaluation.calibration import check_mean
     from tatok.tokenizer.tokenizer import Tokenizer
-    from tatok.training.device import device_named
     from tatok.training.requirements import readable_photos
 
     files = readable_photos(photos)
@@ -74,11 +74,11 @@ def evaluate_own(
     named = NamedTokenizer.of(name, options)
     named.check()  # before torch is imported, and what else takes its time
 
+    from tatok.device import device_named
     from tatok.evaluation.comparison import evaluate_tokenizer
     from tatok.evaluation.distances import load_features
     from tatok.evaluation.requirements import check_evaluation
     from tatok.jobs.text.evaluation import EvaluationResult
-    from tatok.training.device import device_named
     from tatok.training.photos import centre_crops
     from tatok.training.requirements import readable_photos
 

@@ -44,7 +44,7 @@ def train_by(
             train=run,
         )
     else:
-        from tatok.training.device import device_named
+        from tatok.device import device_named
         from tatok.training.requirements import findings
 
         try:
@@ -71,7 +71,7 @@ def _unheard(line: str) -> None:
 
 def check_recipe(config: TrainingConfig, *, device: str | None, start_from: str | None, num_workers: int) -> None:
     """Decode every photo, and print that nothing stands in a run's way; raises a TatokError with all that does."""
-    from tatok.training.device import device_named
+    from tatok.device import device_named
     from tatok.training.photos import expand_sources
     from tatok.training.requirements import findings, photos_read_whole
     from tatok.watching.terminal import display

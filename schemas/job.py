@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
-from tatok.schemas.preprocessing import Preprocessing
+from tatok.schemas.preprocessing import Preprocessing, Video
 from tatok.schemas.secrets import REMEDY, credential_in_url, literal_credentials
 from tatok.schemas.settings import Section
 from tatok.schemas.settings_file import read_settings
 from tatok.schemas.urls import text_of_path
-from tatok.schemas.video import Video
 
 __all__ = [
     "DTFOverride",

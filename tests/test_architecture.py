@@ -27,17 +27,21 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.stopping": (),
     "tatok.checkpoint_files": (),
     "tatok.user_code": (),
+    "tatok.allocator": (),
+    "tatok.device": (),
+    "tatok.precision": (),
     "tatok.autoencoders": ("tatok.user_code",),
     "tatok.model": ("tatok.distributed", "tatok.checkpoint_files", "tatok.autoencoders"),
     "tatok.frozen": ("tatok.model",),
     # An image given to `encode` becomes the pixels that a job makes of its file: the one import that goes up.
-    "tatok.tokenizer": ("tatok.model", "tatok.frozen", "tatok.user_code", f"{P}.images"),
-    "tatok.adapters": ("tatok.model",),
+    "tatok.tokenizer": ("tatok.model", "tatok.precision", "tatok.frozen", "tatok.user_code", f"{P}.images"),
+    "tatok.adapters": ("tatok.model", "tatok.precision"),
     "tatok.dataset": (),
     "tatok.statistics": ("tatok.dataset",),
     "tatok.evaluation": ("tatok.model", "tatok.tokenizer", "tatok.statistics"),
     "tatok.watching": ("tatok.model",),
     "tatok.training": (
+        "tatok.device",
         "tatok.watching",
         "tatok.checkpoint_files",
         "tatok.distributed",
@@ -58,18 +62,20 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     # the pipeline
     f"{P}.storage": (),
     f"{P}.monitoring": (),
-    f"{P}.images": (),
+    f"{P}.images": (f"{P}.images.containers",),
+    f"{P}.images.containers": (),
     f"{P}.readers": (f"{P}.storage", f"{P}.images"),  # which formats an extra reads
     f"{P}.output": (f"{P}.storage", "tatok.dataset"),
-    f"{P}.video": (f"{P}.images", f"{P}.readers"),
+    f"{P}.video": (f"{P}.storage", f"{P}.images", f"{P}.readers"),
     f"{P}.planning": (f"{P}.storage", f"{P}.readers", f"{P}.output"),
     f"{P}.decode": (f"{P}.images", f"{P}.readers", f"{P}.video"),
     f"{P}.export": (f"{P}.storage", f"{P}.output", "tatok.dataset", "tatok.statistics", "tatok"),
     f"{P}.census": (),  # a second count of a source, which must not share the readers' mistakes
     f"{P}.verify": tuple(f"{P}.{room}" for room in ("storage", "readers", "output", "planning", "census")),
     f"{P}.tokenization": (
-        *(f"{P}.{room}" for room in ("storage", "readers", "images", "decode", "output")),
+        *(f"{P}.{room}" for room in ("storage", "readers", "images", "video", "decode", "output")),
         "tatok.checkpoint_files",
+        "tatok.precision",
         "tatok.model",
         "tatok.tokenizer",
     ),
@@ -82,6 +88,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     ),
     f"{P}.cluster.workers": (
         f"{P}.cluster",  # what an attempt and its failure are
+        "tatok.allocator",
         *(f"{P}.{room}" for room in ("storage", "monitoring", "output", "tokenization")),
     ),
     f"{P}.run": tuple(
@@ -97,8 +104,9 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
         "tatok.tokenizer",
     ),
     f"{P}.bench": (
-        *(f"{P}.{room}" for room in ("storage", "monitoring", "readers", "decode", "output", "planning")),
+        *(f"{P}.{room}" for room in ("storage", "monitoring", "readers", "video", "decode", "output", "planning")),
         *(f"{P}.{room}" for room in ("tokenization", "cluster", "run")),
+        "tatok.allocator",
         "tatok.tokenizer",
     ),
     # how people run it
@@ -108,8 +116,14 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
     "tatok.jobs.verbosity": (),
     "tatok.jobs.job_file": ("tatok.user_code",),
     "tatok.jobs.init_file": ("tatok.jobs.job_file",),
-    "tatok.jobs.training": ("tatok.training", "tatok.watching", f"{P}.cluster"),
-    "tatok.jobs.evaluation": ("tatok.evaluation", "tatok.tokenizer", "tatok.training", "tatok.jobs.text"),
+    "tatok.jobs.training": ("tatok.device", "tatok.training", "tatok.watching", f"{P}.cluster"),
+    "tatok.jobs.evaluation": (
+        "tatok.device",
+        "tatok.evaluation",
+        "tatok.tokenizer",
+        "tatok.training",
+        "tatok.jobs.text",
+    ),
     "tatok.jobs.pictures": (f"{P}.decode", "tatok.dataset", "tatok.report", "tatok.tokenizer"),
     "tatok.jobs.submission": (
         "tatok",
@@ -131,7 +145,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> the rooms that it may import; t
 TOP = ("tatok.jobs.reference", "tatok.jobs.cli", "tatok.jobs.commands")  # each imports whatever is below it
 FACES = ("tatok", P, "tatok.jobs")  # packages whose own __init__ is a room beside those in them
 ON_RAY = (f"{P}.cluster", "tatok.jobs.submission.ray_jobs")
-MOST_FILES, MOST_LINES = 13, 400
+MOST_FILES, MOST_LINES = 12, 400
 
 BENCHMARKS_SHARE = (
     "benchmarks",
@@ -260,7 +274,7 @@ def test_no_test_imports_a_test() -> None:
 def test_rooms_are_small_and_files_short(top: str) -> None:
     for folder in {path.parent for path in python_files(ROOT, [top])}:
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-        assert len(files) <= MOST_FILES, f"{folder.relative_to(ROOT)} holds {len(files)} files"
+        assert len(files) <= MOST_FILES + (top == "tests"), f"{folder.relative_to(ROOT)} holds {len(files)} files"
     long = [path for path in python_files(ROOT, [top]) if path.read_text(encoding="utf-8").count("\n") > MOST_LINES]
     assert long == []
 

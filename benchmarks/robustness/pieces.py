@@ -27,7 +27,7 @@ from tatok.pipeline.video.clips import VideoView, decode_video
 from tatok.pipeline.video.pieces import cut_video, decode_piece
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits, Preprocessing
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 
 __all__ = ["Outcome", "measure", "outcome"]
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 import typer
 
-from tatok.pipeline.tokenization.allocator import keep_freed_memory
+from tatok.allocator import keep_freed_memory
 from tatok.tokenizer.tokenizer import Tokenizer
 from tatok.training.photos import centre_crops
 

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 import typer
 
+from tatok.allocator import keep_freed_memory
 from tatok.pipeline.decode import sample as decoding
 from tatok.pipeline.images.decode import View
 from tatok.pipeline.output.commit import commit_shard
 from tatok.pipeline.output.parquet import PartWriter
 from tatok.pipeline.output.tables import RowFormat
 from tatok.pipeline.storage.store import OutputStore
-from tatok.pipeline.tokenization.allocator import keep_freed_memory
 from tatok.pipeline.tokenization.clip_chunk import ClipChunk
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.job import Limits

@@ -21,8 +21,8 @@ import torch
 import typer
 
 from benchmarks.temporal.clips import read_clip
+from tatok.allocator import keep_freed_memory
 from tatok.model.autoencoder import TaTok
-from tatok.pipeline.tokenization.allocator import keep_freed_memory
 from tatok.tokenizer.encoding import Encoding
 from tatok.tokenizer.tokenizer import Tokenizer
 

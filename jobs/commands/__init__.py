@@ -1,7 +1,6 @@
 """One file a group of commands; no command imports another.
 
-tokenize         tokenize
-demo             demo
+tokenize         tokenize, demo
 plan             plan
 doctor           doctor, check-tokenizer
 verify           verify

@@ -56,9 +56,9 @@ def train(
 
     The classes are the labels of the dataset. Give one budget: --steps, --tokens or --seconds.
     """
+    from tatok.device import device_named
     from tatok.generator.recipe import GeneratorRecipe
     from tatok.generator.training import train_generator
-    from tatok.training.device import device_named
 
     recipe = GeneratorRecipe(
         steps=steps,

@@ -357,11 +357,11 @@ def distance(
     from tatok.evaluation.requirements import require_installed
 
     require_installed("torchmetrics")
+    from tatok.device import device_named
     from tatok.evaluation.distances import image_distances, load_features
     from tatok.jobs.text.evaluation import DistanceResult, distance_text
     from tatok.model.pixels import in_batches
     from tatok.statistics.json_text import json_text
-    from tatok.training.device import device_named
     from tatok.training.photos import centre_crops, shorter_side
     from tatok.training.requirements import readable_photos
 

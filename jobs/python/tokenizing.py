@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from tatok.pipeline.planning.survey import Survey
     from tatok.pipeline.run import RunSummary
     from tatok.schemas.job import DTFOverride, JobConfig, Limits, Output, Resources
-    from tatok.schemas.preprocessing import Preprocessing
-    from tatok.schemas.video import Video
+    from tatok.schemas.preprocessing import Preprocessing, Video
 
 __all__ = ["JobSettings", "plan", "tokenize"]
 

@@ -71,7 +71,7 @@ def _measure(
 ) -> ModelRates:
     import torch
 
-    from tatok.pipeline.tokenization.allocator import keep_freed_memory
+    from tatok.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the job's tokenizers do
     torch.set_num_threads(torch_threads)

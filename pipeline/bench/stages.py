@@ -166,7 +166,7 @@ def _decode_for(
     samples: Sequence[Sample], config: JobConfig, seconds: float, *, keep: bool
 ) -> tuple[float, list[Clip]]:
     from tatok.pipeline.decode.sample import decode_sample
-    from tatok.pipeline.readers.local_video import local_video
+    from tatok.pipeline.video.local_video import local_video
 
     def decoded(sample: Sample) -> Iterator[Clip | Reject]:
         with local_video(sample) as local:

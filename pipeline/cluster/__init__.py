@@ -6,9 +6,8 @@ scheduler        which shard goes where, and when again
 crew             actors started and replaced, more as the cluster grows; what is asked of Ray
 loans            who is idle helps with the shards of others
 leases           a shard's attempts, and when they count as failed
-slots            places for shards on tokenizers
+slots            places for shards on tokenizers; decoders that wait for one
 sizes            how many actors of which kind
-idle_decoders    decoders that wait for a tokenizer
 gpu_wait         a cluster whose GPUs are not there yet
 probe            what nodes have; work on one of them
 hashing          samples hashed, for dedup

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayError
 
-from tatok.pipeline.cluster.idle_decoders import Decoder, IdleDecoders
 from tatok.pipeline.cluster.leases import MAX_DEATHS_IN_A_ROW, Attempt, DeathsInARow, Failure, ShardLedger
 from tatok.pipeline.cluster.sizes import Sizes, count_pieces, resize
-from tatok.pipeline.cluster.slots import Slots, TokenizerSlot
+from tatok.pipeline.cluster.slots import Decoder, IdleDecoders, Slots, TokenizerSlot
 from tatok.pipeline.cluster.workers.deaths import death_text, start_error, was_killed
 from tatok.pipeline.cluster.workers.reports import Ready
 from tatok.pipeline.monitoring.events import Notice, OnEvent

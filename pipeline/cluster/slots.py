@@ -1,4 +1,4 @@
-"""Slots: the places of a run's tokenizers, the leases each holds, and how far each is to be trusted; no Ray.
+"""Slots: the places of a run's tokenizers, the leases each holds, and how far each is to be trusted; idle decoders.
 
 A process that has gone bad fails fast, so it would always be the one with the fewest leases and would drain the queue.
 A slot therefore remembers what became of its last leases, and of the processes that were in its place before.
@@ -6,22 +6,37 @@ A slot therefore remembers what became of its last leases, and of the processes 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Set
+from collections import Counter, deque
+from collections.abc import Container, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from tatok.pipeline.cluster.idle_decoders import Decoder
 from tatok.pipeline.cluster.leases import SAMPLES_FAULT, Attempt, Failure, ShardLedger
 from tatok.pipeline.cluster.workers.reports import Heartbeat, Pulse
 from tatok.pipeline.monitoring.events import Throughput
 
-__all__ = ["MAX_FAILURES_IN_A_ROW", "MAX_LOSSES_IN_A_ROW", "Lease", "Slots", "TokenizerSlot"]
+__all__ = [
+    "MAX_FAILURES_IN_A_ROW",
+    "MAX_LOSSES_IN_A_ROW",
+    "Decoder",
+    "IdleDecoders",
+    "Lease",
+    "Slots",
+    "TokenizerSlot",
+]
 
 MAX_FAILURES_IN_A_ROW = 3  # leases of one process
 MAX_LOSSES_IN_A_ROW = 3  # processes of one place that were replaced for it, while others commit
 
 _NO_PULSE = Pulse(heartbeats={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoder:
+    """A decoder's actor and where it is."""
+
+    actor: Any
+    node: str
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -187,3 +202,38 @@ class Slots:
             if ledger.is_open(attempt)
         }.values()
         return sum(at_work, ledger.committed)
+
+
+class IdleDecoders:
+    """Handed out in the order in which they came, as far as nodes allow; None stands for a tokenizer that decodes."""
+
+    def __init__(self) -> None:
+        self._by_node: dict[str, deque[Decoder | None]] = {}  # no node without any
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nodes(self) -> Set[str]:
+        """Where there are some."""
+        return self._by_node.keys()
+
+    def add(self, decoder: Decoder | None) -> None:
+        """It has nothing to do."""
+        self._by_node.setdefault("" if decoder is None else decoder.node, deque()).append(decoder)
+        self._count += 1
+
+    def take(self, node: str, tokenizer_nodes: Container[str] = ()) -> Decoder | None:
+        """One of the node, else one of a node without tokenizers, which nobody has for neighbour, else any.
+
+        Call it only where there is one.
+        """
+        if node not in self._by_node:
+            node = next((each for each in self._by_node if each not in tokenizer_nodes), next(iter(self._by_node)))
+        decoders = self._by_node[node]
+        decoder = decoders.popleft()
+        if not decoders:
+            del self._by_node[node]
+        self._count -= 1
+        return decoder

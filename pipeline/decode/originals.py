@@ -15,13 +15,13 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tatok.pipeline.decode.sample import decode_sample
-from tatok.pipeline.readers.local_video import local_video
 from tatok.pipeline.readers.read import ReadOptions, read_samples, shards_at
+from tatok.pipeline.video.local_video import local_video
 from tatok.schemas.errors import SourceError, TatokError
 from tatok.schemas.job import JobConfig, Limits, Preprocessing
 from tatok.schemas.manifest import RunDocument
+from tatok.schemas.preprocessing import Video
 from tatok.schemas.records import Clip, Reject, Sample
-from tatok.schemas.video import Video
 
 __all__ = ["NotFound", "Recipe", "SourcePlace", "read_originals", "source_places"]
 

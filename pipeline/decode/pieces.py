@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tatok.pipeline.images.crops import views_per_picture
-from tatok.pipeline.readers.local_video import local_video
+from tatok.pipeline.video.local_video import local_video
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.identity import sample_id
 from tatok.schemas.job import JobConfig

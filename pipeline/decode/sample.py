@@ -14,8 +14,8 @@ from tatok.pipeline.images.decode import View, decode_image
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.identity import sample_id
 from tatok.schemas.job import Limits, Preprocessing
+from tatok.schemas.preprocessing import Video
 from tatok.schemas.records import Clip, Reject, Sample
-from tatok.schemas.video import Video
 
 __all__ = ["SampleWords", "clip_of", "decode_sample"]
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tatok.pipeline.images import boxes, gif_blocks, jpeg_segments, png_chunks, tiff_tags, webp_chunks
+from tatok.pipeline.images.containers import (
+    boxes,
+    gif_blocks,
+    jpeg_segments,
+    png_chunks,
+    tiff_tags,
+    webp_chunks,
+)
 
 __all__ = ["pixels_alone"]
 

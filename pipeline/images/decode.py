@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tatok.pipeline.images import beside, jpeg_segments, png_chunks
+from tatok.pipeline.images import beside
 from tatok.pipeline.images.colour import to_srgb
+from tatok.pipeline.images.containers import jpeg_segments, png_chunks
+from tatok.pipeline.images.containers.jxl_header import jxl_size
 from tatok.pipeline.images.crops import ViewPlan, planned_views
 from tatok.pipeline.images.extras import HEAD_BYTES, extra_of, registered
-from tatok.pipeline.images.jxl_header import jxl_size
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits
 from tatok.schemas.preprocessing import Preprocessing

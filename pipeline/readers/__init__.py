@@ -11,6 +11,5 @@ columns          which columns hold the image, the key, the words
 inline_data      images that are texts, where addresses are expected
 formats          image or video, by the first bytes
 file_groups      folders of files as shards of about equal work
-local_video      a video as a file that decoders can seek in
 unreadable       a source that is there and is not what it should be
 """

@@ -12,5 +12,4 @@ spec             what the pipeline must know of a tokenizer in another process
 fingerprint      everything that rows depend on
 dedup            equal bytes become one row
 accelerator_errors  what a CUDA error means for the process
-allocator        freed memory stays with the process
 """

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from tatok.pipeline.output.commit import part_name
 from tatok.pipeline.output.tables import rejects_from_text
-from tatok.pipeline.readers.local_video import content_digest
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.pipeline.storage.store import OutputStore
+from tatok.pipeline.video.local_video import content_digest
 from tatok.schemas.errors import CommitError
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import DUPLICATE, Reject, Sample, Shard

@@ -16,7 +16,7 @@ from tatok.schemas.job import JobConfig
 from tatok.tokenizer.named import NamedTokenizer
 
 if TYPE_CHECKING:
-    from tatok.model.precision import Precision
+    from tatok.precision import Precision
     from tatok.tokenizer.protocol import AnyTokenizer
 
 __all__ = ["LoadTokenizer", "check_job_tokenizer", "configured_loader", "load_configured_tokenizer", "load_spec"]

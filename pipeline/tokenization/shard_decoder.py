@@ -14,7 +14,6 @@ from tatok.pipeline.decode.filters import apply_filter, load_filter
 from tatok.pipeline.decode.guarded import GuardedDecoder
 from tatok.pipeline.decode.pieces import LongVideos, SamplePiece
 from tatok.pipeline.decode.sample import decode_sample
-from tatok.pipeline.readers.local_video import local_video
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.pipeline.storage.store import OutputStore
 from tatok.pipeline.tokenization.chunks import StillThere, in_chunks
@@ -22,6 +21,7 @@ from tatok.pipeline.tokenization.clip_chunk import ClipChunk
 from tatok.pipeline.tokenization.dedup import drop_duplicates, read_dropped
 from tatok.pipeline.tokenization.fingerprint import decoding_identity
 from tatok.pipeline.tokenization.shared_decoding import NO_HELPERS, Decode, Helpers, Item, SharedDecoding
+from tatok.pipeline.video.local_video import local_video
 from tatok.schemas.job import JobConfig
 from tatok.schemas.records import Clip, LeftOut, LeftOutMembers, Reject, Sample, Shard
 

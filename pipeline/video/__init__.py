@@ -8,5 +8,6 @@ integrity        up to where a video can be trusted
 sampling         which frames become which clip
 clips            a video sample -> clips or a reject
 index            what packets say of the frames; frames from a key frame on
+local_video      a video as a file that decoders can seek in
 pieces           a long video in pieces that are decoded apart
 """

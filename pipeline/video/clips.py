@@ -15,7 +15,7 @@ from tatok.pipeline.video.reader import VideoInfo, VideoReader
 from tatok.pipeline.video.sampling import TakenClip, sample_clips, sampled_fps
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits, Preprocessing
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 
 __all__ = ["PreparedViews", "VideoView", "damage_named", "decode_video"]
 

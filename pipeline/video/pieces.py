@@ -22,7 +22,7 @@ from tatok.pipeline.video.reader import Frame
 from tatok.pipeline.video.sampling import TakenClip, TakenFrame, sample_clips, sampled_fps
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits, Preprocessing
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 
 __all__ = ["VideoPiece", "cut_video", "decode_piece"]
 

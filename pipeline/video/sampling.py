@@ -10,7 +10,7 @@ import numpy as np
 
 from tatok.pipeline.video.reader import Frame, VideoDamage, VideoInfo
 from tatok.schemas.errors import DecodeError
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 
 __all__ = ["TakenClip", "TakenFrame", "sample_clips", "sampled_fps"]
 

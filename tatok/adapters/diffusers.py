@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tatok.adapters.saved_model import SavedModel, checked_device, open_saved_model, require, tensors_sha256
 from tatok.model.pixels import to_float, to_pixels
-from tatok.model.precision import Precision, check_precision, computing
+from tatok.precision import Precision, check_precision, computing
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["VQModelTokenizer", "load", "pretrained"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tatok.adapters.saved_model import SavedModel, checked_device, open_saved_model
 from tatok.model.pixels import to_float, to_pixels
-from tatok.model.precision import computing
+from tatok.precision import computing
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["ScriptedClips", "ScriptedImages", "load"]

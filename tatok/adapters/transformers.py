@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tatok.adapters.saved_model import checked_device, fitted, open_saved_model, require, tensors_sha256
 from tatok.model.pixels import to_float, to_pixels
-from tatok.model.precision import Precision, check_precision, computing
+from tatok.precision import Precision, check_precision, computing
 from tatok.schemas.errors import ConfigError
 
 __all__ = ["Emu3VQ", "EncoderVQ", "JanusVQ", "load"]

@@ -11,6 +11,5 @@ prior            how probable each code is, the rest given
 dtf              Dynamic Token Filtering: which patch tokens are kept
 tables           what depends on the shape alone, computed once
 row_chunks       large batches some rows at a time
-precision        float32, tf32 or bfloat16, around a computation
 checkpoint       a model and its settings as a folder
 """

@@ -12,8 +12,8 @@ from torch import Tensor
 from tatok.model.autoencoder import Codes
 from tatok.model.checkpoint import Checkpoint
 from tatok.model.dtf import Filtered
-from tatok.model.precision import Precision, check_precision, computing
 from tatok.model.prior import CodeStatistics
+from tatok.precision import Precision, check_precision, computing
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
 from tatok.schemas.token_batch import TokenBatch

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatok.model.precision import Precision, computing
 from tatok.model.tables import all_tables
+from tatok.precision import Precision, computing
 
 __all__ = ["Launched", "Launcher", "Work", "graph_size", "sent"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tatok.frozen.config import FillSettings
 from tatok.frozen.model import AdaptedTaTok
 from tatok.model.dtf import DTFSettings
-from tatok.model.precision import Precision
+from tatok.precision import Precision
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
 from tatok.schemas.token_batch import TokenBatch

@@ -12,5 +12,4 @@ photo_memory     decoded photos kept in memory
 moving_photos    clips made of photos, by a moving camera
 requirements     what a run would miss later, asked first
 run_folder       a run's state on disk or in a bucket
-device           where training runs, and in which precision
 """

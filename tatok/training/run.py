@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tatok.device import computes_in_bfloat16
 from tatok.distributed import most_of_ranks, num_ranks, rank, sum_over_ranks
 from tatok.model.quantizer import ROUNDS
 from tatok.schemas.errors import SourceError
@@ -23,13 +24,12 @@ from tatok.schemas.records import count_text
 from tatok.stopping import Interrupted, Stop, outlive_signals, said_of_stop, stop_by_signals
 from tatok.training.canvases import latent_memory
 from tatok.training.config import TrainingConfig
-from tatok.training.device import computes_in_bfloat16, loader_context, num_loader_workers
 from tatok.training.moving_photos import VIDEO_EXTENSIONS, RandomClips
 from tatok.training.photo_memory import PhotoMemory
 from tatok.training.photos import RandomCrops, centre_crops, expand_sources
 from tatok.training.requirements import check_requirements, check_room
 from tatok.training.run_folder import ended_before
-from tatok.training.stream import PlacedSamples, Samples, StreamPlace, digest_of
+from tatok.training.stream import PlacedSamples, Samples, StreamPlace, digest_of, loader_context, num_loader_workers
 from tatok.training.trainer import CHECKPOINT, Trainer
 from tatok.watching.event_files import event_files
 from tatok.watching.log import RunLog

@@ -1,13 +1,15 @@
 """Where a stage's batches are, so that a run that resumes is given the batches that it would have been given.
 
 A stream is fixed by what it is made of and by the step at which it began. Each worker of a data loader has a stream of
-its own and puts beside each sample where it is after it; the last of a batch is the worker's place.
+its own and puts beside each sample where it is after it; the last of a batch is the worker's place. How many loaders a
+run has, and how they start, stands here, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,9 +20,11 @@ from torch.utils.data import IterableDataset
 
 from tatok.distributed import num_ranks, rank, sum_over_ranks
 from tatok.schemas.errors import SourceError
+from tatok.training.config import TrainingConfig
 from tatok.training.photos import this_stream
+from tatok.training.run_folder import is_url
 
-__all__ = ["PlacedSamples", "Samples", "StreamPlace", "digest_of"]
+__all__ = ["PlacedSamples", "Samples", "StreamPlace", "digest_of", "loader_context", "num_loader_workers"]
 
 
 class Samples(Protocol):
@@ -102,3 +106,21 @@ class PlacedSamples(IterableDataset[tuple[Tensor, Tensor]]):
         stream = (worker + self.place.num_given) % num_workers  # a loader begins with its first worker
         for pixels, after in self.samples.placed(stream, num_workers, self.place.workers[stream]):
             yield pixels, torch.tensor(after, dtype=torch.int64)
+
+
+def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
+    """Processes that load crops: as configured, else one beside a CPU's training, and a GPU's share of the cores."""
+    if config.num_loader_workers is not None:
+        return config.num_loader_workers
+    if device.type == "cpu":
+        return 1
+    return max(1, (os.cpu_count() or 1) // max(1, torch.cuda.device_count()))
+
+
+def loader_context(config: TrainingConfig, device: torch.device, paths: list[str]) -> str | None:
+    """How loaders start: a process that holds a bucket's client, CUDA or NCCL must not be forked; else it is quick."""
+    if num_loader_workers(config, device) == 0:
+        return None
+    if is_url(config.output) or any(is_url(path) for path in paths):
+        return "spawn"
+    return None if device.type == "cpu" else "forkserver"

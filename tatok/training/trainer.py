@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tatok.autoencoders.latent_memory import LatentMemory
+from tatok.device import compile_layers, computes_in_bfloat16
 from tatok.distributed import average_over_ranks, broadcast_from_first, num_ranks, rank, ranks_agree
 from tatok.evaluation.features import EfficientNetLiteFeatures, LearnedDistance
 from tatok.model.autoencoder import TaTok
@@ -27,7 +28,6 @@ from tatok.schemas.errors import ConfigError, TatokError
 from tatok.training import canvases
 from tatok.training.adversary import Adversary, Views
 from tatok.training.config import Stage, TrainingConfig
-from tatok.training.device import compile_layers, computes_in_bfloat16
 from tatok.training.losses import Losses
 from tatok.training.photo_memory import PhotoMemory
 from tatok.training.photos import random_of

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tatok.jobs.cli import app
 from tatok.schemas.tokens import REPEATS
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 from tatok.statistics.sql import query
 from tests.support.photos import tar_bytes
 from tests.support.places import EXAMPLES, ROOT

@@ -15,7 +15,7 @@ from tatok import Packing, TokenDataset, token_sequences
 from tatok.dataset.parts import TokenizedData
 from tatok.jobs.pictures import draw_row
 from tatok.pipeline.verify.dataset import verify_output
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 from tatok.statistics.summary import summarize
 from tatok.tokenizer.fixed_rate import FixedRate
 from tests.support.photos import tar_bytes, write_photo_shards

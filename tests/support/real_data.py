@@ -25,8 +25,8 @@ from tatok.pipeline.tokenization.spec import TokenizerSpec
 from tatok.pipeline.tokenization.tokenize import tokenize_clips
 from tatok.schemas.job import JobConfig
 from tatok.schemas.manifest import RunRecord
+from tatok.schemas.preprocessing import Video
 from tatok.schemas.records import Clip, Reject, Shard
-from tatok.schemas.video import Video
 from tatok.tokenizer.fixed_rate import FixedRate
 from tatok.tokenizer.tokenizer import Tokenizer
 from tests.support.fake_tokenizer import FakeTokenizer

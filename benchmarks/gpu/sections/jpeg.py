@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.gpu.jpeg_workers import DECODERS, decode_seconds, hold, warm_up
 from benchmarks.gpu.measure import Section, timed
 from benchmarks.gpu.pictures import jpegs
-from benchmarks.gpu.sections.jpeg_workers import DECODERS, decode_seconds, hold, warm_up
 
 __all__ = ["run"]
 

@@ -102,10 +102,11 @@ class TokenizerWorker:
     ) -> None:
         import torch
 
+        from tatok.allocator import keep_freed_memory
         from tatok.pipeline.output import commit
-        from tatok.pipeline.tokenization import accelerator_errors, ahead, allocator, shard_decoder, tokenize
+        from tatok.pipeline.tokenization import accelerator_errors, ahead, shard_decoder, tokenize
 
-        allocator.keep_freed_memory()
+        keep_freed_memory()
         use_storage(config.storage)
         torch.set_num_threads(sizes.torch_threads)  # Ray would leave it at one
         self._commit_shard, self._committed_report = commit.commit_shard, commit.committed_report

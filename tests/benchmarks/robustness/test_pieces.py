@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.robustness.pieces import WAYS, measure, outcome
 from tatok.pipeline.video import pieces
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 from tests.support.synthetic_videos import noise, video_bytes
 
 

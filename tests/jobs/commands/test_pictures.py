@@ -24,7 +24,7 @@ from tatok.jobs.cli import app
 from tatok.jobs.pictures import draw_row
 from tatok.report.rebuilt import tokenizer_of
 from tatok.schemas.errors import ConfigError
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 from tatok.tokenizer.tokenizer import Tokenizer
 from tests.support.photos import photo_members, tar_bytes
 from tests.support.real_data import DEMO_PHOTOS, HOSTILE_KEY, hostile_tar, rewrite_column, write_real_data

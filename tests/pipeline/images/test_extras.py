@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from tatok.pipeline.images import extras
+from tatok.pipeline.images.containers.jxl_header import jxl_size
 from tatok.pipeline.images.decode import BY_NAME, FORMATS, decode_image
 from tatok.pipeline.images.extras import EXTRAS, extra_of, installed_versions, registered
-from tatok.pipeline.images.jxl_header import jxl_size
 from tatok.pipeline.readers.formats import (
     HEAD_BYTES,
     IMAGE_EXTENSIONS,

@@ -15,13 +15,13 @@ import pytest
 from tatok.pipeline.decode.guarded import GuardedDecoder
 from tatok.pipeline.decode.sample import decode_sample
 from tatok.pipeline.planning.plan import plan_shards
-from tatok.pipeline.readers.local_video import content_digest, local_video
 from tatok.pipeline.readers.read import ReadOptions, read_samples
 from tatok.pipeline.run import run_job
+from tatok.pipeline.video.local_video import content_digest, local_video
 from tatok.schemas.errors import SourceError
 from tatok.schemas.job import JobConfig, Limits, Preprocessing
+from tatok.schemas.preprocessing import Video
 from tatok.schemas.records import Clip, Reject, Sample
-from tatok.schemas.video import Video
 from tests.support.fake_tokenizer import load_fake
 from tests.support.photos import tar_bytes
 from tests.support.synthetic_videos import GREY_STEP, noise, video_bytes

@@ -17,7 +17,7 @@ from tatok.pipeline.video.pyav import PyAVReader
 from tatok.pipeline.video.reader import Frame, VideoDamage
 from tatok.pipeline.video.sampling import sample_clips
 from tatok.schemas.job import Limits
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 from tests.support.places import ROOT
 from tests.support.synthetic_videos import drain, ffprobe_stamps
 

@@ -16,7 +16,7 @@ from tatok.pipeline.video.pieces import cut_video, decode_piece
 from tatok.pipeline.video.pyav import PyAVReader
 from tatok.schemas.errors import DecodeError
 from tatok.schemas.job import Limits, Preprocessing
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 from tests.support.synthetic_videos import cut_to, noise, rotated, video_bytes
 
 SMALL, LIMITS = Preprocessing(image_size=16), Limits()

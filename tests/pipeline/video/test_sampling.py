@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tatok.pipeline.video.reader import Frame, VideoDamage, VideoInfo
 from tatok.pipeline.video.sampling import sample_clips, sampled_fps
 from tatok.schemas.errors import DecodeError
-from tatok.schemas.video import Video
+from tatok.schemas.preprocessing import Video
 
 
 def info(fps: float | None = 10.0, duration_s: float | None = 4.0) -> VideoInfo:

@@ -18,8 +18,8 @@ from tatok.model.dtf import DTFSettings
 from tatok.model.layers import Transformer
 from tatok.model.patches import cell_of_patches
 from tatok.model.pixels import to_float
-from tatok.model.precision import computing
 from tatok.model.tables import all_tables, table, tables_of
+from tatok.precision import computing
 from tatok.schemas.errors import ConfigError
 from tatok.schemas.records import TokenSequence
 from tatok.tokenizer.encoding import Encoding, pack

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tatok.device import computes_in_bfloat16
 from tatok.model.checkpoint import load_checkpoint
 from tatok.schemas.errors import ConfigError
 from tatok.training.config import KeptMixture, Stage, TrainingConfig, check_batch_sizes, load_training_config
-from tatok.training.device import computes_in_bfloat16
 from tatok.training.losses import choose_kept
 from tests.support.places import ROOT
 
@@ -18,7 +18,7 @@ from tests.support.places import ROOT
 def test_auto_takes_bfloat16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for has_it in (True, False):
-        monkeypatch.setattr("tatok.training.device._cpu_has_bfloat16", lambda has_it=has_it: has_it)
+        monkeypatch.setattr("tatok.device._cpu_has_bfloat16", lambda has_it=has_it: has_it)
         assert computes_in_bfloat16("auto", cpu) == has_it
         assert computes_in_bfloat16("auto", cuda)
         assert computes_in_bfloat16("bfloat16", cpu)

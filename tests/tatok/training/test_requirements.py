@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tatok.device import device_named
 from tatok.model.autoencoder import TaTokConfig
 from tatok.pipeline.readers import formats
 from tatok.schemas.errors import CommitError, ConfigError, SourceError, TatokError
 from tatok.schemas.settings import validated
 from tatok.training.config import TrainingConfig
-from tatok.training.device import device_named
 from tatok.training.moving_photos import VIDEO_EXTENSIONS, RandomClips
 from tatok.training.photo_memory import PhotoMemory
 from tatok.training.photos import RandomCrops

@@ -38,7 +38,7 @@ def test_all_stages_write_figures_pictures_and_a_checkpoint_that_loads(config: T
 def test_slow_bfloat16_is_told(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, told: int
 ) -> None:
-    monkeypatch.setattr("tatok.training.device._cpu_has_bfloat16", lambda: has_it)
+    monkeypatch.setattr("tatok.device._cpu_has_bfloat16", lambda: has_it)
     lines: list[str] = []
     stages = (config.stages[0].model_copy(update={"steps": 1, "perceptual_weight": 0.0}),)
     train(config.model_copy(update={"precision": precision, "stages": stages}), torch.device("cpu"), say=lines.append)

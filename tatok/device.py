@@ -1,17 +1,13 @@
-"""Which device a run has, and how it uses it: in which precision it computes, compiled layers, who loads for it."""
+"""Which device a training has, in which precision it computes there, and its layers compiled for it."""
 
 from __future__ import annotations
-
-import os
 
 import torch
 from torch import nn
 
 from tatok.schemas.errors import ConfigError
-from tatok.training.config import TrainingConfig
-from tatok.training.run_folder import is_url
 
-__all__ = ["compile_layers", "computes_in_bfloat16", "device_named", "loader_context", "num_loader_workers"]
+__all__ = ["compile_layers", "computes_in_bfloat16", "device_named"]
 
 
 def device_named(name: str | None) -> torch.device:
@@ -47,21 +43,3 @@ def compile_layers(modules: nn.Module) -> None:
     for module in modules.modules():
         if getattr(module, "is_compiled_alone", False):
             module.compile(dynamic=False)
-
-
-def num_loader_workers(config: TrainingConfig, device: torch.device) -> int:
-    """Processes that load crops: as configured, else one beside a CPU's training, and a GPU's share of the cores."""
-    if config.num_loader_workers is not None:
-        return config.num_loader_workers
-    if device.type == "cpu":
-        return 1
-    return max(1, (os.cpu_count() or 1) // max(1, torch.cuda.device_count()))
-
-
-def loader_context(config: TrainingConfig, device: torch.device, paths: list[str]) -> str | None:
-    """How loaders start: a process that holds a bucket's client, CUDA or NCCL must not be forked; else it is quick."""
-    if num_loader_workers(config, device) == 0:
-        return None
-    if is_url(config.output) or any(is_url(path) for path in paths):
-        return "spawn"
-    return None if device.type == "cpu" else "forkserver"

@@ -9,7 +9,7 @@ import pytest
 
 _FAULTS = """
 import resource, sys, threading
-from tatok.pipeline.tokenization.allocator import keep_freed_memory
+from tatok.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
