@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import circles, imports_of, module_name, python_files, room_of
+from tests.support.imports import Import, astray, circles, imports_of, module_name, python_files, room_of
 from tests.support.places import ROOT
 
 TOPS = ("schemas", "tatok", "pipeline", "jobs")
@@ -238,6 +238,14 @@ def test_no_command_imports_a_command() -> None:
         and each.importer.split(".")[3] != each.imported.split(".")[3]
     ]
     assert between == []
+
+
+def test_every_import_of_ours_leads_to_a_file(tmp_path: Path) -> None:
+    """The type checker takes a module that is not there for one without types."""
+    assert astray(ROOT, (*EVERY_TOP, "examples")) == []
+    (tmp_path / "tatok").mkdir()
+    (tmp_path / "tatok" / "here.py").write_text("import tatok.there\nfrom tatok.here import x\nimport torch.there\n")
+    assert astray(tmp_path, ["tatok"]) == [Import("tatok.here", "tatok.there")]
 
 
 def test_benchmarks_import_their_room_and_what_all_share() -> None:

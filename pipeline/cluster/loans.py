@@ -11,8 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tatok.pipeline.cluster.crew import Calls, Crew
-from tatok.pipeline.cluster.idle_decoders import Decoder
-from tatok.pipeline.cluster.slots import Lease, TokenizerSlot
+from tatok.pipeline.cluster.slots import Decoder, Lease, TokenizerSlot
 
 __all__ = ["Loans"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Import", "circles", "imports_of", "module_name", "python_files", "room_of"]
+__all__ = ["Import", "astray", "circles", "imports_of", "module_name", "python_files", "room_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,20 @@ def imports_of(root: Path, tops: Sequence[str]) -> Iterator[Import]:
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: import absolutely, so that the rules can be checked"
                 yield from (Import(name, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def astray(root: Path, tops: Sequence[str]) -> list[Import]:
+    """Imports of what `tops` install from which no file of theirs comes, such as a module that has moved."""
+    modules = {module_name(root, path) for path in python_files(root, tops)}
+    packages = {name[:end] for name in modules for end, letter in enumerate(name) if letter == "."}
+    roots = {name.partition(".")[0] for name in modules}
+    return [
+        each
+        for each in imports_of(root, tops)
+        if each.imported.partition(".")[0] in roots
+        and not {each.imported, each.imported.rpartition(".")[0]} & modules
+        and each.imported not in packages
+    ]
 
 
 def room_of(name: str, rooms: Sequence[str]) -> str | None:

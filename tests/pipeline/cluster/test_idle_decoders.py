@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tatok.pipeline.cluster.idle_decoders import Decoder, IdleDecoders
 from tatok.pipeline.cluster.leases import Attempt
 from tatok.pipeline.cluster.scheduler import Scheduler
 from tatok.pipeline.cluster.sizes import Sizes
+from tatok.pipeline.cluster.slots import Decoder, IdleDecoders
 from tatok.schemas.job import JobConfig
 from tests.support.parts import shard
 from tests.support.simulated_calls import SimulatedCalls

@@ -75,7 +75,7 @@ def test_names_split_as_webdataset_splits_them(name: str) -> None:
 def test_decoders_and_driver_need_no_torch() -> None:
     names = (
         "cluster.driver", "run", "decode.sample", "tokenization.dedup", "decode.guarded", "readers.read",
-        "readers.local_video",
+        "video.local_video",
     )  # fmt: skip
     modules = ", ".join(f"tatok.pipeline.{name}" for name in names)
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
