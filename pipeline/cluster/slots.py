@@ -1,4 +1,4 @@
-"""Slots: the places of a run's tokenizers, the leases each holds, and how far each is to be trusted; idle decoders.
+"""Slots: places of a run's tokenizers, the leases each holds, how far each is to be trusted; idle decoders; no Ray.
 
 A process that has gone bad fails fast, so it would always be the one with the fewest leases and would drain the queue.
 A slot therefore remembers what became of its last leases, and of the processes that were in its place before.
@@ -205,7 +205,10 @@ class Slots:
 
 
 class IdleDecoders:
-    """Handed out in the order in which they came, as far as nodes allow; None stands for a tokenizer that decodes."""
+    """Decoders without work, by the node that they are on: what is decoded beside the model crosses no network.
+
+    Handed out in the order in which they came, as far as nodes allow; None stands for a tokenizer that decodes.
+    """
 
     def __init__(self) -> None:
         self._by_node: dict[str, deque[Decoder | None]] = {}  # no node without any
