@@ -7,8 +7,8 @@ writes their training files, each for a run beside the recipe's.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ import yaml
 
 from benchmarks.ablations.variants import Variant
 from tatok.model.patches import anchor_grid
+from tatok.schemas.errors import ConfigError
 from tatok.training.config import KeptMixture, TrainingConfig, load_training_config
 
 __all__ = ["bits_as_tokens", "rivals"]
@@ -27,8 +28,15 @@ _ALL = KeptMixture(none=0, full=1, random=0, energy=0)
 
 
 def bits_as_tokens(tokens: float, num_global: int, num_patches: int, codebook_size: int) -> float:
-    """How many codes have the bits of so many tokens, with log2 C(N, k) for the positions of the k patches kept."""
+    """How many codes have the bits of so many tokens, with log2 C(N, k) for the positions of the k patches kept.
+
+    `tokens` is a mean, and need not be whole. Raises ConfigError where no image can have so many.
+    """
     num_kept = tokens - num_global
+    if not 0 <= num_kept <= num_patches:
+        raise ConfigError(
+            f"{tokens:g} tokens cannot be the mean of {num_global} globals and up to {num_patches} patches"
+        )
     logs = [math.lgamma(count + 1) for count in (num_patches, num_kept, num_patches - num_kept)]
     return tokens + (logs[0] - logs[1] - logs[2]) / math.log(codebook_size)
 
@@ -37,27 +45,27 @@ def rivals(config: TrainingConfig, mean_tokens: float, cell_size: int | None = N
     """Two coarse grids, of as many tokens and of at least as many bits as TaTok's mean, and patches without globals.
 
     A coarse grid is TaTok's own thumbnail with more cells, of `cell_size` pixels (None: a patch's), and nothing else:
-    the decoder fills all positions from it. Grids have at least three rows for four columns.
+    the decoder fills all positions from it. Grids have at least three rows for four columns; one may be both.
     """
     model = config.model
     num_patches = (max(stage.image_size for stage in config.stages) // model.patch_size) ** 2
     equal_bits = bits_as_tokens(mean_tokens, model.num_global, num_patches, model.codebook_size)
 
     def grid(least: float) -> Variant:
-        count = next(n for n in range(math.ceil(least), num_patches + 1) if _is_square_enough(n))
+        count = next(n for n in itertools.count(math.ceil(least)) if _is_square_enough(n))
         side = cell_size or model.patch_size
-        of_grid: Mapping[str, int | None] = {"num_global": count, "cell_size": side}
         return Variant(
             name=f"grid-{count}-cell-{side}",
             title=f"coarse grid, cells of {side} pixels",
-            model=of_grid,
+            model={"num_global": count, "cell_size": side},
             kept=_NONE,
             fixed_tokens=count,
         )
 
+    of_tokens, of_bits = grid(mean_tokens), grid(equal_bits)
     return (
-        grid(mean_tokens),
-        grid(equal_bits),
+        of_tokens,
+        *([] if of_bits == of_tokens else [of_bits]),
         Variant(
             name="patches",
             title="every patch, no globals",

@@ -90,6 +90,20 @@ def test_rivals_are_the_recipe_with_one_fixed_rate(
             assert stage.model_copy(update={"kept": of_whole.kept, "train": of_whole.train}) == of_whole
 
 
+def test_rivals_of_any_mean_that_can_be() -> None:
+    whole = load_training_config(RECIPE)  # 16 globals and 64 patches
+    assert [[each.fixed_tokens for each in rivals(whole, tokens)] for tokens in (16, 72.5, 80)] == [
+        [16, 64],
+        [80, 64],
+        [80, 64],
+    ]
+    for tokens in (15, 81):
+        with pytest.raises(
+            ConfigError, match=rf"{tokens} tokens cannot be the mean of 16 globals and up to 64 patches"
+        ):
+            rivals(whole, tokens)
+
+
 def test_parts_share_all_trainings() -> None:
     wanted = trainings(VARIANTS, range(2))
     assert len(wanted) == 2 * len(VARIANTS)
