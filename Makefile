@@ -163,9 +163,9 @@ bench-adapt-latents: setup
 	$(BIN)/python -m benchmarks.latents.distances --autoencoder $(AUTOENCODER) --photos '$(PHOTOS)' \
 		--heldout $(HELDOUT) --output $(ADAPT_LATENTS) --json docs/results/latent-distances.json
 
-# What each part of the training recipe is worth, and fixed rates trained alike (docs/results/ablations.md): many hours of
-# two idle cores, on which two processes share the trainings; the same command goes on. The last line writes the page of
-# them all. ONLY="whole patches" trains those alone.
+# What each part of the training recipe is worth, and fixed rates trained alike (docs/results/ablations.md): many hours
+# of two idle cores, on which two processes share the trainings; the same command goes on. The last line writes the page
+# of them all. ONLY="whole patches" trains those alone.
 ABLATE := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations.run \
 	$(addprefix --teacher ,$(wildcard ../shared/corpus/taef2)) $(ONLY)
 ABLATIONS := $(ABLATE) --images '$(IMAGES)' --heldout '$(TEST_IMAGES)' --grid-cell 7

@@ -3,8 +3,9 @@
 #   benchmarks/gpu/phase.sh PHASE SECONDS OUT CARRIED
 # CARRIED holds site.zip (packages that the machine lacks), a/ and b/ with photos.tar, a/validation.tar, a/raw.tar and,
 # where a run is to go on from weights alone, checkpoint/ (benchmarks/gpu/travel packs it and unpacks OUT).
-# Training runs on between calls, as long as the machine is kept; RUN is its folder there. RECIPE is the training file;
-# with RIVAL=1 it is a fixed-rate rival's, which is brought home as it is, not calibrated and timed as the next bundled one.
+# Training runs on between calls, as long as the machine is kept; RUN is its folder there, another one for each training.
+# RECIPE is the training file; with RIVAL=1 it is a fixed-rate rival's, which is brought home as it is, not calibrated and
+# timed as the next bundled one.
 set -uo pipefail
 phase=$1 seconds=$2 out=$3 carried=$4
 started=$(date +%s)
